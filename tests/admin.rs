@@ -1,4 +1,4 @@
-//! The commands that talk to the running program, before a stand-in for it that answers what it is told to.
+//! The commands that talk to the running program, and their answers to a stand-in for it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Listener, Site};
+use crate::harness::{Listener, TestDir};
 
 /// Answers at the site's `admin.sock` until it is dropped.
 struct StandIn {
@@ -21,7 +21,7 @@ struct StandIn {
 }
 
 impl StandIn {
-    fn answering(site: &Site, answer: impl Fn(&AdminRequest) -> AdminResponse + Send + 'static) -> Self {
+    fn answering(site: &TestDir, answer: impl Fn(&AdminRequest) -> AdminResponse + Send + 'static) -> Self {
         let (asking, asked) = channel();
         let (stop, mut stopped) = oneshot::channel();
         let (up, is_up) = channel();
@@ -60,14 +60,14 @@ impl Drop for StandIn {
 }
 
 /// A site whose configuration names the socket `admin.sock`.
-fn site() -> Site {
-    let site = Site::new();
+fn site() -> TestDir {
+    let site = TestDir::new();
     site.write("portcullis.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379")));
     site
 }
 
 /// From another directory than the configuration's, so that its relative path has to be understood.
-fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     let mut command = executable();
     command.args(arguments).env("PORTCULLIS_CONFIG", site.path("portcullis.toml")).current_dir("/");
     run(&mut command)
@@ -87,7 +87,7 @@ const COMMANDS: [&[&str]; 6] = [
 ];
 
 #[test]
-fn without_a_running_program_every_command_says_so() {
+fn commands_without_a_running_program_fail_with_a_message() {
     let site = site();
     drop(std::os::unix::net::UnixListener::bind(site.path("stale.sock")).unwrap());
     for command in COMMANDS {
@@ -104,8 +104,8 @@ fn without_a_running_program_every_command_says_so() {
 }
 
 #[test]
-fn without_an_admin_section_every_command_says_what_to_write() {
-    let site = Site::new();
+fn commands_without_an_admin_section_name_the_missing_keys() {
+    let site = TestDir::new();
     site.write("portcullis.toml", Listener::redis("127.0.0.1:6379"));
     for command in COMMANDS {
         let outcome = portcullis(&site, command);
@@ -129,7 +129,7 @@ fn without_an_admin_section_every_command_says_what_to_write() {
 }
 
 #[test]
-fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
+fn admin_address_is_read_from_an_otherwise_invalid_configuration() {
     let site = site();
     site.write("portcullis.toml", format!("{ADMIN}[[listener]]\nname = 7\n"));
     let _running = StandIn::answering(&site, |_| AdminResponse::ok(status()));
@@ -137,7 +137,7 @@ fn a_configuration_that_is_wrong_elsewhere_still_tells_where_the_program_is() {
 }
 
 #[test]
-fn status_is_for_people_and_for_programs() {
+fn status_prints_a_table_and_json() {
     let site = site();
     let rotation = json!({ "generation": 3, "items": [
         { "listener": "cache", "kind": "client_ca", "name": "CN=Old CA", "sha256": "3fa9c1d2", "sessions": 2,
@@ -154,8 +154,8 @@ fn status_is_for_people_and_for_programs() {
     assert!(words.contains("CN=Old CA [3fa9c1d2]") && words.contains("in use by 2 sessions"), "{words}");
     for (command, expected) in [(&["status", "--json"][..], status()), (&["status", "--rotation", "--json"], rotation)]
     {
-        let said = portcullis(&site, command).success();
-        assert_eq!(serde_json::from_str::<Value>(&said).expect("JSON and nothing else"), expected);
+        let output = portcullis(&site, command).success();
+        assert_eq!(serde_json::from_str::<Value>(&output).expect("JSON and nothing else"), expected);
     }
     assert_eq!(
         running.asked(),
@@ -164,7 +164,7 @@ fn status_is_for_people_and_for_programs() {
 }
 
 #[test]
-fn reload_tells_the_verdict() {
+fn reload_prints_the_result() {
     let site = site();
     let running = StandIn::answering(&site, |_| AdminResponse::ok(json!({ "result": "applied", "generation": 4 })));
     assert!(portcullis(&site, &["reload"]).success().contains("generation 4"));
@@ -184,20 +184,20 @@ fn reload_tells_the_verdict() {
 }
 
 #[test]
-fn a_plan_changes_nothing_and_is_told() {
+fn reload_plan_prints_differences_and_changes_nothing() {
     let site = site();
     let plan = json!({ "sources_removed": [{ "listener": "db", "rule": "ip_addr:192.0.2.1" }], "sessions_kept": 5 });
     let theirs = plan.clone();
     let running = StandIn::answering(&site, move |_| AdminResponse::ok(theirs.clone()));
     let words = portcullis(&site, &["reload", "--plan"]).success();
     assert!(words.contains("- source       db  ip_addr:192.0.2.1") && words.contains("5 would stay"), "{words}");
-    let said = portcullis(&site, &["reload", "--plan", "--json"]).success();
-    assert_eq!(serde_json::from_str::<Value>(&said).unwrap(), plan);
+    let output = portcullis(&site, &["reload", "--plan", "--json"]).success();
+    assert_eq!(serde_json::from_str::<Value>(&output).unwrap(), plan);
     assert_eq!(running.asked(), [AdminRequest::Plan { file: None }, AdminRequest::Plan { file: None }]);
 }
 
 #[test]
-fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
+fn check_diff_sends_the_absolute_path_of_the_file() {
     let site = site();
     let running = StandIn::answering(&site, |_| AdminResponse::ok(json!({ "sessions_kept": 5 })));
     site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").named("fresh")));
@@ -207,12 +207,12 @@ fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
     };
     let words = check(&[]).success();
     assert!(words.contains("listener fresh") && words.contains("nothing would change"), "{words}");
-    let said: Value = serde_json::from_str(&check(&["--json"]).success()).expect("JSON and nothing else");
-    assert_eq!((&said["valid"], &said["plan"]["sessions_kept"]), (&json!(true), &json!(5)));
+    let output: Value = serde_json::from_str(&check(&["--json"]).success()).expect("JSON and nothing else");
+    assert_eq!((&output["valid"], &output["plan"]["sessions_kept"]), (&json!(true), &json!(5)));
     let expected = AdminRequest::Plan { file: Some(site.path("new.toml")) };
     assert_eq!(running.asked(), [expected.clone(), expected]);
 
-    // What is wrong by itself is not asked about.
+    // An invalid configuration is not sent to the running program.
     site.write("new.toml", format!("{ADMIN}{}", Listener::redis("127.0.0.1:6379").trusting(&["10.1.2.3/8"])));
     assert_eq!(check(&[]).code, Some(78));
     assert_eq!(running.asked(), []);
@@ -220,7 +220,7 @@ fn check_asks_the_running_program_about_the_file_by_its_whole_path() {
 }
 
 #[test]
-fn sessions_are_listed_and_ended() {
+fn sessions_are_listed_and_closed() {
     let site = site();
     let running = StandIn::answering(&site, |ask| match ask {
         AdminRequest::Status => AdminResponse::ok(status()),
@@ -251,17 +251,17 @@ fn sessions_are_listed_and_ended() {
 }
 
 #[test]
-fn what_is_not_the_program_is_not_believed() {
+fn answer_of_another_program_is_rejected() {
     let site = site();
     let listener = std::os::unix::net::UnixListener::bind(site.path("admin.sock")).unwrap();
-    let stranger = std::thread::spawn(move || {
+    let untrusted = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let request = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
         assert!(request.count() > 1, "a request line and headers");
         (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
     });
     let outcome = portcullis(&site, &["status"]);
-    stranger.join().unwrap();
+    untrusted.join().unwrap();
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stderr.contains("not Portcullis"), "{}", outcome.stderr);
     assert!(Path::new(&site.path("admin.sock")).exists(), "a command removes nothing");

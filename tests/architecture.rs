@@ -217,7 +217,7 @@ fn folder(module: &str) -> Option<&'static str> {
     ALLOWED.iter().map(|(folder, _)| *folder).filter(|folder| is_within(folder)).max_by_key(|folder| folder.len())
 }
 
-/// Whether a file holds tests only, which may import from anywhere.
+/// Whether a file has tests only. Tests may import from every folder.
 fn is_test(file: &Path) -> bool {
     let module = module(file);
     module.split('/').any(|part| part == "tests" || part == "fixtures")
@@ -334,7 +334,7 @@ fn no_import_climbs_more_than_one_level() {
 }
 
 #[test]
-fn decisions_know_no_runtime_clock_disk_or_network() {
+fn pure_folders_import_no_runtime_clock_disk_or_network() {
     for file in files(&source()).iter().filter(|file| !is_test(file)) {
         let module = module(file);
         if PURE.iter().any(|pure| module.split('/').next() == Some(pure)) {
@@ -346,9 +346,9 @@ fn decisions_know_no_runtime_clock_disk_or_network() {
     }
 }
 
-/// A name that asks a question changes nothing.
+/// A predicate never mutates its subject.
 #[test]
-fn predicate_never_takes_itself_mutably_and_always_answers() {
+fn predicates_never_mutate_and_always_return_a_value() {
     for file in files(&source()) {
         let code = code(&file);
         for signature in code.split("fn ").skip(1).filter_map(|rest| rest.split('{').next()) {

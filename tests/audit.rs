@@ -1,4 +1,4 @@
-//! Audit events: one door out, in the same words for everybody.
+//! Audit events: their fields, the audit file, and what never appears in them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,19 +10,19 @@ use time::OffsetDateTime;
 
 use crate::harness::client::port;
 use crate::harness::program::free_address;
-use crate::harness::{Event, Listener, Portcullis, Request, Site, Upstream, eventually, wire};
+use crate::harness::{Event, Listener, Portcullis, Request, TestDir, Upstream, eventually, wire};
 
-/// One connection of every kind: let in, a stranger, plaintext, gone at once. Returns their source ports.
+/// One connection of each kind: admitted, from an untrusted source, plaintext, closed at once. Returns their source ports.
 fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.0.2").dial();
-    wire::last_words(&mut stranger);
+    let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+    wire::read_until_closed(&mut untrusted);
     let mut plain = portcullis.client().dial();
     plain.write_all(b"PING\r\n").unwrap();
-    wire::last_words(&mut plain);
+    wire::read_until_closed(&mut plain);
     let brief = portcullis.client().dial();
-    let ports = vec![inside.port(), port(&stranger), port(&plain), port(&brief)];
+    let ports = vec![inside.port(), port(&untrusted), port(&plain), port(&brief)];
     drop(brief);
     inside.finish_sending();
     inside.rest().unwrap();
@@ -33,7 +33,7 @@ fn mixed_company(portcullis: &Portcullis) -> Vec<u16> {
 }
 
 #[test]
-fn a_connection_is_denied_once_or_opened_and_closed_once() {
+fn connection_has_one_denied_or_one_opened_and_one_closed_event() {
     let upstream = Upstream::echo();
     let mut portcullis = Portcullis::before(Listener::redis(&upstream));
     let ports: Vec<u16> = (0..5).flat_map(|_| mixed_company(&portcullis)).collect();
@@ -50,7 +50,7 @@ fn a_connection_is_denied_once_or_opened_and_closed_once() {
 }
 
 #[test]
-fn an_event_is_a_flat_object_with_its_fields() {
+fn event_is_a_flat_object_with_its_fields() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let ports = mixed_company(&portcullis);
@@ -89,10 +89,10 @@ fn lines(file: &std::path::Path) -> Vec<Value> {
 }
 
 #[test]
-fn the_audit_file_has_what_the_log_has() {
+fn audit_file_has_the_events_of_the_log() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"audit.log\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     mixed_company(&portcullis);
     let (_, events) = portcullis.stop();
     let logged = events.iter().filter(|event| event.0["target"] == "audit").map(|event| {
@@ -108,10 +108,10 @@ fn the_audit_file_has_what_the_log_has() {
 }
 
 #[test]
-fn the_audit_file_is_opened_anew_on_sighup() {
+fn audit_file_is_reopened_on_sighup() {
     let upstream = Upstream::echo();
     let config = format!("log.audit_file = \"audit.log\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     let (file, rotated) = (portcullis.site.path("audit.log"), portcullis.site.path("audit.log.1"));
     let arrives = |file: &std::path::Path, port: u16| {
         eventually("the event is in the file", || {
@@ -128,9 +128,9 @@ fn the_audit_file_is_opened_anew_on_sighup() {
 }
 
 #[test]
-fn a_certificate_that_runs_out_soon_is_spoken_of() {
+fn certificate_that_expires_soon_is_reported() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let soon = site.ca.issue(Request::server(&["soon.test"]).valid(-10, 5));
     site.install("soon", &soon);
     let listener = Listener::redis(&upstream).certificates(&["server", "soon"]);
@@ -143,15 +143,15 @@ fn a_certificate_that_runs_out_soon_is_spoken_of() {
 }
 
 #[test]
-fn no_payload_and_no_key_is_ever_logged() {
+fn payload_and_keys_are_never_logged() {
     let upstream = Upstream::echo();
     let config = format!("log.level = \"trace\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     let password = b"AUTH correct-horse-battery-staple\r\n";
     portcullis.client().connect().ask(password, password);
     let mut plain = portcullis.client().dial();
     plain.write_all(password).unwrap();
-    wire::last_words(&mut plain);
+    wire::read_until_closed(&mut plain);
     let key = fs::read_to_string(portcullis.site.path("server.key")).unwrap();
     let (_, events) = portcullis.stop();
     for event in events {
@@ -162,11 +162,11 @@ fn no_payload_and_no_key_is_ever_logged() {
 }
 
 #[test]
-fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
+fn newline_in_a_certificate_forges_no_log_line() {
     const EVIL: &str = "app\n{\"event\":\"forged\"}\r\nforged\x1b[2J\0";
     let upstream = Upstream::echo();
     for format in ["json", "text"] {
-        let site = Site::new();
+        let site = TestDir::new();
         let leaf = site.ca.issue(Request::client(EVIL));
         let address = free_address();
         let listener = Listener::redis(&upstream)
@@ -176,9 +176,9 @@ fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
         let audit = "log.audit_file = \"audit.log\"";
         let config = format!("log.format = \"{format}\"\n{audit}\n{listener}");
         let mut portcullis = Portcullis::start(site, config);
-        portcullis.event("a line that says ready", |event| event.0.to_string().contains("ready"));
+        portcullis.event("the line ready", |event| event.0.to_string().contains("ready"));
         let client = crate::harness::Client::new(address, &portcullis.site.ca).showing(leaf);
-        // Whether such a name is let in is not the question.
+        // Whether such a name is admitted does not matter here.
         let _ = client.attempt();
         let (_, events) = portcullis.stop();
         let filed = fs::read_to_string(portcullis.site.path("audit.log")).unwrap();
@@ -197,7 +197,7 @@ fn a_newline_in_a_certificate_makes_no_line_in_the_log() {
 }
 
 #[test]
-fn a_newline_in_a_server_name_makes_no_line_in_the_log() {
+fn newline_in_a_server_name_forges_no_log_line() {
     let upstream = Upstream::silent();
     let mut portcullis = Portcullis::before(Listener::redis(&upstream));
     let client = portcullis.client().named("abcdefgh.example");
@@ -209,7 +209,7 @@ fn a_newline_in_a_server_name_makes_no_line_in_the_log() {
     stream.write_all(&hello).unwrap();
     let port = port(&stream);
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    wire::last_words(&mut stream);
+    wire::read_until_closed(&mut stream);
     portcullis.ending(port);
     let (_, events) = portcullis.stop();
     assert!(events.iter().all(|event| event.0.is_object()), "{events:?}");

@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 use crate::harness::client::port;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Event, Listener, Portcullis, TestDir, Upstream, eventually, wire};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
 const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
 
-/// A stranger calls and is turned away, which makes a line. Returns its source port.
+/// An untrusted source connects and is denied, which logs a line. Returns its source port.
 fn turned_away(portcullis: &Portcullis) -> u16 {
-    let mut stranger = portcullis.client().from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    port(&stranger)
+    let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+    port(&untrusted)
 }
 
-fn fifo(site: &Site) {
+fn fifo(site: &TestDir) {
     run(Command::new("mkfifo").arg(site.path("audit.log"))).success();
 }
 
 #[test]
-fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
+fn sighup_reopens_the_audit_file_even_if_the_configuration_is_invalid() {
     let upstream = Upstream::echo();
     let config = format!("{ON_SIGHUP}{AUDIT_FILE}{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     let file = portcullis.site.path("audit.log");
     fs::rename(&file, portcullis.site.path("audit.log.1")).unwrap();
@@ -39,8 +39,8 @@ fn sighup_opens_the_audit_file_anew_even_if_the_configuration_is_broken() {
 }
 
 #[test]
-fn a_fifo_without_a_reader_fails_the_start() {
-    let site = Site::new();
+fn fifo_without_a_reader_fails_the_start() {
+    let site = TestDir::new();
     fifo(&site);
     site.write("portcullis.toml", format!("{AUDIT_FILE}{}", Listener::redis("127.0.0.1:6379")));
     let outcome = run(executable().args(["run", "-c"]).arg(site.path("portcullis.toml")));
@@ -50,9 +50,9 @@ fn a_fifo_without_a_reader_fails_the_start() {
 }
 
 #[test]
-fn a_fifo_whose_reader_leaves_stops_nothing() {
+fn fifo_that_loses_its_reader_does_not_stop_traffic() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     fifo(&site);
     let mut options = File::options();
     let reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(site.path("audit.log")).unwrap();
@@ -66,10 +66,10 @@ fn a_fifo_whose_reader_leaves_stops_nothing() {
 }
 
 #[test]
-fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
+fn audit_file_beside_the_configuration_triggers_no_reload() {
     const SOURCES: u64 = 4 * 1024 * 1024;
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let padding = "#".repeat(usize::try_from(SOURCES).unwrap());
     site.write("sources.toml", format!("rule = []\n{padding}\n"));
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
@@ -80,19 +80,19 @@ fn an_audit_file_beside_the_configuration_makes_nobody_read_the_files_again() {
     let end = Instant::now() + Duration::from_millis(1500);
     let mut last = 0;
     while Instant::now() < end {
-        // Of clients that are let in every line is written.
+        // Events of admitted clients are never suppressed.
         let mut client = portcullis.client().connect();
         client.ask(b"hello", b"hello");
         last = client.port();
     }
     portcullis.ending(last);
     let read = portcullis.bytes_read() - before;
-    assert!(read < SOURCES, "{read} bytes were read while nothing but the audit file changed");
+    assert!(read < SOURCES, "{read} bytes were read while only the audit file changed");
 }
 
 #[test]
-fn audit_file_that_others_could_have_linked_fails_start_and_check() {
-    let site = Site::new();
+fn audit_file_symlink_that_others_can_write_fails_start_and_check() {
+    let site = TestDir::new();
     let shared = site.path("shared");
     fs::create_dir(&shared).unwrap();
     fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
@@ -109,15 +109,15 @@ fn audit_file_that_others_could_have_linked_fails_start_and_check() {
         }
     }
     assert!(!site.path("target").exists());
-    // Where nobody else may write the same link is an ordinary one.
+    // A link that no other user can write is accepted.
     fs::set_permissions(&shared, Permissions::from_mode(0o755)).unwrap();
     run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml"))).success();
 }
 
 #[test]
-fn audit_file_that_is_linked_elsewhere_before_sighup_stays_the_old_one() {
+fn audit_file_that_becomes_a_symlink_is_not_reopened_on_sighup() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (shared, target) = (site.path("shared"), site.path("target"));
     fs::create_dir(&shared).unwrap();
     fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();

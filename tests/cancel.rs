@@ -1,4 +1,4 @@
-//! Cancelling a running query: a connection of its own, with one packet and no answer.
+//! Cancelling a running query: a separate connection with one packet and no answer.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -9,15 +9,15 @@ use tokio_postgres::error::SqlState;
 
 use crate::harness::client::port;
 use crate::harness::program::Running;
-use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
-use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
-use crate::nodes::{addresses, config};
+use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, read_exactly, read_until_closed, startup};
+use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::reload::ON_SIGHUP;
+use crate::upstream_selection::{addresses, config};
 
 const RUNNING: &str = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'";
 
-/// Waits until the server itself says that the query runs.
+/// Waits until the server reports that the query runs.
 pub(crate) fn wait_for_the_query(postgres: &Postgres) {
     eventually("the query runs", || (postgres.direct(RUNNING) == "1").then_some(()));
 }
@@ -70,13 +70,13 @@ fn psql_cancels_its_query_when_interrupted() {
     wait_for_the_query(&postgres);
     psql.signal("INT");
     let code = psql.exit_code();
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{code:?} {said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{code:?} {output}");
     portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
 }
 
 #[test]
-fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
+fn cancel_request_is_forwarded_verbatim_and_not_answered() {
     let short = cancel(77, &[1, 2, 3, 4]);
     // Protocol 3.2 has longer keys, up to 256 bytes.
     let long = cancel(77, &[9; 256]);
@@ -84,7 +84,7 @@ fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
         for in_tls in [true, false] {
             let upstream = Upstream::brief();
             let portcullis = Portcullis::before(Listener::postgres(&upstream));
-            let client = portcullis.client().asking_first();
+            let client = portcullis.client().with_ssl_request();
             let port = if in_tls {
                 let mut connection = client.connect();
                 connection.send(&packet);
@@ -93,7 +93,7 @@ fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
             } else {
                 let mut stream = client.dial();
                 stream.write_all(&packet).unwrap();
-                assert_eq!(last_words(&mut stream), b"");
+                assert_eq!(read_until_closed(&mut stream), b"");
                 port(&stream)
             };
             forwarded(&portcullis, port);
@@ -104,7 +104,7 @@ fn a_cancel_request_is_passed_on_verbatim_and_not_answered() {
 }
 
 #[test]
-fn a_plaintext_cancel_may_follow_a_declined_gssenc_request() {
+fn plaintext_cancel_after_a_declined_gssenc_request_is_forwarded() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let mut stream = portcullis.client().dial();
@@ -112,18 +112,18 @@ fn a_plaintext_cancel_may_follow_a_declined_gssenc_request() {
     assert_eq!(read_exactly(&mut stream, 1), b"N");
     let packet = cancel(77, &[1, 2, 3, 4]);
     stream.write_all(&packet).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(upstream.receives(packet.len()), packet);
 }
 
 #[test]
-fn nothing_that_follows_a_cancel_request_is_passed_on() {
+fn bytes_after_a_cancel_request_are_not_forwarded() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = portcullis.client().dial();
     stream.write_all(&[packet.as_slice(), b"and more"].concat()).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     let event = portcullis.event("an end", |event| event.0["source_port"] == port(&stream));
     if event.is("cancel.forwarded") {
         assert_eq!(upstream.receives(packet.len()), packet);
@@ -134,53 +134,53 @@ fn nothing_that_follows_a_cancel_request_is_passed_on() {
 }
 
 #[test]
-fn a_plaintext_cancel_is_refused_where_it_is_forbidden() {
+fn plaintext_cancel_is_denied_if_disabled() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).postgres_key("plaintext_cancel = false");
     let portcullis = Portcullis::before(listener);
     let mut stream = portcullis.client().dial();
     stream.write_all(&cancel(77, &[1, 2, 3, 4])).unwrap();
-    last_words(&mut stream);
+    read_until_closed(&mut stream);
     assert_eq!(portcullis.refusal(port(&stream)), "plaintext_refused");
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_stranger_cancels_nothing() {
+fn cancel_from_an_untrusted_source_is_denied() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let mut stream = portcullis.client().from("127.0.0.2").dial();
     // The connection may be gone already.
     let _ = stream.write_all(&cancel(77, &[1, 2, 3, 4]));
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_plaintext_cancel_passes_where_client_certificates_are_required() {
+fn plaintext_cancel_is_forwarded_if_client_certificates_are_required() {
     let upstream = Upstream::brief();
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app")));
     let listener = Listener::postgres(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listener);
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = portcullis.client().dial();
     stream.write_all(&packet).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     forwarded(&portcullis, port(&stream));
     assert_eq!(upstream.receives(packet.len()), packet);
 }
 
 #[test]
-fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
+fn plaintext_cancel_during_a_reload_is_authorized_by_the_new_policy() {
     for (reason, change) in [
         ("untrusted_source", (|listener| listener.trusting(&["127.0.0.2"])) as fn(Listener) -> Listener),
         ("plaintext_refused", |listener| listener.postgres_key("plaintext_cancel = false")),
     ] {
         let upstream = Upstream::silent();
         let listener = Listener::postgres(&upstream);
-        let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+        let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
         let mut stream = portcullis.client().dial();
         // The answer shows that the client is in.
         stream.write_all(&GSSENC_REQUEST).unwrap();
@@ -191,18 +191,18 @@ fn a_plaintext_cancel_that_a_reload_overtakes_is_judged_by_the_new_policy() {
         let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", change(listener)));
         assert!(applied.is("reload.applied"), "{}", applied.0);
         stream.write_all(rest).unwrap();
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         assert_eq!(portcullis.refusal(port(&stream)), reason);
-        upstream.assert_told_nothing();
+        upstream.assert_received_nothing();
     }
 }
 
 #[test]
-fn a_cancel_over_tls_that_a_reload_overtakes_is_judged_by_the_new_policy() {
+fn tls_cancel_during_a_reload_is_authorized_by_the_new_policy() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
-    let mut client = portcullis.client().asking_first().connect();
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
+    let mut client = portcullis.client().with_ssl_request().connect();
     let packet = cancel(77, &[1, 2, 3, 4]);
     let (half, rest) = packet.split_at(packet.len() / 2);
     client.send(half);
@@ -211,20 +211,20 @@ fn a_cancel_over_tls_that_a_reload_overtakes_is_judged_by_the_new_policy() {
     client.send(rest);
     assert_eq!(client.rest().unwrap(), b"");
     assert_eq!(portcullis.refusal(client.port()), "untrusted_source");
-    upstream.assert_told_nothing();
+    upstream.assert_received_nothing();
 }
 
 #[test]
-fn observing_says_of_a_strangers_cancel_that_it_would_not_have_passed() {
+fn observe_mode_forwards_an_untrusted_cancel_and_logs_would_deny() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).key("enforcement = \"observe\"");
     let portcullis = Portcullis::before(listener);
     let packet = cancel(77, &[1, 2, 3, 4]);
     for (source, would_deny) in [("127.0.0.2", Some("untrusted_source")), ("127.0.0.1", None)] {
-        let client = portcullis.client().asking_first().from(source);
+        let client = portcullis.client().with_ssl_request().from(source);
         let mut plain = client.dial();
         plain.write_all(&packet).unwrap();
-        assert_eq!(last_words(&mut plain), b"");
+        assert_eq!(read_until_closed(&mut plain), b"");
         let mut secure = client.connect();
         secure.send(&packet);
         assert_eq!(secure.rest().unwrap(), b"");
@@ -247,15 +247,15 @@ fn sleeper(portcullis: &Portcullis, postgres: &Postgres) -> Running {
 
 fn assert_cancelled(mut psql: Running) {
     psql.exit_code();
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{output}");
 }
 
 #[test]
-fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now() {
+fn cancel_request_goes_to_the_server_of_its_session() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
-    let portcullis = Portcullis::start(Site::new(), prefer(&[&one]));
+    let portcullis = Portcullis::start(TestDir::new(), prefer(&[&one]));
     let at_one = sleeper(&portcullis, &one);
     assert!(portcullis.reconfigure(prefer(&[&other, &one])).is("reload.applied"));
     let at_other = sleeper(&portcullis, &other);
@@ -270,7 +270,7 @@ fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now
     assert_eq!(cancelled_at(seen), one.to_string());
     assert_eq!(other.direct(RUNNING), "1", "the other one sleeps on");
 
-    // A server that new sessions do not know any more.
+    // A server that new sessions no longer use.
     assert!(portcullis.reconfigure(prefer(&[&one])).is("reload.applied"));
     let seen = portcullis.seen();
     at_other.signal("INT");
@@ -279,10 +279,10 @@ fn a_cancel_request_goes_to_the_server_of_its_session_whichever_is_preferred_now
 }
 
 #[test]
-fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the_first_server() {
+fn cancel_key_routes_to_its_session_and_then_to_the_first_server() {
     let (one, other) = (Postgres::start(), Postgres::start());
     let prefer = |servers: &[&dyn Display]| config(&Listener::postgres("UPSTREAM"), &addresses(servers));
-    let portcullis = Portcullis::start(Site::new(), prefer(&[&one, &other]));
+    let portcullis = Portcullis::start(TestDir::new(), prefer(&[&one, &other]));
     let server = |port: u16| {
         let event = portcullis
             .event("cancel.forwarded", |event| event.is("cancel.forwarded") && event.0["source_port"] == port);
@@ -291,7 +291,7 @@ fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the
     let (session, key) = session(&portcullis);
     assert!(portcullis.reconfigure(prefer(&[&other, &one])).is("reload.applied"));
     let in_tls = || {
-        let mut canceller = portcullis.client().asking_first().connect();
+        let mut canceller = portcullis.client().with_ssl_request().connect();
         canceller.send(&key);
         assert_eq!(canceller.rest().unwrap(), b"");
         canceller.port()
@@ -299,7 +299,7 @@ fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the
     let in_clear = || {
         let mut canceller = portcullis.client().dial();
         canceller.write_all(&key).unwrap();
-        assert_eq!(last_words(&mut canceller), b"");
+        assert_eq!(read_until_closed(&mut canceller), b"");
         port(&canceller)
     };
     assert_eq!((server(in_tls()), server(in_clear())), (one.to_string(), one.to_string()));
@@ -311,7 +311,7 @@ fn over_tls_and_in_clear_a_key_leads_to_its_session_and_once_that_is_gone_to_the
 
 /// A session, and the request that cancels its queries.
 pub(crate) fn session(portcullis: &Portcullis) -> (Connection, Vec<u8>) {
-    let mut session = portcullis.client().asking_first().connect();
+    let mut session = portcullis.client().with_ssl_request().connect();
     session.send(&startup(PROTOCOL_3_0, &[("user", "app"), ("database", "postgres")]));
     let mut key = None;
     loop {

@@ -1,4 +1,4 @@
-//! How many cancel requests reach the database.
+//! The limits of CancelRequests that reach the database.
 
 use std::io::{Read, Write, copy};
 use std::net::{Shutdown, TcpStream};
@@ -12,20 +12,20 @@ use crate::cancel::{session, wait_for_the_query};
 use crate::harness::client::port;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::Running;
-use crate::harness::wire::{cancel, last_words};
-use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, Site, Upstream, eventually};
+use crate::harness::wire::{cancel, read_until_closed};
+use crate::harness::{Client, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 
-/// What one source may send at once that names no open session, and what it may send in each second after that.
+/// The burst of cancel requests without a known session that one source may send, and its rate per second.
 const OF_A_SOURCE: u64 = 128;
 const EACH_SECOND: u64 = 10;
 
-/// Sends a cancel request for a session that is not there, and waits for the end.
+/// Sends a cancel request for an unknown session, and waits until it is closed.
 fn cancel_nothing(client: &Client) -> u16 {
     let mut stream = client.dial();
     // It may be closed already.
     let _ = stream.write_all(&cancel(77, &[1, 2, 3, 4]));
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     port(&stream)
 }
 
@@ -33,16 +33,16 @@ fn is_limited(portcullis: &Portcullis) -> bool {
     portcullis.events().iter().any(|event| event.is("connection.denied") && event.reason() == "rate_limited")
 }
 
-/// How many cancel requests the audit tells of: one by one, and summed up.
+/// The numbers of cancel requests in the audit: logged, and summed up.
 fn audited(portcullis: &Portcullis, source: &str) -> (u64, u64) {
     let events = portcullis.events();
     let of_source = |event: &&Event| event.0["source"] == source;
-    let told = events.iter().filter(of_source).filter(|event| event.is("cancel.forwarded")).count();
+    let logged = events.iter().filter(of_source).filter(|event| event.is("cancel.forwarded")).count();
     let summaries = events.iter().filter(of_source).filter(|event| event.is("cancels.suppressed"));
-    (told as u64, summaries.map(|event| event.number("suppressed")).sum())
+    (logged as u64, summaries.map(|event| event.number("suppressed")).sum())
 }
 
-/// A way to a server that counts the cancel requests which take it.
+/// A relay to a server that counts cancel requests.
 fn counting(postgres: &Postgres) -> (Upstream, Arc<AtomicU64>) {
     let cancels = Arc::new(AtomicU64::new(0));
     let (counted, address) = (Arc::clone(&cancels), postgres.to_string());
@@ -72,7 +72,7 @@ fn counting(postgres: &Postgres) -> (Upstream, Arc<AtomicU64>) {
 fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
     let postgres = Postgres::start();
     let (upstream, cancels) = counting(&postgres);
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app")));
     let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
     let listener = listener.tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
@@ -100,16 +100,16 @@ fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
     });
     let seconds = begun.elapsed().as_secs() + 1;
 
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{output}");
     let flooded = cancels.load(Ordering::SeqCst) - 1;
     assert!((OF_A_SOURCE..=OF_A_SOURCE + EACH_SECOND * seconds).contains(&flooded), "{flooded} in {seconds} s");
-    // Every one of them is told or summed up.
-    let (told, _) = eventually("the flood is summed up", || {
-        let (told, suppressed) = audited(&portcullis, "127.0.0.2");
-        (told + suppressed == flooded).then_some((told, suppressed))
+    // Every one of them is logged or summed up.
+    let (logged, _) = eventually("the flood is summed up", || {
+        let (logged, suppressed) = audited(&portcullis, "127.0.0.2");
+        (logged + suppressed == flooded).then_some((logged, suppressed))
     });
-    assert!((100..=100 + seconds).contains(&told), "{told} lines in {seconds} s");
+    assert!((100..=100 + seconds).contains(&logged), "{logged} lines in {seconds} s");
     assert_eq!(audited(&portcullis, "127.0.0.1"), (1, 0));
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
     assert_eq!((denied.text("source"), denied.reason()), ("127.0.0.2", "rate_limited"));
@@ -150,10 +150,10 @@ fn flood_of_cancels_from_many_sources_writes_a_bounded_log() {
 }
 
 #[test]
-fn cancels_over_tls_are_limited_like_those_in_clear() {
+fn tls_cancels_are_limited_like_plaintext_cancels() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
-    let client = portcullis.client().asking_first();
+    let client = portcullis.client().with_ssl_request();
     let begun = Instant::now();
     for number in 0..OF_A_SOURCE {
         if number % 2 == 0 {
@@ -176,7 +176,7 @@ fn cancels_over_tls_are_limited_like_those_in_clear() {
 }
 
 #[test]
-fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_source() {
+fn pool_cancels_its_queries_during_a_flood_from_its_source() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     let flood = portcullis.client();
@@ -197,7 +197,7 @@ fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_so
             scope.spawn(|| {
                 let mut stream = portcullis.client().dial();
                 stream.write_all(key).unwrap();
-                assert_eq!(last_words(&mut stream), b"");
+                assert_eq!(read_until_closed(&mut stream), b"");
             });
         }
     });
@@ -210,10 +210,10 @@ fn pool_cancels_all_its_queries_at_once_in_the_middle_of_a_flood_from_its_own_so
 }
 
 #[test]
-fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
+fn unanswered_cancels_are_limited_by_concurrency() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).trusting(&["127.0.0.0/8"]);
-    let portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
     let send = |client: &Client| {
         let mut stream = client.dial();
         stream.write_all(&cancel(77, &[1, 2, 3, 4])).unwrap();
@@ -222,7 +222,7 @@ fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
     let client = portcullis.client();
     let under_way: Vec<_> = (0..OF_A_SOURCE).map(|_| send(&client)).collect();
     eventually("all are under way", || (upstream.connections() as u64 == OF_A_SOURCE).then_some(()));
-    // They are no handshakes any more.
+    // They no longer count as handshakes.
     assert_eq!(portcullis.status()["handshakes"], 0);
     let port = cancel_nothing(&client);
     assert_eq!(portcullis.refusal(port), "source_connection_limit");
@@ -230,14 +230,14 @@ fn cancels_that_the_database_does_not_answer_are_limited_at_once() {
     eventually("that one passes", || (upstream.connections() as u64 == OF_A_SOURCE + 1).then_some(()));
     // Portcullis ends them after ten seconds.
     for mut stream in under_way {
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
     }
     let _again = send(&client);
     eventually("one passes again", || (upstream.connections() as u64 == OF_A_SOURCE + 2).then_some(()));
 }
 
 #[test]
-fn cancel_for_a_database_that_hangs_is_given_up() {
+fn cancel_to_a_hanging_database_times_out() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream).upstream("tls = \"require\"").upstream("connect_timeout = \"1h\"");
     let portcullis = Portcullis::before(listener);

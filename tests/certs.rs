@@ -1,4 +1,4 @@
-//! `certs issue --bundle`, `certs renew`, `certs inspect`: judged by openssl and by another program's idea of ZIP.
+//! `certs issue --bundle`, `certs renew`, `certs inspect`: checked by openssl and by the ZIP reader of Python.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,28 +6,28 @@ use std::os::unix::fs::PermissionsExt;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, command, run};
-use crate::harness::{Authority, Listener, Request, Site};
+use crate::harness::{Authority, Listener, Request, TestDir};
 
-/// Portcullis among the files of a site.
-fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+/// Portcullis, in a directory.
+fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).current_dir(site.directory()))
 }
 
 /// A site with a development CA in `dev`.
-fn site() -> Site {
-    let site = Site::new();
+fn site() -> TestDir {
+    let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev"]).success();
     site
 }
 
 /// Renews a certificate by the CA in `dev`, into `new`.
-fn renew(site: &Site, certificate: &str, more: &[&str]) -> Outcome {
+fn renew(site: &TestDir, certificate: &str, more: &[&str]) -> Outcome {
     let arguments = ["certs", "renew", certificate, "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--out", "new"];
     portcullis(site, &[&arguments[..], more].concat())
 }
 
 /// Makes a certificate with openssl by the CA in `dev`: `NAME.crt`, `NAME.key`.
-fn made_by_openssl(site: &Site, name: &str, subject: &str, extensions: &str) {
+fn made_by_openssl(site: &TestDir, name: &str, subject: &str, extensions: &str) {
     let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"));
     site.write("extensions", extensions);
     let subject = ["-subj", subject, "-utf8", "-multivalue-rdn"];
@@ -38,20 +38,20 @@ fn made_by_openssl(site: &Site, name: &str, subject: &str, extensions: &str) {
 }
 
 /// The fields of a certificate as openssl shows them.
-fn shown(site: &Site, file: &str, fields: &[&str]) -> String {
+fn shown(site: &TestDir, file: &str, fields: &[&str]) -> String {
     openssl(site, &[&["x509", "-in", file, "-noout", "-nameopt", "multiline,-esc_msb"][..], fields].concat())
 }
 
 #[test]
-fn a_bundle_holds_what_a_client_needs_and_nothing_of_the_ca_but_its_certificates() {
+fn bundle_has_the_client_files_and_no_ca_key() {
     let site = site();
     let older = Authority::new("Older CA");
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
-    // Some keep the CA's key beside its certificate, and the CA that signs is not always the first.
+    // Some users keep the CA's key beside its certificate, and the CA that signs is not always the first.
     site.write("ca.pem", format!("# roots\r\n{}{}{}", older.pem(), read("dev/ca.key"), read("dev/ca.crt")));
     let issue = ["certs", "issue", "--ca", "ca.pem", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
-    let said = portcullis(&site, &[&issue[..], &["--email", "app@example.com", "--out", "out"]].concat()).success();
-    assert!(said.contains("out/app.zip"), "{said}");
+    let output = portcullis(&site, &[&issue[..], &["--email", "app@example.com", "--out", "out"]].concat()).success();
+    assert!(output.contains("out/app.zip"), "{output}");
     assert_eq!(fs::metadata(site.path("out/app.zip")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(shown(&site, "out/app.crt", &["-ext", "subjectAltName"]).contains("email:app@example.com"));
 
@@ -71,13 +71,13 @@ fn a_bundle_holds_what_a_client_needs_and_nothing_of_the_ca_but_its_certificates
 }
 
 /// The files in `out/app.zip`, which end up in `unzipped`.
-fn unzipped(site: &Site) -> String {
+fn unzipped(site: &TestDir) -> String {
     let unzip = "import zipfile\nz = zipfile.ZipFile('out/app.zip')\nz.extractall('unzipped')\nprint(*z.namelist())";
     run(command("python3").args(["-c", unzip]).current_dir(site.directory())).success()
 }
 
 /// Issues a bundle for the client `app` by the CA in `dev`.
-fn issue_bundle(site: &Site, more: &[&str]) -> Outcome {
+fn issue_bundle(site: &TestDir, more: &[&str]) -> Outcome {
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app", "--bundle"];
     portcullis(site, &[&issue[..], &["--out", "out"], more].concat())
 }
@@ -85,14 +85,14 @@ fn issue_bundle(site: &Site, more: &[&str]) -> Outcome {
 #[test]
 fn bundle_has_the_ca_of_the_server_and_names_of_the_protocol() {
     let site = site();
-    let said = issue_bundle(&site, &["--server-ca", "ca.crt", "--protocol", "postgres"]).success();
-    assert!(!said.contains("--server-ca"), "{said}");
+    let output = issue_bundle(&site, &["--server-ca", "ca.crt", "--protocol", "postgres"]).success();
+    assert!(!output.contains("--server-ca"), "{output}");
     assert_eq!(unzipped(&site).trim(), "postgres_user.crt postgres_user_private.key postgres_ca.pem");
     openssl(&site, &["verify", "-purpose", "sslserver", "-CAfile", "unzipped/postgres_ca.pem", "server.crt"]);
 }
 
 #[test]
-fn bundle_without_a_server_ca_says_which_ca_it_has() {
+fn bundle_without_a_server_ca_names_its_ca() {
     let site = site();
     assert!(issue_bundle(&site, &[]).success().contains("--server-ca FILE, or --listener NAME"));
 }
@@ -151,7 +151,7 @@ fn server_certificate_is_for_its_names_and_verifies_with_the_root_alone() {
 }
 
 #[test]
-fn a_bundle_is_never_written_over() {
+fn existing_bundle_is_not_overwritten() {
     let site = site();
     site.write("app.zip", "mine");
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app", "--out", "."];
@@ -163,7 +163,7 @@ fn a_bundle_is_never_written_over() {
 }
 
 #[test]
-fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
+fn renewed_certificate_differs_only_in_key_and_validity() {
     let site = site();
     let subject = "/DC=com/DC=example/O=Zoë/OU=One/OU=Two+UID=7/CN=db.test";
     let extensions = "subjectAltName = DNS:db.test, IP:10.1.2.3, URI:spiffe://prod/db, email:db@example.com\n\
@@ -172,7 +172,7 @@ fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
                       basicConstraints = CA:FALSE\n\
                       crlDistributionPoints = URI:http://crl.test/\n";
     made_by_openssl(&site, "db", subject, extensions);
-    let said = renew(&site, "db.crt", &["--days", "50"]).success();
+    let output = renew(&site, "db.crt", &["--days", "50"]).success();
 
     openssl(&site, &["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "dev/ca.crt", "new/db.crt"]);
     let same = ["-subject", "-issuer", "-ext", "subjectAltName,extendedKeyUsage,keyUsage"];
@@ -187,12 +187,12 @@ fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
 
     for words in ["CN=db.test,OU=Two+UID=7,OU=One,O=Zoë,DC=example,DC=com", "20 days left", "50 days left", "2.5.29.31"]
     {
-        assert!(said.contains(words), "no {words} in {said}");
+        assert!(output.contains(words), "no {words} in {output}");
     }
     for file in ["db.crt", "new/db.crt"] {
         let sha256 = shown(&site, file, &["-fingerprint", "-sha256"]);
         let sha256 = sha256.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase();
-        assert!(said.contains(&sha256), "no {sha256} in {said}");
+        assert!(output.contains(&sha256), "no {sha256} in {output}");
     }
 
     let again = renew(&site, "db.crt", &[]);
@@ -201,18 +201,18 @@ fn a_renewed_certificate_is_the_same_but_for_its_key_and_time() {
 }
 
 #[test]
-fn a_renewed_certificate_lasts_as_long_as_the_one_before_unless_told_otherwise() {
+fn renewed_certificate_keeps_its_lifetime_by_default() {
     let site = site();
     site.install("app", &site.ca.issue(Request::client("app").valid(-40, -10)));
-    let said = renew(&site, "app.crt", &[]).success();
-    assert!(said.contains("EXPIRED") && said.contains("30 days left"), "{said}");
-    // It was issued by another CA, and that is no secret.
-    assert!(said.contains("CN=Portcullis development CA; the old one by CN=Test CA"), "{said}");
+    let output = renew(&site, "app.crt", &[]).success();
+    assert!(output.contains("EXPIRED") && output.contains("30 days left"), "{output}");
+    // The issuer was another CA, and its name is no secret.
+    assert!(output.contains("CN=Portcullis development CA; the old one by CN=Test CA"), "{output}");
     openssl(&site, &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "dev/ca.crt", "new/app.crt"]);
 }
 
 #[test]
-fn what_stands_behind_a_certificate_is_kept_where_it_leads_to_the_ca() {
+fn renewed_certificate_keeps_intermediates_of_its_ca() {
     let site = site();
     let read = |name: &str| fs::read_to_string(site.path(name)).unwrap();
     let (leaf, authority) = (read("dev/server.crt"), read("dev/ca.crt"));
@@ -225,8 +225,8 @@ fn what_stands_behind_a_certificate_is_kept_where_it_leads_to_the_ca() {
 }
 
 #[test]
-fn a_name_with_two_parts_of_one_kind_is_kept_in_the_issuer_too() {
-    let site = Site::new();
+fn name_with_repeated_attributes_is_kept_in_the_issuer() {
+    let site = TestDir::new();
     let request = "[req]\ndistinguished_name = name\nprompt = no\nx509_extensions = ca\n\
                    [name]\n0.DC = com\n1.DC = example\n0.OU = One\n1.OU = Two\nCN = Odd CA\n\
                    [ca]\nbasicConstraints = critical, CA:TRUE\nkeyUsage = keyCertSign\nsubjectKeyIdentifier = hash\n";
@@ -239,7 +239,7 @@ fn a_name_with_two_parts_of_one_kind_is_kept_in_the_issuer_too() {
 }
 
 #[test]
-fn a_ca_is_not_renewed() {
+fn renewing_a_ca_certificate_is_rejected() {
     let site = site();
     let refused = renew(&site, "dev/ca.crt", &[]);
     assert_eq!(refused.code, Some(1));
@@ -248,7 +248,7 @@ fn a_ca_is_not_renewed() {
 }
 
 #[test]
-fn nothing_is_issued_with_a_key_that_is_not_the_cas() {
+fn issue_rejects_a_key_that_does_not_match_the_ca() {
     let site = site();
     let arguments = ["certs", "renew", "dev/client.crt", "--ca", "dev/ca.crt", "--ca-key", "dev/server.key"];
     let refused = portcullis(&site, &[&arguments[..], &["--out", "new"]].concat());
@@ -261,15 +261,15 @@ fn nothing_is_issued_with_a_key_that_is_not_the_cas() {
 }
 
 #[test]
-fn inspect_says_how_long_and_that_there_are_keys() {
-    let site = Site::new();
+fn inspect_prints_validity_and_keys() {
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::client("app").valid(-1, 12));
     site.write("both.pem", format!("{}{}", leaf.key_pem(), leaf.pem()));
-    let said = portcullis(&site, &["certs", "inspect", "both.pem", "server.key"]).success();
+    let output = portcullis(&site, &["certs", "inspect", "both.pem", "server.key"]).success();
     for words in ["both.pem: 1 certificate, 1 private key", "12 days left", "server.key: 0 certificates, 1 private key"]
     {
-        assert!(said.contains(words), "no {words} in {said}");
+        assert!(output.contains(words), "no {words} in {output}");
     }
     let secret = leaf.key_pem();
-    assert!(!secret.lines().skip(1).any(|line| said.contains(line)));
+    assert!(!secret.lines().skip(1).any(|line| output.contains(line)));
 }

@@ -1,21 +1,21 @@
-//! SCRAM channel binding: libpq binds its password to the certificate it is shown, and the server compares that with its
-//! own. Real libpq, real PostgreSQL, in every place of TLS.
+//! SCRAM channel binding: libpq binds its password to the server certificate that it receives, and the server compares it
+//! with its own. With real libpq and PostgreSQL, and with TLS on either side, both and none.
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, Site};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, TestDir};
 use crate::postgres::{conninfo, psql};
 
 /// The words of `check`, and of the log when it happens.
 const WARNING: &str = "SCRAM channel binding (preferred by libpq) fails unless";
 const EXPLANATION: &str = "SCRAM channel binding failed";
 
-/// A role that has to know its password.
+/// A role with a password.
 fn keyed(postgres: &Postgres) {
     postgres.direct("create role keyed login password 'open sesame'");
 }
 
-/// Signs in with this `channel_binding`, and returns what psql says on standard error where it fails.
+/// Authenticates with this `channel_binding`, and returns the standard error of psql if that fails.
 fn sign_in(conninfo: &str, binding: &str) -> Result<(), String> {
     let mut psql = psql(&format!("{conninfo} channel_binding={binding}"));
     let outcome = run(psql.env("PGPASSWORD", "open sesame").args(["-c", "select current_user"]));
@@ -26,7 +26,7 @@ fn as_keyed(portcullis: &Portcullis) -> String {
     conninfo(portcullis).replace("user=app", "user=keyed")
 }
 
-/// Whether `check` warns of the configuration of a running program.
+/// Whether `check` warns about the configuration of a running program.
 fn warns(portcullis: &Portcullis) -> bool {
     let checked = run(executable().args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml")));
     checked.success().contains(WARNING)
@@ -36,7 +36,7 @@ fn explains(portcullis: &Portcullis) -> bool {
     portcullis.events().iter().any(|event| event.0["message"].as_str().is_some_and(|text| text.contains(EXPLANATION)))
 }
 
-/// The way to a server that offers no binding: the password is safe in TLS, and the certificate is not asked about.
+/// Without channel binding the password is protected by TLS only, and no certificate is compared.
 fn works_but_for_require(portcullis: &Portcullis) {
     for binding in ["prefer", "disable"] {
         assert_eq!(sign_in(&as_keyed(portcullis), binding), Ok(()), "{binding}");
@@ -47,15 +47,15 @@ fn works_but_for_require(portcullis: &Portcullis) {
 }
 
 #[test]
-fn with_a_plaintext_upstream_everything_works_but_require() {
+fn plaintext_upstream_works_except_with_channel_binding_require() {
     let postgres = Postgres::start();
     keyed(&postgres);
     works_but_for_require(&Portcullis::before(Listener::postgres(&postgres)));
 }
 
-/// The server asks nobody at its Unix socket for a password unless it is told to.
+/// By default the server asks for no password at its Unix socket.
 #[test]
-fn with_a_unix_socket_everything_works_but_require() {
+fn unix_socket_upstream_works_except_with_channel_binding_require() {
     let postgres = Postgres::start();
     keyed(&postgres);
     postgres.ask_for_passwords_at_its_socket("keyed");
@@ -63,8 +63,8 @@ fn with_a_unix_socket_everything_works_but_require() {
 }
 
 /// A listener before a server that both show this certificate.
-fn twins(own: impl Fn(&Site) -> Leaf, ca: impl Fn(&Site) -> String) -> (Portcullis, Postgres) {
-    let site = Site::new();
+fn twins(own: impl Fn(&TestDir) -> Leaf, ca: impl Fn(&TestDir) -> String) -> (Portcullis, Postgres) {
+    let site = TestDir::new();
     let leaf = own(&site);
     site.install("server", &leaf);
     site.write("upstream.crt", ca(&site));
@@ -75,22 +75,22 @@ fn twins(own: impl Fn(&Site) -> Leaf, ca: impl Fn(&Site) -> String) -> (Portcull
 }
 
 #[test]
-fn with_the_same_certificate_on_both_sides_everything_works() {
-    let from_ca = |site: &Site| site.server();
-    let rsa = |site: &Site| site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).rsa());
+fn same_certificate_on_both_sides_supports_channel_binding() {
+    let from_ca = |site: &TestDir| site.server();
+    let rsa = |site: &TestDir| site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).rsa());
     let (portcullis, _postgres) = twins(from_ca, |site| site.ca.pem());
     let (other, _other) = twins(rsa, |site| site.ca.pem());
     for portcullis in [&portcullis, &other] {
         for binding in ["prefer", "require", "disable"] {
             assert_eq!(sign_in(&as_keyed(portcullis), binding), Ok(()), "{binding}");
         }
-        // It is not known beforehand what an upstream shows.
+        // The certificate of an upstream is not known in advance.
         assert!(warns(portcullis) && !explains(portcullis));
     }
 }
 
 #[test]
-fn a_bundle_that_holds_our_own_certificate_says_that_it_is_the_same() {
+fn ca_bundle_with_the_listener_certificate_supports_channel_binding() {
     let (portcullis, _postgres) = twins(
         |site| site.server(),
         |site| {
@@ -105,8 +105,8 @@ fn a_bundle_that_holds_our_own_certificate_says_that_it_is_the_same() {
 }
 
 #[test]
-fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
-    let site = Site::new();
+fn two_certificates_break_channel_binding_and_the_log_explains_it() {
+    let site = TestDir::new();
     let postgres = Postgres::with_tls(&site, &site.server());
     keyed(&postgres);
     let listener = Listener::postgres(&postgres).upstream_tls("verify-full", "ca.crt");
@@ -124,7 +124,7 @@ fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
     for way_out in ["use the same certificate", "channel_binding=disable", "Unix socket"] {
         assert!(warning.text("message").contains(way_out), "{}", warning.0);
     }
-    // A password that is wrong is another matter.
+    // A wrong password is a different error.
     let mut psql = psql(&format!("{} channel_binding=disable", as_keyed(&portcullis)));
     let refused = run(psql.env("PGPASSWORD", "open barley").args(["-c", "select 1"]));
     assert!(refused.stderr.contains("password authentication failed"), "{}", refused.stderr);
@@ -134,10 +134,10 @@ fn with_two_certificates_libpqs_default_fails_and_the_log_says_why() {
     assert_eq!(explained.count(), 2);
 }
 
-/// Application, sidecar, gateway, database. The sidecar takes the binding out of the offer, wherever it comes from.
+/// Application, sidecar, gateway, database. The sidecar removes channel binding from the offer of the server.
 #[test]
-fn two_in_a_row_work_from_an_application_without_tls() {
-    let site = Site::new();
+fn chained_proxies_work_for_a_plaintext_application() {
+    let site = TestDir::new();
     let secured = Postgres::with_tls(&site, &site.server());
     let plain = Postgres::start();
     for postgres in [&secured, &plain] {
@@ -148,7 +148,7 @@ fn two_in_a_row_work_from_an_application_without_tls() {
     let ca = site.ca.pem();
     let gateway = Portcullis::start(site, format!("{far}{near}"));
     for name in ["far", "near"] {
-        let site = Site::new();
+        let site = TestDir::new();
         site.write("gateway.crt", &ca);
         let listener =
             Listener::postgres(gateway.address(name)).upstream_tls("verify-full", "gateway.crt").without_tls();
@@ -163,10 +163,10 @@ fn two_in_a_row_work_from_an_application_without_tls() {
     assert!(!explains(&gateway));
 }
 
-/// An application with TLS of its own before a sidecar with another certificate: there are three, and the first fails.
+/// An application with TLS before a sidecar with another certificate: of the three connections the first fails.
 #[test]
-fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
-    let site = Site::new();
+fn channel_binding_is_offered_to_tls_clients_only() {
+    let site = TestDir::new();
     let postgres = Postgres::with_tls(&site, &site.server());
     keyed(&postgres);
     let bare = Listener::postgres(&postgres).named("bare").upstream_tls("verify-full", "ca.crt").without_tls();
@@ -182,10 +182,10 @@ fn what_is_hidden_from_a_client_without_tls_is_not_from_one_that_has_it() {
     assert!(!checked.contains("warning: listener bare"), "{checked}");
 }
 
-/// Its signature names no hash, and there is nothing that could be bound to.
+/// Its signature algorithm names no hash, so the channel binding is undefined (RFC 5929, section 4.1).
 #[test]
-fn nothing_can_be_bound_to_a_certificate_signed_by_ed25519() {
-    let own = |_: &Site| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());
+fn ed25519_certificate_does_not_support_channel_binding() {
+    let own = |_: &TestDir| Leaf::by_itself(Request::server(&["localhost", "127.0.0.1"]).ed25519());
     let (portcullis, _postgres) = twins(own, |site| std::fs::read_to_string(site.path("server.crt")).unwrap());
     let conninfo = as_keyed(&portcullis).replace("ca.crt", "server.crt");
     assert_eq!(sign_in(&conninfo, "disable"), Ok(()));

@@ -1,4 +1,4 @@
-//! Dates at the far ends of time, and a wall clock that is set while the program runs.
+//! Dates far in the past and future, and a wall clock that is set while the program runs.
 
 use std::io::{Read, Write};
 
@@ -8,11 +8,13 @@ use time::{Duration, OffsetDateTime};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::upstream::showing;
-use crate::harness::{Authority, Client, Clocked, Listener, Portcullis, Request, Site, Upstream, program};
+use crate::harness::{
+    Authority, Client, ClockedPortcullis, Listener, Portcullis, Request, TestDir, Upstream, eventually, program,
+};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_ended, assert_lives, wanting};
 
-/// How rules that never end are written west of Greenwich, and one that ended long ago east of it.
+/// Rules that expire far in the future at a negative UTC offset, and one that expired long ago at a positive offset.
 const ENDS: [(&str, &str); 4] = [
     ("127.0.0.1", "9999-12-31T23:59:59-05:00"),
     ("127.0.0.2", "9999-12-31 23:59:59.999999999-23:59"),
@@ -32,7 +34,7 @@ fn with_sources_file(upstream: &Upstream) -> String {
 #[test]
 fn expiry_beyond_the_year_9999_in_a_reload_trusts_the_source() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
     let mut portcullis = Portcullis::start(site, with_sources_file(&upstream));
     let from = |source: &str| portcullis.client().from(source).attempt();
@@ -58,7 +60,7 @@ fn expiry_beyond_the_year_9999_in_a_reload_trusts_the_source() {
 
 #[test]
 fn expiry_beyond_the_year_9999_in_check_is_shown_in_utc() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", rules());
     site.write("portcullis.toml", with_sources_file(&Upstream::echo()));
     let check = |options: &[&str]| {
@@ -77,16 +79,16 @@ fn expiry_beyond_the_year_9999_in_check_is_shown_in_utc() {
 
 #[test]
 fn longest_durations_in_use_serve_sessions() {
-    const LONGEST: &str = "3650d";
+    const MAX_DURATION: &str = "3650d";
     let upstream = Upstream::echo();
     let limits = ["handshake_timeout", "idle_timeout", "half_close_timeout", "dead_peer_timeout"];
     let listener = limits
         .iter()
-        .fold(Listener::redis(&upstream), |listener, key| listener.limit(&format!("{key} = \"{LONGEST}\"")))
-        .upstream(&format!("connect_timeout = \"{LONGEST}\""))
-        .upstream(&format!("dial_retry = \"{LONGEST}\""));
-    let whole = format!("reload.poll = \"{LONGEST}\"\nshutdown.drain = \"{LONGEST}\"\n");
-    let mut portcullis = Portcullis::start(Site::new(), format!("{whole}{listener}"));
+        .fold(Listener::redis(&upstream), |listener, key| listener.limit(&format!("{key} = \"{MAX_DURATION}\"")))
+        .upstream(&format!("connect_timeout = \"{MAX_DURATION}\""))
+        .upstream(&format!("dial_retry = \"{MAX_DURATION}\""));
+    let whole = format!("reload.poll = \"{MAX_DURATION}\"\nshutdown.drain = \"{MAX_DURATION}\"\n");
+    let mut portcullis = Portcullis::start(TestDir::new(), format!("{whole}{listener}"));
     assert_lives(portcullis.client().connect());
     assert_eq!(portcullis.stop().0, Some(0));
 }
@@ -94,7 +96,7 @@ fn longest_durations_in_use_serve_sessions() {
 const DAY: Duration = Duration::DAY;
 const YEAR: Duration = Duration::days(365);
 
-/// A client that is turned away for this reason.
+/// A client that is denied for this reason.
 fn denied(portcullis: &Portcullis, client: &Client, reason: &str) {
     let (port, attempt) = client.attempt();
     attempt.unwrap_err();
@@ -108,13 +110,13 @@ fn no_fault(portcullis: &Portcullis) {
 }
 
 #[test]
-fn rule_follows_a_clock_that_is_set_and_set_back() {
+fn rule_expiry_follows_a_clock_that_is_set() {
     let upstream = Upstream::echo();
     let end = (OffsetDateTime::now_utc() + Duration::HOUR).format(&Rfc3339).unwrap();
     let rules = format!(r#"[{{ type = "ip_addr", value = "127.0.0.1", expires_at = {end} }}, "127.0.0.2"]"#);
     let listener = Listener::redis(&upstream).trusting(&[]).limit("idle_timeout = \"30m\"").to_string();
     let listener = listener.replace("trusted_sources = []", &format!("trusted_sources = {rules}"));
-    let mut portcullis = Clocked::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut portcullis = ClockedPortcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
     let (ending, lasting) = (portcullis.client().from("127.0.0.1"), portcullis.client().from("127.0.0.2"));
     let kept = lasting.attempt().1.unwrap();
     // Hours ahead and back, years ahead and back, and a reload under each of them.
@@ -136,33 +138,33 @@ fn rule_follows_a_clock_that_is_set_and_set_back() {
         assert_eq!(portcullis.status()["name"], "main");
         portcullis.set(Duration::ZERO);
     }
-    // Idle time is no matter of the wall clock.
+    // The idle timeout does not use the wall clock.
     assert_lives(kept);
     no_fault(&portcullis);
     assert_eq!(portcullis.stop(), Some(0));
 }
 
 #[test]
-fn certificate_follows_a_clock_that_is_set_and_a_ticket_is_no_way_around_it() {
+fn expired_certificate_is_denied_with_a_ticket_after_the_clock_is_set() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
-    let mut portcullis = Clocked::start(site, format!("{ON_SIGHUP}{listener}"));
+    let mut portcullis = ClockedPortcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let brief = portcullis.client().showing(clients.issue(Request::client("brief").valid(-1, 2)));
     let long = portcullis.client().showing(clients.issue(Request::client("long").valid(-1, 300)));
     let [session, again] = [brief.attempt().1.unwrap(), brief.attempt().1.unwrap()];
     assert_eq!(again.tls().handshake_kind(), Some(HandshakeKind::Resumed), "it holds tickets");
     let kept = long.attempt().1.unwrap();
-    // Ahead: the session ends, and neither the ticket nor the verdict that is remembered lets the client in.
+    // Ahead: the session ends, and neither the ticket nor the verification cache admits the client.
     portcullis.set(3 * DAY);
     assert_ended(&portcullis, session, "client_certificate_expired");
     assert_ended(&portcullis, again, "client_certificate_expired");
     denied(&portcullis, &brief, "client_certificate_expired");
-    // Back: what is good by the clock is good.
+    // Back: the certificate is valid again.
     portcullis.set(Duration::ZERO);
     assert_lives(brief.attempt().1.unwrap());
-    // Before its time, too.
+    // Before its validity begins, too.
     portcullis.set(-3 * DAY);
     denied(&portcullis, &brief, "client_certificate_invalid");
     denied(&portcullis, &long, "client_certificate_invalid");
@@ -177,9 +179,9 @@ fn certificate_follows_a_clock_that_is_set_and_a_ticket_is_no_way_around_it() {
 }
 
 #[test]
-fn ticket_from_before_the_clock_was_set_back_is_not_taken() {
+fn ticket_from_the_future_is_not_resumed() {
     let upstream = Upstream::echo();
-    let mut portcullis = Clocked::start(Site::new(), Listener::redis(&upstream));
+    let mut portcullis = ClockedPortcullis::start(TestDir::new(), Listener::redis(&upstream));
     let client = portcullis.client();
     let handshake = || client.attempt().1.unwrap().tls().handshake_kind().unwrap();
     let set_and_shake_twice = |offset| {
@@ -194,13 +196,13 @@ fn ticket_from_before_the_clock_was_set_back_is_not_taken() {
 }
 
 #[test]
-fn revocation_list_follows_a_clock_that_is_set() {
+fn crl_expiry_follows_a_clock_that_is_set() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", clients.revoking(&[], 2));
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""]);
-    let mut portcullis = Clocked::start(site, format!("{ON_SIGHUP}{listener}"));
+    let mut portcullis = ClockedPortcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let client = portcullis.client().showing(clients.issue(Request::client("app")));
     for _ in 0..2 {
         let session = client.attempt().1.unwrap();
@@ -215,8 +217,8 @@ fn revocation_list_follows_a_clock_that_is_set() {
 }
 
 #[test]
-fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
-    let site = Site::new();
+fn upstream_certificate_expiry_follows_a_clock_that_is_set() {
+    let site = TestDir::new();
     let own = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).valid(-1, 2));
     let upstream = Upstream::tls(showing(&own), |mut tls| {
         let mut bytes = [0; 4];
@@ -225,7 +227,7 @@ fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
         }
     });
     let listener = Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt");
-    let mut portcullis = Clocked::start(site, listener);
+    let mut portcullis = ClockedPortcullis::start(site, listener);
     let client = portcullis.client();
     let session = client.attempt().1.unwrap();
     for offset in [3 * DAY, -3 * DAY, 40 * YEAR] {
@@ -240,19 +242,20 @@ fn certificate_of_the_upstream_follows_a_clock_that_is_set() {
 }
 
 #[test]
-fn certificate_that_runs_out_is_told_once_for_each_time_the_clock_is_set() {
+fn expiring_certificate_is_reported_once_per_clock_change() {
     let upstream = Upstream::echo();
-    let mut portcullis = Clocked::start(Site::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
+    let mut portcullis = ClockedPortcullis::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
     portcullis.address("main");
     let reload = || portcullis.applies(|| portcullis.process.signal("HUP"));
-    let told = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();
-    assert_eq!(told(), 0);
+    let reports = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();
+    assert_eq!(reports(), 0);
     for turn in 1..=3 {
         for (offset, expected) in [(360 * DAY, turn), (Duration::ZERO, turn)] {
             portcullis.set(offset);
             reload();
             reload();
-            assert_eq!(told(), expected);
+            eventually("the certificate is reported", || (reports() >= expected).then_some(()));
+            assert_eq!(reports(), expected);
         }
     }
     no_fault(&portcullis);

@@ -11,28 +11,28 @@ use serde_json::Value;
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
-/// Portcullis among the files of a site.
-fn portcullis(site: &Site, arguments: &[&str]) -> Outcome {
+/// Portcullis, in a directory.
+fn portcullis(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).current_dir(site.directory()))
 }
 
-fn mode(site: &Site, file: &str) -> u32 {
+fn mode(site: &TestDir, file: &str) -> u32 {
     fs::metadata(site.path(file)).unwrap().permissions().mode() & 0o777
 }
 
 /// A site with a configuration of one listener.
-fn configured(listener: Listener) -> Site {
-    let site = Site::new();
+fn configured(listener: Listener) -> TestDir {
+    let site = TestDir::new();
     site.write("portcullis.toml", listener);
     site
 }
 
 #[test]
-fn the_version_is_the_packages() {
-    let said = run(executable().arg("--version")).success();
-    assert_eq!(said.trim(), format!("portcullis {}", env!("CARGO_PKG_VERSION")));
+fn version_is_that_of_the_package() {
+    let output = run(executable().arg("--version")).success();
+    assert_eq!(output.trim(), format!("portcullis {}", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
@@ -49,12 +49,12 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
-fn the_configuration_is_found_through_the_environment() {
+fn configuration_is_found_through_the_environment() {
     let site = configured(Listener::redis("127.0.0.1:6379").named("from-the-environment"));
     let mut check = executable();
     check.arg("check").env("PORTCULLIS_CONFIG", site.path("portcullis.toml"));
     assert!(run(&mut check).success().contains("from-the-environment"));
-    // What the command line says is stronger.
+    // The command line overrides the environment.
     let outcome = run(check.args(["-c", "/nowhere.toml"]));
     assert_eq!(outcome.code, Some(78));
 }
@@ -65,7 +65,7 @@ fn check_shows_what_would_be_enforced() {
     let site = configured(listener.limit("max_connections = 100").limit("connection_rate_per_source = \"50/s\""));
     let leaf = site.server();
     site.install("server", &leaf);
-    let said = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
+    let output = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
     for word in [
         "cache",
         "redis",
@@ -75,14 +75,14 @@ fn check_shows_what_would_be_enforced() {
         "127.0.0.1",
         "100; per source unlimited, 50/s",
     ] {
-        assert!(said.contains(word), "no {word} in {said}");
+        assert!(output.contains(word), "no {word} in {output}");
     }
-    assert!(said.contains(&leaf.sha256()), "{said}");
+    assert!(output.contains(&leaf.sha256()), "{output}");
 }
 
 #[test]
-fn check_can_be_read_by_a_program() {
-    let site = Site::new();
+fn check_json_describes_the_configuration() {
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::server(&["db.test", "*.db.test"]));
     site.install("server", &leaf);
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.7\"\n");
@@ -94,8 +94,8 @@ fn check_can_be_read_by_a_program() {
         .tls("client_auth = \"required\"")
         .tls("client_ca = \"ca.crt\"");
     site.write("portcullis.toml", listener);
-    let said = portcullis(&site, &["check", "--json", "-c", "portcullis.toml"]).success();
-    let report: Value = serde_json::from_str(&said).expect("JSON and nothing else");
+    let output = portcullis(&site, &["check", "--json", "-c", "portcullis.toml"]).success();
+    let report: Value = serde_json::from_str(&output).expect("JSON and nothing else");
     let listeners = report["listeners"].as_array().expect("listeners");
     assert_eq!(listeners.len(), 1);
     let limits = &listeners[0]["limits"];
@@ -104,7 +104,7 @@ fn check_can_be_read_by_a_program() {
     assert_eq!((&listeners[0]["name"], &listeners[0]["protocol"]), (&"db".into(), &"postgres".into()));
     let authority = crate::harness::pki::sha256(site.ca.der());
     for word in ["127.0.0.1", "192.0.2.7", "db.test", "*.db.test", &leaf.sha256(), &authority] {
-        assert!(said.contains(word), "no {word} in {said}");
+        assert!(output.contains(word), "no {word} in {output}");
     }
 }
 
@@ -119,52 +119,52 @@ fn check_binds_nothing() {
 }
 
 #[test]
-fn check_warns_of_a_key_that_others_can_read() {
+fn check_warns_about_a_key_that_others_can_read() {
     let site = configured(Listener::redis("127.0.0.1:6379"));
     let quiet = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert!(!format!("{}{}", quiet.text(), quiet.stderr).to_lowercase().contains("warning"));
     fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
-    let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
-    assert!(said.contains("warning") && said.contains("server.key"), "{said}");
+    let output = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
+    assert!(output.contains("warning") && output.contains("server.key"), "{output}");
 }
 
 #[test]
-fn a_start_warns_of_a_key_that_others_can_read() {
-    let site = Site::new();
+fn start_warns_about_a_key_that_others_can_read() {
+    let site = TestDir::new();
     fs::set_permissions(site.path("server.key"), fs::Permissions::from_mode(0o640)).unwrap();
     let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
     portcullis.event("a warning", |event| event.0["level"] == "WARN" && event.0.to_string().contains("server.key"));
 }
 
 #[test]
-fn check_warns_of_an_authority_that_has_expired() {
+fn check_warns_about_an_expired_ca() {
     let listener =
         Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
     let site = configured(listener);
     site.write("clients.pem", format!("{}{}", site.ca.pem(), Authority::expired("Old CA").pem()));
     let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let said = format!("{}{}", outcome.text(), outcome.stderr);
-    let warning = said.lines().find(|line| line.to_lowercase().contains("warning"));
-    let warning = warning.unwrap_or_else(|| panic!("no warning in {said}"));
+    let output = format!("{}{}", outcome.text(), outcome.stderr);
+    let warning = output.lines().find(|line| line.to_lowercase().contains("warning"));
+    let warning = warning.unwrap_or_else(|| panic!("no warning in {output}"));
     assert!(warning.contains("Old CA") && warning.contains("expired"), "{warning}");
 }
 
 #[test]
-fn check_warns_of_a_plaintext_cancel_beside_required_certificates() {
+fn check_warns_about_plaintext_cancel_with_required_certificates() {
     let site = configured(
         Listener::postgres("127.0.0.1:5432").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\""),
     );
     let outcome = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]);
     assert_eq!(outcome.code, Some(0));
-    let said = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
-    assert!(said.contains("warning") && said.contains("plaintext_cancel"), "{said}");
+    let output = format!("{}{}", outcome.text(), outcome.stderr).to_lowercase();
+    assert!(output.contains("warning") && output.contains("plaintext_cancel"), "{output}");
 }
 
 #[test]
-fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
+fn check_warns_about_settings_that_admit_more_than_expected() {
     let listener = Listener::redis("127.0.0.1:6379")
         .key("revoke = \"keep\"")
         .tls("client_auth = \"optional\"")
@@ -174,9 +174,9 @@ fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
     let site = configured(listener);
     site.write("ca.crl", site.ca.revoking(&[], -1));
     site.write("other.crt", Authority::new("Other CA").pem());
-    let said = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
-    let warnings: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("warning: listener main: ")).collect();
-    assert_eq!(warnings.len(), 4, "{said}");
+    let output = portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();
+    let warnings: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("warning: listener main: ")).collect();
+    assert_eq!(warnings.len(), 4, "{output}");
     for words in [
         &["trusted_clients", "without a certificate"][..],
         &["revoke = \"keep\"", "open sessions"],
@@ -184,20 +184,20 @@ fn check_warns_of_what_lets_in_or_stay_more_than_one_may_think() {
         &["CN=Other CA", "client_crl"],
     ] {
         let is_this = |warning: &&&str| words.iter().all(|word| warning.contains(word));
-        assert_eq!(warnings.iter().filter(is_this).count(), 1, "{words:?} in {said}");
+        assert_eq!(warnings.iter().filter(is_this).count(), 1, "{words:?} in {output}");
     }
 }
 
 #[test]
-fn explain_names_the_rule_that_lets_in() {
+fn explain_names_the_rule_that_admits() {
     let site = configured(Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/8", "::/0"]));
     let ask = |source: &str| {
         let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source"];
         portcullis(&site, &[&common[..], &[source]].concat())
     };
     for source in ["10.1.2.3", "::ffff:10.1.2.3"] {
-        let said = ask(source).success();
-        assert!(said.contains("10.0.0.0/8"), "{said}");
+        let output = ask(source).success();
+        assert!(output.contains("10.0.0.0/8"), "{output}");
     }
     for source in ["192.0.2.1", "::ffff:192.0.2.1"] {
         let refused = ask(source);
@@ -209,21 +209,21 @@ fn explain_names_the_rule_that_lets_in() {
 }
 
 #[test]
-fn explain_judges_a_client_certificate() {
+fn explain_checks_a_client_certificate() {
     let listener = Listener::redis("127.0.0.1:6379").tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let site = configured(listener);
     site.install("good", &site.ca.issue(Request::client("app")));
     site.install("expired", &site.ca.issue(Request::client("app").valid(-20, -10)));
-    site.install("stranger", &Authority::new("Another CA").issue(Request::client("app")));
+    site.install("untrusted", &Authority::new("Another CA").issue(Request::client("app")));
     let ask = |more: &[&str]| {
         let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
         portcullis(&site, &[&common[..], more].concat())
     };
-    let said = ask(&["--client-cert", "good.crt"]).success();
-    assert!(said.contains("CN=app"), "{said}");
+    let output = ask(&["--client-cert", "good.crt"]).success();
+    assert!(output.contains("CN=app"), "{output}");
     for (arguments, reason) in [
         (&["--client-cert", "expired.crt"][..], "client_certificate_expired"),
-        (&["--client-cert", "stranger.crt"], "client_certificate_unknown_ca"),
+        (&["--client-cert", "untrusted.crt"], "client_certificate_unknown_ca"),
         (&[], "client_certificate_missing"),
     ] {
         let refused = ask(arguments);
@@ -232,8 +232,8 @@ fn explain_judges_a_client_certificate() {
     }
 }
 
-/// What `explain` says of a certificate: of its exit code and its words.
-fn explained(site: &Site, certificate: &str, code: i32, words: &[&str]) {
+/// The exit code and output of `explain` for a certificate.
+fn explained(site: &TestDir, certificate: &str, code: i32, words: &[&str]) {
     let common = ["explain", "-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1", "--client-cert"];
     let outcome = portcullis(site, &[&common[..], &[certificate]].concat());
     assert_eq!(outcome.code, Some(code), "{certificate}: {}{}", outcome.text(), outcome.stderr);
@@ -243,7 +243,7 @@ fn explained(site: &Site, certificate: &str, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() {
+fn explain_names_the_anchor_and_the_trusted_client_pattern() {
     let next = Authority::new("Next CA");
     let listener = Listener::redis("127.0.0.1:6379")
         .tls("client_auth = \"required\"")
@@ -270,7 +270,7 @@ fn explain_names_who_vouches_for_a_certificate_and_the_pattern_that_trusts_it() 
 }
 
 #[test]
-fn explain_looks_into_the_revocation_lists() {
+fn explain_checks_the_crls() {
     let listener = Listener::redis("127.0.0.1:6379")
         .tls("client_auth = \"required\"")
         .tls("client_ca = \"ca.crt\"")
@@ -299,7 +299,7 @@ fn explain_looks_into_the_revocation_lists() {
 }
 
 #[test]
-fn explain_does_not_know_every_listener() {
+fn explain_rejects_an_unknown_listener() {
     let site = configured(Listener::redis("127.0.0.1:6379"));
     let arguments = ["explain", "-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
     let outcome = portcullis(&site, &arguments);
@@ -308,8 +308,8 @@ fn explain_does_not_know_every_listener() {
 }
 
 #[test]
-fn the_development_certificates_are_sound_and_private() {
-    let site = Site::new();
+fn development_certificates_are_valid_and_private() {
+    let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev", "--host", "db.internal", "--host", "10.1.2.3"]).success();
     for key in ["dev/ca.key", "dev/server.key", "dev/client.key"] {
         assert_eq!(mode(&site, key), 0o600, "{key}");
@@ -335,8 +335,8 @@ fn the_development_certificates_are_sound_and_private() {
 }
 
 #[test]
-fn the_development_certificates_work() {
-    let site = Site::new();
+fn development_certificates_serve_a_client() {
+    let site = TestDir::new();
     portcullis(&site, &["certs", "init", "dev"]).success();
     let issue = ["certs", "issue", "--ca", "dev/ca.crt", "--ca-key", "dev/ca.key", "--name", "app"];
     let names = ["--dns", "app.internal", "--uri", "spiffe://prod/app", "--days", "7"];
@@ -346,7 +346,7 @@ fn the_development_certificates_work() {
     assert!(names.contains("DNS:app.internal"), "{names}");
     assert!(names.contains("URI:spiffe://prod/app"), "{names}");
 
-    let upstream = Upstream::new(|mut stream| stream.write_all(b"good-bye\n").unwrap());
+    let upstream = Upstream::new(|mut stream| stream.write_all(b"farewell\n").unwrap());
     let listener = Listener::redis(&upstream)
         .certificates(&["dev/server"])
         .tls("client_auth = \"required\"")
@@ -354,28 +354,28 @@ fn the_development_certificates_work() {
     let portcullis = Portcullis::start(site, listener);
     for (certificate, key) in [("dev/client.crt", "dev/client.key"), ("dev/app.crt", "dev/app.key")] {
         let options = ["-CAfile", "dev/ca.crt", "-cert", certificate, "-key", key];
-        let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
-        assert!(said.text().contains("Verify return code: 0 (ok)"), "{}", said.text());
-        assert!(said.text().contains("good-bye"), "{}", said.text());
+        let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options));
+        assert!(output.text().contains("Verify return code: 0 (ok)"), "{}", output.text());
+        assert!(output.text().contains("farewell"), "{}", output.text());
     }
 }
 
 #[test]
 fn inspect_lists_every_certificate_of_every_bundle() {
-    let site = Site::new();
+    let site = TestDir::new();
     let roots = [Authority::new("First CA"), Authority::new("Second CA")];
     let middle = roots[0].intermediate("Middle CA");
     let leaf = middle.issue(Request::client("app"));
     site.write("bundle.pem", format!("# roots\n{}junk\n{}", roots[0].pem(), roots[1].pem()));
     site.write("chain.pem", leaf.pem());
-    let said = portcullis(&site, &["certs", "inspect", "bundle.pem", "chain.pem"]).success();
+    let output = portcullis(&site, &["certs", "inspect", "bundle.pem", "chain.pem"]).success();
     for name in ["CN=First CA", "CN=Second CA", "CN=Middle CA", "CN=app", "bundle.pem", "chain.pem"] {
-        assert!(said.contains(name), "no {name} in {said}");
+        assert!(output.contains(name), "no {name} in {output}");
     }
     for der in [roots[0].der(), roots[1].der(), middle.der(), leaf.der()] {
-        assert!(said.contains(&crate::harness::pki::sha256(der)), "{said}");
+        assert!(output.contains(&crate::harness::pki::sha256(der)), "{output}");
     }
-    assert!(said.contains("self-signed"), "{said}");
+    assert!(output.contains("self-signed"), "{output}");
 
     let missing = portcullis(&site, &["certs", "inspect", "nowhere.pem"]);
     assert_eq!(missing.code, Some(1));
@@ -383,12 +383,12 @@ fn inspect_lists_every_certificate_of_every_bundle() {
 }
 
 #[test]
-fn completions_and_the_manual_are_there() {
+fn completions_and_man_page_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
-        let said = run(executable().args(["completions", shell])).success();
-        assert!(said.contains("portcullis") && said.contains("explain"), "{said}");
+        let output = run(executable().args(["completions", shell])).success();
+        assert!(output.contains("portcullis") && output.contains("explain"), "{output}");
     }
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("completion", run(executable().args(["completions", "bash"])).success());
     run(Command::new("bash").arg("-n").arg(site.path("completion"))).success();
     let manual = run(executable().arg("man")).success();
@@ -396,7 +396,7 @@ fn completions_and_the_manual_are_there() {
 }
 
 #[test]
-fn a_port_in_use_fails_the_start() {
+fn port_in_use_fails_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let site = configured(Listener::redis("127.0.0.1:6379").on(&["127.0.0.1:0", &address]));

@@ -8,7 +8,7 @@ use std::{env, fs};
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Request, Site};
+use crate::harness::{Authority, Listener, Request, TestDir};
 
 /// The files of a directory of tests/config, sorted.
 fn cases(directory: &str) -> Vec<PathBuf> {
@@ -25,8 +25,8 @@ fn name(path: &Path) -> &str {
 }
 
 /// A directory with all files that the configurations name.
-pub(crate) fn site() -> Site {
-    let site = Site::new();
+pub(crate) fn site() -> TestDir {
+    let site = TestDir::new();
     site.install("other", &site.server());
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
     site.write("empty", "");
@@ -51,7 +51,7 @@ pub(crate) fn site() -> Site {
 }
 
 /// Writes valid and invalid files for client authentication and session tickets.
-fn clients(site: &Site) {
+fn clients(site: &TestDir) {
     let app = site.ca.issue(Request::client("app"));
     fs::create_dir(site.path("clients")).unwrap();
     site.install("clients/app", &app);
@@ -72,7 +72,7 @@ fn clients(site: &Site) {
 }
 
 /// Runs a command on one configuration, copied to where the files it names are.
-fn portcullis(site: &Site, command: &str, case: &Path) -> Outcome {
+fn portcullis(site: &TestDir, command: &str, case: &Path) -> Outcome {
     // The examples name directories that systemd creates.
     let text = fs::read_to_string(case).unwrap().replace("unix:/run/portcullis/", "unix:");
     site.write(name(case), text);
@@ -160,7 +160,7 @@ fn missing_configuration_exits_with_78() {
 
 #[test]
 fn configuration_that_is_not_utf8_is_rejected() {
-    let site = Site::new();
+    let site = TestDir::new();
     fs::write(site.path("portcullis.toml"), b"name = \"\xff\xfe\"").unwrap();
     let outcome = run(executable().arg("check").arg("-c").arg(site.path("portcullis.toml")));
     assert_eq!(outcome.code, Some(78));
@@ -178,7 +178,7 @@ pub(crate) fn broken_rules(count: u32) -> String {
 
 #[test]
 fn list_of_invalid_rules_is_reported_quickly_and_truncated() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", broken_rules(40_000));
     let listener = Listener::redis("127.0.0.1:6379").key("sources_file = \"sources.toml\"");
     site.write("portcullis.toml", listener);
@@ -192,7 +192,7 @@ fn list_of_invalid_rules_is_reported_quickly_and_truncated() {
 }
 
 /// A Secret volume as Kubernetes mounts it: symbolic links through `..data` to the files.
-fn secret(site: &Site, mode: u32) {
+fn secret(site: &TestDir, mode: u32) {
     fs::create_dir_all(site.path("tls/..2026")).unwrap();
     std::os::unix::fs::symlink("..2026", site.path("tls/..data")).unwrap();
     for name in ["tls.crt", "tls.key"] {
@@ -206,7 +206,7 @@ fn secret(site: &Site, mode: u32) {
 #[test]
 fn key_in_a_secret_volume_causes_a_warning_only_if_all_users_can_read_it() {
     for (mode, warned) in [(0o400, false), (0o440, false), (0o644, true)] {
-        let site = Site::new();
+        let site = TestDir::new();
         secret(&site, mode);
         let listener = Listener::redis("127.0.0.1:6379").certificate("cert = \"tls/tls.crt\", key = \"tls/tls.key\"");
         site.write("portcullis.toml", listener);
@@ -225,7 +225,7 @@ fn kubernetes_example_passes_check_without_warnings() {
     let (_, config) = manifest.split_once("portcullis.toml: |\n").unwrap();
     let lines = config.lines().take_while(|line| *line != "---");
     let config: String = lines.map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
-    let site = Site::new();
+    let site = TestDir::new();
     secret(&site, 0o440);
     fs::create_dir(site.path("clients")).unwrap();
     site.write("clients/ca.crt", site.ca.pem());

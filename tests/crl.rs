@@ -1,4 +1,4 @@
-//! Revocation lists: what a CA has taken back gets nobody in, and keeps nobody in.
+//! Certificate revocation lists: a revoked certificate is denied, and its sessions end.
 
 use std::fs;
 use std::path::Path;
@@ -11,20 +11,20 @@ use crate::harness::client::alert;
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream};
+use crate::harness::{Authority, CrlContent, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
-use crate::revocation::{SOON, assert_ended, assert_lives, session, wanting, while_busy};
+use crate::revocation::{MAX_REVOCATION_TIME, assert_ended, assert_lives, session, wanting, while_busy};
 
-/// A listener that goes by the lists in `clients.crl`.
+/// A listener that uses the CRLs in `clients.crl`.
 fn checking(upstream: &Upstream) -> Listener {
     wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""])
 }
 
-/// A site with one CA in `clients.pem`, which has taken back nothing, and a list in `clients.crl` that says so.
-fn site() -> (Site, Authority) {
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+/// A directory with one CA in `clients.pem` and its CRL in `clients.crl`, which revokes no certificate.
+fn site() -> (TestDir, Authority) {
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
-    site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
+    site.write("clients.crl", clients.list(CrlContent::nothing(1)).pem());
     (site, clients)
 }
 
@@ -40,7 +40,7 @@ fn put(portcullis: &Portcullis, file: &str, text: &str) -> Event {
     })
 }
 
-/// What the audit says of a client that must not get in.
+/// The audit event of a client that must be denied.
 fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
     let (port, attempt) = portcullis.client().showing(leaf).attempt();
     attempt.unwrap_err();
@@ -49,7 +49,7 @@ fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
     denied
 }
 
-/// What `explain` says of a client with this certificate.
+/// The output of `explain` for a client with this certificate.
 fn explain(portcullis: &Portcullis, leaf: &Leaf) -> Outcome {
     let site = &portcullis.site;
     site.install("explained", leaf);
@@ -68,14 +68,14 @@ fn assert_explained(portcullis: &Portcullis, leaf: &Leaf, code: i32, words: &[&s
 }
 
 #[test]
-fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
+fn revoked_certificate_ends_its_sessions_and_is_denied() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let (taken, other) = (app(&clients), app(&clients));
     site.install("taken", &taken);
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let (gone, mut kept) = (session(&portcullis, &taken), session(&portcullis, &other));
-    let list = clients.list(TakesBack::nothing(2).and(taken.der())).pem();
+    let list = clients.list(CrlContent::nothing(2).and(taken.der())).pem();
     while_busy(&mut kept, || {
         put(&portcullis, "clients.crl", &list);
         assert_ended(&portcullis, gone, "credential_revoked");
@@ -93,8 +93,8 @@ fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
     for version in ["-tls1_2", "-tls1_3"] {
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
         let options = [version, "-cert", "taken.crt", "-key", "taken.key"];
-        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
-        assert!(told.contains("alert certificate revoked"), "{version}: {told}");
+        let stderr = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(stderr.contains("alert certificate revoked"), "{version}: {stderr}");
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "client_certificate_revoked");
     }
@@ -104,7 +104,7 @@ fn what_a_list_takes_back_ends_its_sessions_and_gets_nobody_in() {
 }
 
 #[test]
-fn an_intermediate_is_taken_back_with_all_that_it_has_issued() {
+fn revoked_intermediate_revokes_its_certificates() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let [lost, team] = ["Lost CA", "Team CA"].map(|name| clients.intermediate(name));
@@ -112,7 +112,7 @@ fn an_intermediate_is_taken_back_with_all_that_it_has_issued() {
     let [of_lost, of_team, direct] = [&lost, &team, &clients].map(app);
     let gone = session(&portcullis, &of_lost);
     let (kept, too) = (session(&portcullis, &of_team), session(&portcullis, &direct));
-    put(&portcullis, "clients.crl", &clients.list(TakesBack::nothing(2).and(lost.der())).pem());
+    put(&portcullis, "clients.crl", &clients.list(CrlContent::nothing(2).and(lost.der())).pem());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &app(&lost)).reason(), "client_certificate_revoked");
     assert_explained(&portcullis, &of_lost, 3, &["refused (client_certificate_revoked)"]);
@@ -121,14 +121,14 @@ fn an_intermediate_is_taken_back_with_all_that_it_has_issued() {
 }
 
 #[test]
-fn a_list_of_an_intermediate_counts_for_what_that_has_issued() {
+fn crl_of_an_intermediate_covers_its_certificates() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let team = clients.intermediate("Team CA");
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let [taken, other] = [&team, &team].map(app);
     let (gone, kept) = (session(&portcullis, &taken), session(&portcullis, &other));
-    let lists = [clients.list(TakesBack::nothing(2)), team.list(TakesBack::nothing(1).and(taken.der()))];
+    let lists = [clients.list(CrlContent::nothing(2)), team.list(CrlContent::nothing(1).and(taken.der()))];
     put(&portcullis, "clients.crl", &lists.map(|list| list.pem()).concat());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
@@ -137,26 +137,26 @@ fn a_list_of_an_intermediate_counts_for_what_that_has_issued() {
 }
 
 #[test]
-fn of_two_cas_with_one_name_each_goes_by_its_own_list() {
+fn two_cas_with_one_name_use_their_own_crls() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_one, other_of_one] = [&one, &one].map(app);
     let [of_two, other_of_two] = [&two, &two].map(app);
     site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = [\"one.crl\", \"two.crl\"]"]);
-    site.write("one.crl", one.list(TakesBack::nothing(1)).pem());
-    site.write("two.crl", two.list(TakesBack::nothing(1)).pem());
+    site.write("one.crl", one.list(CrlContent::nothing(1)).pem());
+    site.write("two.crl", two.list(CrlContent::nothing(1)).pem());
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
     let kept = [&other_of_one, &of_two, &other_of_two].map(|leaf| session(&portcullis, leaf));
     let gone = session(&portcullis, &of_one);
-    // It takes back a number of its namesake too, which is no concern of that one.
-    let list = one.list(TakesBack::nothing(2).and(of_one.der()).and(of_two.der()));
+    // It also revokes a serial number of the other CA with this name, without effect.
+    let list = one.list(CrlContent::nothing(2).and(of_one.der()).and(of_two.der()));
     put(&portcullis, "one.crl", &list.pem());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &of_one).reason(), "client_certificate_revoked");
     let [first, gone, last] = kept;
-    put(&portcullis, "two.crl", &two.list(TakesBack::nothing(2).and(of_two.der())).pem());
+    put(&portcullis, "two.crl", &two.list(CrlContent::nothing(2).and(of_two.der())).pem());
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_eq!(refused(&portcullis, &of_two).reason(), "client_certificate_revoked");
     assert_lives(first);
@@ -167,13 +167,13 @@ fn of_two_cas_with_one_name_each_goes_by_its_own_list() {
 }
 
 #[test]
-fn a_ca_without_a_list_is_not_checked() {
+fn ca_without_a_crl_is_not_checked() {
     let upstream = Upstream::echo();
     let (site, listed) = site();
     let unlisted = Authority::new("Other CA");
     let taken = app(&listed);
     site.write("clients.pem", format!("{}{}", listed.pem(), unlisted.pem()));
-    site.write("clients.crl", listed.list(TakesBack::nothing(1).and(taken.der())).pem());
+    site.write("clients.crl", listed.list(CrlContent::nothing(1).and(taken.der())).pem());
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
     for authority in [&listed, &unlisted, &unlisted.intermediate("Team CA")] {
@@ -184,13 +184,13 @@ fn a_ca_without_a_list_is_not_checked() {
 
 /// `openssl verify -crl_check` refuses both with "unable to get certificate CRL".
 #[test]
-fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
+fn crl_of_a_new_ca_key_does_not_cover_certificates_of_the_old_key() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [old, new] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_old, named, of_new] = [&old, &old, &new].map(app);
     site.write("clients.pem", format!("{}{}", old.pem(), new.pem()));
-    site.write("clients.crl", new.list(TakesBack::nothing(1).and(named.der())).pem());
+    site.write("clients.crl", new.list(CrlContent::nothing(1).and(named.der())).pem());
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let denied = refused(&portcullis, &of_old);
     assert_eq!(denied.reason(), "client_certificate_invalid");
@@ -201,11 +201,11 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
     let checked = check(&portcullis.site.path("portcullis.toml"));
     assert!(checked.contains("certificates issued by this CA are rejected"), "{checked}");
 
-    // With a list of either key each goes by its own.
-    let both = format!("{}{}", new.list(TakesBack::nothing(2)).pem(), old.list(TakesBack::nothing(1)).pem());
+    // With a CRL of each key, each certificate is checked against that of its own issuer.
+    let both = format!("{}{}", new.list(CrlContent::nothing(2)).pem(), old.list(CrlContent::nothing(1)).pem());
     put(&portcullis, "clients.crl", &both);
     let kept = [&of_old, &named, &of_new].map(|leaf| session(&portcullis, leaf));
-    put(&portcullis, "clients.crl", &new.list(TakesBack::nothing(3)).pem());
+    put(&portcullis, "clients.crl", &new.list(CrlContent::nothing(3)).pem());
     let [ended, too, lives] = kept;
     assert_ended(&portcullis, ended, "credential_revoked");
     assert_ended(&portcullis, too, "credential_revoked");
@@ -213,13 +213,13 @@ fn list_of_the_new_key_of_a_ca_covers_no_certificate_of_the_old_key() {
 }
 
 #[test]
-fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
+fn crls_are_read_in_pem_and_der() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let authorities = ["First CA", "Second CA", "Third CA"].map(Authority::new);
     let taken = [app(&authorities[0]), app(&authorities[1]), app(&authorities[2])];
     let [first, second, third] =
-        [0, 1, 2].map(|index: usize| authorities[index].list(TakesBack::nothing(1).and(taken[index].der())));
+        [0, 1, 2].map(|index: usize| authorities[index].list(CrlContent::nothing(1).and(taken[index].der())));
     site.write("clients.pem", authorities.each_ref().map(Authority::pem).concat());
     fs::create_dir(site.path("lists")).unwrap();
     fs::write(site.path("lists/first.crl"), first.der()).unwrap();
@@ -233,15 +233,15 @@ fn lists_are_read_in_pem_and_in_der_and_side_by_side() {
 }
 
 #[test]
-fn of_an_old_list_and_a_new_one_side_by_side_the_new_one_counts() {
+fn newer_of_two_crls_is_used() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let [taken, later, other] = [&clients, &clients, &clients].map(app);
     site.write("clients.pem", clients.pem());
     fs::create_dir(site.path("lists")).unwrap();
-    let old = clients.list(TakesBack::nothing(9).and(taken.der()));
+    let old = clients.list(CrlContent::nothing(9).and(taken.der()));
     // Number ten comes after number nine, and its file before that of the old one.
-    let new = clients.list(TakesBack::nothing(10).and(taken.der()).and(later.der()));
+    let new = clients.list(CrlContent::nothing(10).and(taken.der()).and(later.der()));
     site.write("lists/z.crl", old.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = \"lists/*.crl\""]);
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
@@ -257,22 +257,22 @@ fn of_an_old_list_and_a_new_one_side_by_side_the_new_one_counts() {
     both_refused();
     portcullis.applies(|| fs::remove_file(portcullis.site.path("lists/z.crl")).unwrap());
     both_refused();
-    // It does not count again for having come last.
+    // The older CRL is not used although it was written last.
     portcullis.applies(|| portcullis.site.replace("lists/b.crl", old.pem()));
     both_refused();
     assert_lives(kept);
 }
 
 #[test]
-fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
+fn expired_crl_denies_its_ca_until_it_is_replaced() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let unlisted = Authority::new("Other CA");
     site.write("clients.pem", format!("{}{}", clients.pem(), unlisted.pem()));
-    let brief = TakesBack::nothing(1).brief(4);
+    let brief = CrlContent::nothing(1).brief(4);
     let end = brief.ends();
     site.write("clients.crl", clients.list(brief).pem());
-    // The same list at a listener that goes on with it.
+    // The same CRL at a listener that continues with it.
     let lenient = checking(&upstream).named("lenient").tls("crl_expired = \"allow\"");
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{}{lenient}", checking(&upstream)));
     let leaf = app(&clients);
@@ -283,7 +283,7 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
 
     assert_eq!(gone.rest().unwrap(), b"");
     let late = OffsetDateTime::now_utc() - end;
-    assert!(late >= Duration::ZERO && late < SOON, "it ended {late} after its list");
+    assert!(late >= Duration::ZERO && late < MAX_REVOCATION_TIME, "it ended {late} after its list");
     let port = gone.port();
     assert_ended(&portcullis, gone, "credential_revoked");
     let denied = refused(&portcullis, &leaf);
@@ -299,18 +299,18 @@ fn a_list_that_runs_out_refuses_its_ca_until_there_is_a_new_one() {
     assert_lives(kept);
     assert_lives(session(&portcullis, app(&unlisted)));
 
-    portcullis.applies(|| portcullis.site.replace("clients.crl", clients.list(TakesBack::nothing(2)).pem()));
+    portcullis.applies(|| portcullis.site.replace("clients.crl", clients.list(CrlContent::nothing(2)).pem()));
     assert_lives(session(&portcullis, &leaf));
     assert_explained(&portcullis, &leaf, 0, &["verdict   admitted"]);
 }
 
 #[test]
-fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
+fn expired_crl_gives_a_warning_in_each_mode() {
     for (meaning, words) in [("refuse", "certificates of this CA are rejected"), ("allow", "it is still used")] {
         let upstream = Upstream::echo();
         let (site, clients) = site();
         let [taken, other] = [&clients, &clients].map(app);
-        site.write("clients.crl", clients.list(TakesBack::nothing(1).and(taken.der()).brief(-60)).pem());
+        site.write("clients.crl", clients.list(CrlContent::nothing(1).and(taken.der()).brief(-60)).pem());
         let listener = checking(&upstream).tls(&format!("crl_expired = \"{meaning}\""));
         let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
         let of_it = |event: &Event| event.0.to_string().contains(words);
@@ -336,7 +336,7 @@ fn a_list_that_has_run_out_is_warned_of_whatever_it_means() {
             assert_eq!(portcullis.refusal(port), "client_certificate_invalid");
             assert_explained(&portcullis, &other, 3, &["has expired"]);
         }
-        // A reload says it again.
+        // A reload reports it again.
         let seen = portcullis.seen();
         portcullis.process.signal("HUP");
         portcullis.event_after(seen, "the warning", of_it);
@@ -348,16 +348,16 @@ fn check(file: &Path) -> String {
 }
 
 #[test]
-fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
+fn unusable_crl_rejects_the_reload_until_it_is_fixed() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let [taken, other] = [&clients, &clients].map(app);
-    let good = clients.list(TakesBack::nothing(1).and(taken.der()));
+    let good = clients.list(CrlContent::nothing(1).and(taken.der()));
     site.write("clients.crl", good.pem());
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{}", checking(&upstream)));
     let mut inside = session(&portcullis, &other);
     let file = portcullis.site.path("clients.crl");
-    let forged = Authority::new("Clients CA").list(TakesBack::nothing(2).and(other.der()));
+    let forged = Authority::new("Clients CA").list(CrlContent::nothing(2).and(other.der()));
     let half = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
     let (pem, der) = (good.pem(), good.der());
     let two = format!("{pem}{}", &pem[..pem.len() / 2]);
@@ -373,7 +373,7 @@ fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
         assert!(rejected.is("reload.rejected"), "{what}: {}", rejected.0);
         let error = rejected.text("error");
         assert!(error.contains("clients.crl") && error.contains(words), "{what}: {error}");
-        // The old list goes on to count.
+        // The old CRL stays in force.
         assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "{what}");
         assert_lives(session(&portcullis, &other));
         portcullis.applies(|| fs::write(&file, pem.as_bytes()).unwrap());
@@ -381,40 +381,40 @@ fn a_list_that_cannot_be_used_rejects_the_reload_and_heals_by_itself() {
     let missing = portcullis.reload_after(|| fs::remove_file(&file).unwrap());
     assert!(missing.is("reload.rejected"), "{}", missing.0);
     assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked");
-    let both = clients.list(TakesBack::nothing(2).and(taken.der()).and(other.der()));
+    let both = clients.list(CrlContent::nothing(2).and(taken.der()).and(other.der()));
     portcullis.applies(|| fs::write(&file, both.der()).unwrap());
     assert_ended(&portcullis, inside, "credential_revoked");
 }
 
 #[test]
-fn a_list_of_nobody_in_client_ca_is_warned_of() {
+fn crl_of_an_unknown_issuer_gives_a_warning() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{}", checking(&upstream)));
     let inside = session(&portcullis, app(&clients));
-    let stranger = Authority::new("Stranger CA").list(TakesBack::nothing(1));
+    let untrusted = Authority::new("Other CA").list(CrlContent::nothing(1));
     let seen = portcullis.seen();
-    put(&portcullis, "clients.crl", &stranger.pem());
+    put(&portcullis, "clients.crl", &untrusted.pem());
     portcullis.event_after(seen, "the warning", |event| {
-        event.0.to_string().contains("CN=Stranger CA, which is not in client_ca")
+        event.0.to_string().contains("CN=Other CA, which is not in client_ca")
     });
     assert_lives(inside);
 }
 
 #[test]
-fn plan_tells_two_lists_of_one_issuer_apart() {
+fn plan_distinguishes_two_crls_of_one_issuer() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [one, two] = ["Clients CA", "Clients CA"].map(Authority::new);
     let [of_one, of_two] = [app(&one), app(&two)];
     site.write("clients.pem", format!("{}{}", one.pem(), two.pem()));
-    site.write("one.crl", one.list(TakesBack::nothing(1).and(of_one.der())).pem());
-    site.write("two.crl", two.list(TakesBack::nothing(1).and(of_two.der())).pem());
+    site.write("one.crl", one.list(CrlContent::nothing(1).and(of_one.der())).pem());
+    site.write("two.crl", two.list(CrlContent::nothing(1).and(of_two.der())).pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\"", "client_crl = [\"one.crl\", \"two.crl\"]"]);
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{ADMIN}{listener}"));
     portcullis.address("main");
     // Another list with the number and the count of the former.
-    let replaced = one.list(TakesBack::nothing(1).and(of_two.der())).pem();
+    let replaced = one.list(CrlContent::nothing(1).and(of_two.der())).pem();
     portcullis.site.replace("one.crl", &replaced);
     let (status, plan) = portcullis.ask("POST", "/v1/reload?plan=true");
     assert_eq!(status, 200, "{plan}");
@@ -424,26 +424,26 @@ fn plan_tells_two_lists_of_one_issuer_apart() {
     assert_ne!(difference["old"], difference["new"]);
 
     // The list of one key is older, and that of the other is not.
-    let older = one.list(TakesBack::nothing(1).and(of_one.der()).brief(-60)).pem();
+    let older = one.list(CrlContent::nothing(1).and(of_one.der()).brief(-60)).pem();
     portcullis.site.replace("one.crl", &older);
     let (_, plan) = portcullis.ask("POST", "/v1/reload?plan=true");
     assert_eq!(plan["differences"][0]["weakens"], true, "{plan}");
 }
 
 #[test]
-fn large_lists_that_all_change_are_held_twice_at_most() {
+fn replaced_large_crls_are_in_memory_twice_at_most() {
     const LISTS: usize = 10;
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let names: Vec<_> = (0..LISTS).map(|number| format!("CA {number}")).collect();
     let authorities: Vec<_> = names.iter().map(|name| Authority::new(name)).collect();
     site.write("clients.pem", authorities.iter().map(Authority::pem).collect::<String>());
     fs::create_dir(site.path("lists")).unwrap();
     let lists = |number| -> Vec<String> {
-        authorities.iter().map(|one| one.list(TakesBack::nothing(number).and_many(20_000)).pem()).collect()
+        authorities.iter().map(|one| one.list(CrlContent::nothing(number).and_many(20_000)).pem()).collect()
     };
     let versions = [lists(1), lists(2)];
-    let put = |site: &Site, version: &[String]| {
+    let put = |site: &TestDir, version: &[String]| {
         for (number, list) in version.iter().enumerate() {
             site.replace(&format!("lists/{number}.crl"), list);
         }

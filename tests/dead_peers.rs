@@ -1,4 +1,4 @@
-//! `dead_peer_timeout`: a peer that stops acknowledging is ended, and one that only does not read is not.
+//! `dead_peer_timeout`: a peer that stops acknowledging is closed, and a peer that only stops reading is not.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::harness::client::port;
 use crate::harness::dns::alone;
 use crate::harness::program::{command, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const LIMIT: &str = "dead_peer_timeout = \"2s\"";
@@ -38,11 +38,11 @@ fn narrow(address: Option<SocketAddr>) -> Socket {
 }
 
 fn before(upstream: impl std::fmt::Display) -> Portcullis {
-    Portcullis::start(Site::new(), Listener::tcp(upstream).without_tls().on(&["127.0.0.1:0"]).limit(LIMIT))
+    Portcullis::start(TestDir::new(), Listener::tcp(upstream).without_tls().on(&["127.0.0.1:0"]).limit(LIMIT))
 }
 
 #[test]
-fn client_that_acknowledges_and_does_not_read_is_never_ended() {
+fn client_that_acknowledges_without_reading_is_never_closed() {
     thread::scope(|scope| {
         for length in [SOME, MUCH] {
             scope.spawn(move || {
@@ -52,9 +52,9 @@ fn client_that_acknowledges_and_does_not_read_is_never_ended() {
                 });
                 let portcullis = before(&upstream);
                 let mut client = TcpStream::from(narrow(Some(portcullis.address("main"))));
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 thread::sleep(PAUSE);
-                // With the buffer as it is this would take long.
+                // With a small buffer this would take long.
                 SockRef::from(&client).set_recv_buffer_size(1 << 20).unwrap();
                 let mut received = vec![0; length];
                 client.read_exact(&mut received).unwrap_or_else(|error| panic!("of {length} bytes: {error}"));
@@ -65,7 +65,7 @@ fn client_that_acknowledges_and_does_not_read_is_never_ended() {
 }
 
 #[test]
-fn upstream_that_acknowledges_and_does_not_read_is_never_ended() {
+fn upstream_that_acknowledges_without_reading_is_never_closed() {
     let narrow = narrow(None);
     narrow.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
     narrow.listen(8).unwrap();
@@ -76,7 +76,7 @@ fn upstream_that_acknowledges_and_does_not_read_is_never_ended() {
             let listener = &listener;
             scope.spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 thread::sleep(PAUSE);
                 SockRef::from(&stream).set_recv_buffer_size(1 << 20).unwrap();
                 let mut length = [0; 8];
@@ -90,7 +90,7 @@ fn upstream_that_acknowledges_and_does_not_read_is_never_ended() {
             let address = portcullis.address("main");
             scope.spawn(move || {
                 let mut client = TcpStream::connect(address).unwrap();
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 client.write_all(&(length as u64).to_be_bytes()).unwrap();
                 client.write_all(&vec![7; length]).unwrap();
                 let mut answer = [0; 4];
@@ -100,13 +100,13 @@ fn upstream_that_acknowledges_and_does_not_read_is_never_ended() {
     });
 }
 
-/// From here on nothing arrives at 127.0.0.1 any more, and nobody is told.
+/// From here on no packet reaches 127.0.0.1, and no side gets an error.
 fn cut_the_wire() -> Instant {
     run(command("tc").args("qdisc add dev lo root blackhole".split(' '))).success();
     Instant::now()
 }
 
-/// What a server at a Unix socket says when the wire has been cut, or before, by what it is asked.
+/// The answer of a server at a Unix socket, before or after the network is cut, depending on the question.
 fn serve(mut stream: UnixStream, is_cut: &AtomicBool) {
     let mut question = [0];
     stream.read_exact(&mut question).unwrap();
@@ -125,9 +125,9 @@ fn serve(mut stream: UnixStream, is_cut: &AtomicBool) {
 }
 
 #[test]
-fn client_that_stops_acknowledging_is_ended() {
+fn client_that_stops_acknowledging_is_closed() {
     alone(|| {
-        let site = Site::new();
+        let site = TestDir::new();
         let path = site.path("database.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let is_cut = Arc::new(AtomicBool::new(false));
@@ -141,7 +141,7 @@ fn client_that_stops_acknowledging_is_ended() {
         let upstream = format!("unix:{}", path.display());
         let listener = Listener::tcp(upstream).without_tls().on(&["127.0.0.1:0"]).limit(LIMIT);
         let portcullis = Portcullis::start(site, listener);
-        // Idle, with a closed window, sent little, and sent more than there is room for.
+        // Idle, with a closed window, with few bytes in flight, and with more than the buffers hold.
         let clients = [b"i", b"c", b"s", b"l"].map(|question| {
             let mut client = TcpStream::from(narrow(Some(portcullis.address("main"))));
             client.write_all(question).unwrap();
@@ -162,10 +162,10 @@ fn client_that_stops_acknowledging_is_ended() {
 }
 
 #[test]
-fn upstream_that_stops_acknowledging_is_ended() {
+fn upstream_that_stops_acknowledging_is_closed() {
     alone(|| {
         let upstream = Upstream::echo();
-        let site = Site::new();
+        let site = TestDir::new();
         let path = site.path("proxy.sock");
         let listener = Listener::tcp(&upstream).without_tls().on(&[&format!("unix:{}", path.display())]);
         let portcullis = Portcullis::start(site, listener.limit(LIMIT));
@@ -184,9 +184,9 @@ fn upstream_that_stops_acknowledging_is_ended() {
                     "little" => 10,
                     _ => MUCH,
                 };
-                // It ends in the middle of it.
+                // The session is closed in the middle of the write.
                 let _ = client.write_all(&vec![7; length]);
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                client.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
                 let _ = client.read(&mut [0]).unwrap();
             })
         });

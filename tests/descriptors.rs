@@ -1,4 +1,4 @@
-//! File descriptors: a limit that is raised, and a reserve that no client can use up.
+//! File descriptors: the raised limit, and the reserve that no client can use.
 
 use std::fs;
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::harness::client::port;
 use crate::harness::hosts;
 use crate::harness::portcullis::{ADMIN, EXECUTABLE};
 use crate::harness::program::{allow_many_files, command, run};
-use crate::harness::{Connection, Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::assert_ended;
 
@@ -21,7 +21,7 @@ fn limited(limits: &str) -> Command {
     limited
 }
 
-/// A limit that leaves room for a few connections: besides those some fifteen descriptors are open, and five for each core.
+/// A limit for a few connections: in addition some fifteen descriptors are open, and five for each core.
 pub(crate) fn tight(for_connections: usize) -> String {
     let cores = std::thread::available_parallelism().unwrap().get();
     let limit = 15 + 5 * cores + RESERVE + for_connections;
@@ -31,21 +31,21 @@ pub(crate) fn tight(for_connections: usize) -> String {
 /// The reserve where the limit is low.
 const RESERVE: usize = 16;
 
-/// What `status` has of the process's descriptors.
+/// The descriptors of the process in `status`.
 fn descriptors(portcullis: &Portcullis) -> Value {
     portcullis.ask("GET", "/v1/status").1["descriptors"].clone()
 }
 
 fn logged(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
-    let says = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.starts_with(words));
-    portcullis.event_after(seen, words, says)
+    let has_words = |line: &Event| line.0["message"].as_str().is_some_and(|message| message.starts_with(words));
+    portcullis.event_after(seen, words, has_words)
 }
 
-/// Connects from this address until accepting is paused. Returns the sessions, and who waits to be accepted.
+/// Connects from this address until accepting is paused. Returns the sessions, and the connections in the queue.
 fn flood(portcullis: &Portcullis, source: &str) -> (Vec<Connection>, Vec<TcpStream>) {
     let client = portcullis.client().from(source);
-    let room = descriptors(portcullis)["max_connections"].as_u64().unwrap();
-    let sessions = (0..room).map(|_| {
+    let free = descriptors(portcullis)["max_connections"].as_u64().unwrap();
+    let sessions = (0..free).map(|_| {
         let mut session = client.connect();
         session.ask(b"hello", b"hello");
         session
@@ -61,7 +61,7 @@ fn soft_limit_is_raised_to_the_hard_one() {
     allow_many_files();
     let upstream = Upstream::echo();
     let config = format!("{ADMIN}{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start_by(limited("64:4096"), Site::new(), config);
+    let portcullis = Portcullis::start_by(limited("64:4096"), TestDir::new(), config);
     let client = portcullis.client();
     let mut sessions: Vec<_> = (0..150).map(|_| client.connect()).collect();
     for session in &mut sessions {
@@ -73,7 +73,7 @@ fn soft_limit_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn client_that_uses_all_descriptors_can_be_removed() {
+fn source_that_uses_all_descriptors_can_be_removed() {
     const SOURCES: &[&str] = &["127.0.0.2", "127.0.0.3"];
     allow_many_files();
     let upstream = Upstream::echo();
@@ -81,11 +81,11 @@ fn client_that_uses_all_descriptors_can_be_removed() {
         let listener = Listener::redis(&upstream).trusting(sources);
         format!("log.audit_file = \"audit.log\"\n{ADMIN}{ON_SIGHUP}{listener}")
     };
-    let portcullis = Portcullis::start_by(limited(&tight(23)), Site::new(), config(SOURCES));
+    let portcullis = Portcullis::start_by(limited(&tight(23)), TestDir::new(), config(SOURCES));
     portcullis.address("main");
     let (mut sessions, waiting) = flood(&portcullis, "127.0.0.2");
 
-    // Everything else goes on.
+    // All other functions continue.
     let paused = descriptors(&portcullis);
     assert_eq!((&paused["accepting"], paused["paused_since"].is_string()), (&false.into(), true), "{paused}");
     let words = run(command(EXECUTABLE).args(["status", "--socket"]).arg(portcullis.site.path("admin.sock"))).success();
@@ -113,9 +113,9 @@ fn client_that_uses_all_descriptors_can_be_removed() {
 }
 
 #[test]
-fn host_names_are_looked_up_while_clients_use_all_descriptors() {
+fn host_names_are_resolved_while_clients_use_all_descriptors() {
     allow_many_files();
-    let (upstream, site) = (Upstream::echo(), Site::new());
+    let (upstream, site) = (Upstream::echo(), TestDir::new());
     hosts::name(&site, &[("app.test", &["127.0.0.4"])]);
     let name = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.2"]).to_string();
@@ -133,11 +133,11 @@ fn host_names_are_looked_up_while_clients_use_all_descriptors() {
 }
 
 #[test]
-fn others_get_in_as_soon_as_descriptors_are_given_back() {
+fn other_clients_are_accepted_once_descriptors_are_free() {
     allow_many_files();
     let upstream = Upstream::echo();
     let config = format!("{ADMIN}{}", Listener::redis(&upstream).trusting(&["127.0.0.2", "127.0.0.3"]));
-    let portcullis = Portcullis::start_by(limited(&tight(23)), Site::new(), config);
+    let portcullis = Portcullis::start_by(limited(&tight(23)), TestDir::new(), config);
     portcullis.address("main");
     let (mut sessions, waiting) = flood(&portcullis, "127.0.0.2");
     drop(waiting);
@@ -145,6 +145,6 @@ fn others_get_in_as_soon_as_descriptors_are_given_back() {
     assert_eq!(descriptors(&portcullis)["accepting"], false);
     sessions.pop();
     portcullis.client().secure(other).unwrap().ask(b"hello", b"hello");
-    let paused = |event: &&Event| event.0["message"].as_str().is_some_and(|it| it.starts_with("accepting paused"));
-    assert_eq!(portcullis.events().iter().filter(paused).count(), 1, "a pause is logged once a minute");
+    let paused = |event: &Event| event.0["message"].as_str().is_some_and(|it| it.starts_with("accepting paused"));
+    portcullis.assert_count("a pause is logged once a minute", 1, paused);
 }

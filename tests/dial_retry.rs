@@ -1,5 +1,4 @@
-//! While an upstream refuses connections its clients are held, for `dial_retry`, and what they are told then makes them try
-//! again.
+//! `dial_retry`: while an upstream refuses connections its clients are held. The error they get then makes them retry.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -7,22 +6,22 @@ use std::time::{Duration, Instant};
 
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, free_address, run, tied};
-use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 use crate::reload::ON_SIGHUP;
 
 /// Longer than any test here takes.
 const LONG: &str = "dial_retry = \"10m\"";
 
-/// As a database is away that is restarted.
+/// The time in which a database restarts.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
 #[test]
-fn client_of_an_upstream_that_restarts_waits_and_notices_nothing_else() {
+fn client_waits_while_the_upstream_restarts() {
     let mut redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).upstream(LONG));
     redis.kill();
-    // One that has asked already, one that has not, and one that asks and says that it asks no more.
+    // One has sent a command, one has sent nothing, and one has sent a command and closed its side.
     let mut asking = portcullis.client().connect();
     asking.send(b"PING\r\n");
     let mut silent = portcullis.client().connect();
@@ -52,7 +51,7 @@ fn postgres_client_of_an_upstream_that_restarts_waits_and_is_served() {
 }
 
 #[test]
-fn pg_isready_says_no_and_libpq_tries_its_next_host_while_the_upstream_refuses() {
+fn refusing_upstream_fails_pg_isready_and_makes_libpq_try_its_next_host() {
     let postgres = Postgres::start();
     let away = Portcullis::before(Listener::postgres(free_address()));
     let there = Portcullis::before(Listener::postgres(&postgres));
@@ -69,7 +68,7 @@ fn pg_isready_says_no_and_libpq_tries_its_next_host_while_the_upstream_refuses()
 }
 
 #[test]
-fn client_that_leaves_is_not_held_any_longer() {
+fn held_client_that_closes_is_released() {
     for listener in [Listener::redis(free_address()), Listener::tcp(free_address())] {
         let portcullis = Portcullis::before(listener.upstream(LONG).limit("max_connections = 1"));
         let mut first = portcullis.client().connect();
@@ -82,14 +81,14 @@ fn client_that_leaves_is_not_held_any_longer() {
 }
 
 #[test]
-fn client_that_is_held_follows_the_policy() {
+fn held_client_is_authorized_again() {
     let upstream = Upstream::echo();
     let config = |upstream: &dyn std::fmt::Display, source: &str| {
         let listener = Listener::redis(upstream).trusting(&[source]).upstream(LONG);
         format!("{ON_SIGHUP}{listener}")
     };
     let away = free_address();
-    let portcullis = Portcullis::start(Site::new(), config(&away, "127.0.0.0/8"));
+    let portcullis = Portcullis::start(TestDir::new(), config(&away, "127.0.0.0/8"));
     let mut client = portcullis.client().connect();
     client.send(b"hello");
     assert!(portcullis.reconfigure(config(&upstream, "127.0.0.0/8")).is("reload.applied"));
@@ -106,8 +105,8 @@ fn client_that_is_held_follows_the_policy() {
 }
 
 #[test]
-fn of_all_clients_that_are_held_one_dials() {
-    // It takes connections and ends them, which counts as a refusal where it is asked for its role.
+fn held_clients_share_one_dial() {
+    // It accepts and closes connections, which counts as a refusal if it is queried for its role.
     let upstream = Upstream::new(crate::harness::client::reset);
     let listener = Listener::redis(&upstream).upstream("target = \"master\"");
     let portcullis = Portcullis::before(listener);
@@ -121,13 +120,13 @@ fn of_all_clients_that_are_held_one_dials() {
         assert_eq!(denied.reason(), "upstream_unreachable");
         assert!(denied.text("detail").ends_with("retried for 2s (dial_retry)"), "{}", denied.0);
     }
-    // By itself each would have dialled about ten times.
+    // Separately each would have dialled about ten times.
     let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
     assert!(upstream.connections() < 40 + 20 * seconds, "{}", upstream.connections());
 }
 
 #[test]
-fn without_dial_retry_a_client_is_told_at_once() {
+fn disabled_dial_retry_fails_the_client_at_once() {
     let portcullis = Portcullis::before(Listener::redis(free_address()).upstream("dial_retry = \"0s\""));
     let mut client = portcullis.client().connect();
     assert!(client.rest().unwrap().starts_with(b"-LOADING "));
@@ -157,7 +156,7 @@ while True:
 print('restarted')
 ";
 
-/// Longer than a client is held, so that it is told, too.
+/// The outage lasts longer than a client is held, so that the client gets an error, too.
 #[test]
 fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
     let mut redis = Redis::start();
@@ -167,9 +166,9 @@ fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
     portcullis.event("a session", |event: &Event| event.is("connection.opened"));
     redis.kill();
     let denials = || portcullis.events().iter().filter(|event| event.is("connection.denied")).count();
-    eventually("it is told twice", || (denials() >= 2).then_some(()));
+    eventually("it gets two errors", || (denials() >= 2).then_some(()));
     redis.start_again();
     let code = python.exit_code();
-    let said = std::io::read_to_string(python.0.stderr.take().unwrap()).unwrap();
-    assert_eq!(code, Some(0), "{said}");
+    let output = std::io::read_to_string(python.0.stderr.take().unwrap()).unwrap();
+    assert_eq!(code, Some(0), "{output}");
 }

@@ -1,13 +1,13 @@
-//! Sources that are host names, before real DNS servers: how long their records live, and how they fail.
+//! Trusted sources that are host names, with real DNS servers: TTLs and failures.
 
 use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 
-use crate::harness::dns::{Dnsmasq, OddServer, Way, alone};
-use crate::harness::hosts::{ask_the_dns, name, start};
+use crate::dns_sources::{STATE, is_let_in};
+use crate::harness::dns::{DnsAnswer, Dnsmasq, FakeDnsServer, alone};
+use crate::harness::hosts::{name, resolve_by_dns, start};
 use crate::harness::portcullis::ADMIN;
-use crate::harness::{Event, Listener, Portcullis, Site, Upstream, eventually};
-use crate::names::{STATE, is_let_in};
+use crate::harness::{Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
@@ -19,40 +19,41 @@ fn config(upstream: &Upstream, value: &str, refresh: &str) -> String {
     )
 }
 
-fn site(options: &str) -> Site {
-    let site = Site::new();
-    ask_the_dns(&site, options);
+fn site(options: &str) -> TestDir {
+    let site = TestDir::new();
+    resolve_by_dns(&site, options);
     site
 }
 
-/// What `status` has of the name.
+/// The name in `status`.
 fn status(portcullis: &Portcullis) -> Value {
     portcullis.status()["dns_sources"][0].clone()
 }
 
-/// What `status` has as soon as it is like that.
+/// Waits until `status` has this state.
 fn status_when(portcullis: &Portcullis, what: &str, like_that: impl Fn(&Value) -> bool) -> Value {
     eventually(what, || Some(status(portcullis)).filter(&like_that))
 }
 
-/// Seconds from the last look to the next.
+/// Seconds from the last lookup to the next.
 fn wait(status: &Value) -> Option<f64> {
     let time = |key: &str| timestamp::parse(status[key].as_str()?);
     Some((time("next_lookup_at")? - time("resolved_at")?).as_seconds_f64())
 }
 
-fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
+fn source_event(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
     let words = format!("{event} with {addresses}");
     portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
 }
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
     let texts = ["message", "detail", "error", "warning"];
-    let says = |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
-    portcullis.event_after(seen, words, says)
+    let has_words =
+        |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
+    portcullis.event_after(seen, words, has_words)
 }
 
-/// Where dnsmasq says of these records that they live for a second, an hour's refresh is no matter.
+/// dnsmasq gives these records a TTL of a second, so a refresh time of an hour has no effect.
 fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(resolver_options));
@@ -61,12 +62,12 @@ fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) 
         let (_, inside) = portcullis.client().from("127.0.0.5").attempt();
         let (mut inside, seen) = (inside.unwrap(), portcullis.seen());
         dns.have(&portcullis.site, &[(record, &["127.0.0.5", "127.0.0.6"])]);
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
         assert!(is_let_in(&portcullis, "127.0.0.6"));
         inside.ask(b"still here", b"still here");
         let seen = portcullis.seen();
         dns.have(&portcullis.site, &[(record, &["127.0.0.6"])]);
-        told(&portcullis, seen, "source.removed", "127.0.0.5");
+        source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
         assert!(!is_let_in(&portcullis, "127.0.0.5"));
         assert!(is_let_in(&portcullis, "127.0.0.6"));
@@ -74,22 +75,22 @@ fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) 
 }
 
 #[test]
-fn records_that_live_for_a_second_are_followed() {
+fn records_with_a_ttl_of_a_second_are_followed() {
     follows("app.test", "", &["local-ttl=1"], "app.test");
 }
 
 #[test]
-fn an_alias_that_lives_for_a_second_is_followed_to_an_address_that_lives_for_a_day() {
+fn alias_with_a_short_ttl_limits_the_ttl_of_its_address() {
     follows("app.test", "", &["local-ttl=86400", "cname=app.test,host.test,1"], "host.test");
 }
 
 #[test]
-fn a_name_that_a_search_domain_has_is_followed_there() {
+fn name_in_a_search_domain_is_resolved() {
     follows("app", "search none.test test", &["local-ttl=1"], "app.test");
 }
 
 #[test]
-fn records_that_live_longer_than_the_refresh_time_change_nothing() {
+fn ttl_above_the_refresh_time_has_no_effect() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = Dnsmasq::start(&site, &["local-ttl=86400"], &[("app.test", &["127.0.0.5"])]);
@@ -98,15 +99,15 @@ fn records_that_live_longer_than_the_refresh_time_change_nothing() {
         assert!((1.0..=3.0).contains(&wait(&planned).unwrap()), "{planned}");
         let seen = portcullis.seen();
         dns.have(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }
 
 #[test]
-fn the_next_look_is_told_by_the_time_to_live() {
+fn status_shows_the_next_lookup_from_the_ttl() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let _dns = OddServer::start(Way::Well(&["127.0.0.5"], 600));
+        let _dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 600));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         let planned = status_when(&portcullis, "the next look is planned", |status| wait(status).is_some());
         assert!((590.0..=601.0).contains(&wait(&planned).unwrap()), "{planned}");
@@ -114,7 +115,7 @@ fn the_next_look_is_told_by_the_time_to_live() {
 }
 
 #[test]
-fn addresses_of_either_family_are_taken() {
+fn addresses_of_both_families_are_used() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
@@ -133,11 +134,11 @@ fn addresses_of_either_family_are_taken() {
     });
 }
 
-/// Whatever the server answers instead, the last good answer stays, is told to be stale, and is replaced by the next.
-fn keeps(way: Way) {
+/// After any other answer the last good answer stays in force, is reported as stale, and is replaced by the next good one.
+fn keeps(way: DnsAnswer) {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));
+        let dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 1));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         let mut inside = portcullis.client().from("127.0.0.5").attempt().1.unwrap();
         let seen = portcullis.seen();
@@ -152,67 +153,67 @@ fn keeps(way: Way) {
         inside.ask(b"still here", b"still here");
         assert!(is_let_in(&portcullis, "127.0.0.5"), "{way:?}");
         let seen = portcullis.seen();
-        dns.answer(Way::Well(&["127.0.0.7"], 1));
-        told(&portcullis, seen, "source.removed", "127.0.0.5");
+        dns.answer(DnsAnswer::Good(&["127.0.0.7"], 1));
+        source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         warned(&portcullis, seen, "can be resolved again");
         assert!(is_let_in(&portcullis, "127.0.0.7"));
-        // Though nobody told how long the last answers were good, it is asked for anew.
+        // The last answers had no TTL, and the name is looked up again all the same.
         let seen = portcullis.seen();
-        dns.answer(Way::Well(&["127.0.0.7", "127.0.0.8"], 1));
-        told(&portcullis, seen, "source.added", "127.0.0.8");
+        dns.answer(DnsAnswer::Good(&["127.0.0.7", "127.0.0.8"], 1));
+        source_event(&portcullis, seen, "source.added", "127.0.0.8");
     });
 }
 
 #[test]
-fn a_name_that_does_not_exist_any_more_keeps_its_addresses() {
-    keeps(Way::Code(3));
+fn name_after_nxdomain_keeps_its_addresses() {
+    keeps(DnsAnswer::Code(3));
 }
 
 #[test]
-fn a_name_whose_server_fails_keeps_its_addresses() {
-    keeps(Way::Code(2));
+fn name_after_servfail_keeps_its_addresses() {
+    keeps(DnsAnswer::Code(2));
 }
 
 #[test]
-fn a_name_that_a_server_refuses_keeps_its_addresses() {
-    keeps(Way::Code(5));
+fn name_after_refused_keeps_its_addresses() {
+    keeps(DnsAnswer::Code(5));
 }
 
 #[test]
-fn a_name_with_an_empty_answer_keeps_its_addresses() {
-    keeps(Way::Code(0));
+fn name_after_an_empty_answer_keeps_its_addresses() {
+    keeps(DnsAnswer::Code(0));
 }
 
 #[test]
-fn a_name_whose_server_is_silent_keeps_its_addresses() {
-    keeps(Way::Silent);
+fn name_after_a_timeout_keeps_its_addresses() {
+    keeps(DnsAnswer::Silent);
 }
 
 #[test]
-fn a_name_whose_answer_is_cut_keeps_its_addresses() {
-    keeps(Way::Truncated);
+fn name_after_a_truncated_answer_keeps_its_addresses() {
+    keeps(DnsAnswer::Truncated);
 }
 
 #[test]
-fn a_name_whose_answer_is_garbled_keeps_its_addresses() {
-    keeps(Way::Garbled);
+fn name_after_a_garbled_answer_keeps_its_addresses() {
+    keeps(DnsAnswer::Garbled);
 }
 
 #[test]
-fn where_one_family_cannot_be_asked_for_the_other_one_tells_how_long_it_lives() {
+fn failed_lookup_of_one_family_uses_the_ttl_of_the_other() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let dns = OddServer::start(Way::Half(&["127.0.0.5"], 1));
+        let dns = FakeDnsServer::start(DnsAnswer::Half(&["127.0.0.5"], 1));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         assert!(is_let_in(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
-        dns.answer(Way::Half(&["127.0.0.5", "127.0.0.6"], 1));
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        dns.answer(DnsAnswer::Half(&["127.0.0.5", "127.0.0.6"], 1));
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }
 
 #[test]
-fn an_answer_too_long_for_a_datagram_counts_and_is_looked_up_again_by_the_refresh_time() {
+fn answer_too_long_for_a_datagram_uses_the_refresh_time() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let ips: Vec<_> = (1..=120).map(|last| format!("127.0.1.{last}")).collect();
@@ -226,7 +227,7 @@ fn an_answer_too_long_for_a_datagram_counts_and_is_looked_up_again_by_the_refres
 }
 
 #[test]
-fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
+fn cached_addresses_are_used_if_no_server_answers_at_start() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
@@ -236,7 +237,7 @@ fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
         drop(dns);
         let old = status_when(&portcullis, "it is stale", |status| status["stale"] == true);
         portcullis.stop();
-        let site = std::mem::replace(&mut portcullis.site, Site::new());
+        let site = std::mem::replace(&mut portcullis.site, TestDir::new());
         let again = start(site, &config).unwrap();
         assert!(is_let_in(&again, "127.0.0.5"));
         warned(&again, 0, "Z: 127.0.0.5");
@@ -246,43 +247,43 @@ fn what_is_kept_counts_where_the_server_is_gone_at_the_start() {
         assert!(age(&new) <= age(&old), "it is as old as it is: {new} {old}");
         let seen = again.seen();
         let _dns = Dnsmasq::start(&again.site, &["local-ttl=1"], &[("app.test", &["127.0.0.6"])]);
-        told(&again, seen, "source.removed", "127.0.0.5");
+        source_event(&again, seen, "source.removed", "127.0.0.5");
         assert!(is_let_in(&again, "127.0.0.6"));
     });
 }
 
 #[test]
-fn who_does_not_answer_is_not_asked_all_the_time() {
-    for way in [Way::Silent, Way::Code(3)] {
+fn silent_server_is_queried_with_backoff() {
+    for way in [DnsAnswer::Silent, DnsAnswer::Code(3)] {
         alone(|| {
             let (upstream, site) = (Upstream::echo(), site(""));
             // The name is in /etc/hosts and nowhere else.
             name(&site, &[("app.test", &["127.0.0.5"])]);
             site.write("resolv.conf", "nameserver 127.0.0.1\n");
-            let dns = OddServer::start(way);
+            let dns = FakeDnsServer::start(way);
             let Some(portcullis) = start(site, config(&upstream, "app.test", "1s")) else { return };
             assert!(is_let_in(&portcullis, "127.0.0.5"));
             for looks in 0..5 {
                 let now = status(&portcullis)["resolved_at"].clone();
                 status_when(&portcullis, &format!("look {looks}"), |status| status["resolved_at"] != now);
             }
-            // Of two families each, and then no more.
+            // One query for each family, and no more.
             assert_eq!(dns.questions(), 4, "{way:?}");
         });
     }
 }
 
 #[test]
-fn other_servers_are_asked_when_the_machine_has_others() {
+fn changed_resolv_conf_is_used() {
     alone(|| {
         let (upstream, site) = (Upstream::echo(), site(""));
-        let dns = OddServer::start(Way::Well(&["127.0.0.5"], 1));
-        // The first one is not there, and is passed over.
+        let dns = FakeDnsServer::start(DnsAnswer::Good(&["127.0.0.5"], 1));
+        // The first server does not exist, and the next one is queried.
         site.write("resolv.conf", "nameserver 127.0.0.9\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
         assert!(is_let_in(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
-        dns.answer(Way::Well(&["127.0.0.5", "127.0.0.6"], 1));
-        told(&portcullis, seen, "source.added", "127.0.0.6");
+        dns.answer(DnsAnswer::Good(&["127.0.0.5", "127.0.0.6"], 1));
+        source_event(&portcullis, seen, "source.added", "127.0.0.6");
     });
 }

@@ -1,23 +1,22 @@
-//! The end of the process, and its beginning, as systemd sees them.
+//! Start and end of the process, as systemd sees them.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
-use std::time::{Duration, Instant};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 
 fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
     let config = format!("shutdown.drain = \"{drain}\"\n{}", Listener::redis(upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
     (portcullis, inside)
 }
 
-/// Sends SIGTERM and waits until nobody new is let in.
+/// Sends SIGTERM and waits until no new connection is accepted.
 fn begin_to_drain(portcullis: &Portcullis) {
     let client = portcullis.client();
     portcullis.process.signal("TERM");
@@ -46,7 +45,7 @@ fn sigterm_waits_for_a_running_session_and_refuses_new_ones() {
 fn sigterm_without_a_session_ends_at_once() {
     let upstream = Upstream::echo();
     let config = format!("shutdown.drain = \"10m\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     assert_eq!(portcullis.stop().0, Some(0));
 }
@@ -63,22 +62,20 @@ fn sessions_that_outlast_the_drain_are_closed() {
 }
 
 #[test]
-fn a_second_sigterm_ends_everything_at_once() {
+fn second_sigterm_ends_the_program_at_once() {
     let upstream = Upstream::echo();
     let (mut portcullis, inside) = draining("10m", &upstream);
     begin_to_drain(&portcullis);
-    let begun = Instant::now();
+    // The drain lasts ten minutes, and the client neither reads nor closes. `stop` waits for far less.
     let (code, _) = portcullis.stop();
     assert_eq!(code, Some(0));
-    // The client neither reads nor goes away, and still nobody waits for it.
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(portcullis.ending(inside.port()).reason(), "shutdown");
 }
 
 #[test]
-fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
+fn draining_program_is_reported_by_commands_and_allows_another_start() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let socket = site.path("admin.sock");
     let (drain, listener) = ("shutdown.drain = \"10m\"\n", Listener::redis(&upstream));
     let mut portcullis = Portcullis::start(site, format!("{drain}{ADMIN}{listener}"));
@@ -95,9 +92,9 @@ fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
         assert_eq!(refused.code, Some(1), "{}", refused.stderr);
         assert!(refused.stderr.contains("draining: "), "{}", refused.stderr);
     }
-    // Its ports are free for another one, and so is its socket.
+    // Its ports and its socket are free for another process.
     let admin = format!("[admin]\nlisten = \"unix:{}\"\n", socket.display());
-    let next = Portcullis::start(Site::new(), format!("{admin}{listener}"));
+    let next = Portcullis::start(TestDir::new(), format!("{admin}{listener}"));
     next.address("main");
     assert!(!ask(&["status"]).success().contains("DRAINING"));
     inside.finish_sending();
@@ -107,23 +104,23 @@ fn commands_say_that_the_program_is_draining_and_another_one_can_start() {
 }
 
 #[test]
-fn a_client_in_its_handshake_does_not_hold_up_the_end() {
+fn client_in_its_handshake_does_not_delay_the_shutdown() {
     let upstream = Upstream::echo();
     let config = format!("shutdown.drain = \"500ms\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     let _silent = portcullis.client().dial();
     assert_eq!(portcullis.stop().0, Some(0));
 }
 
 #[test]
-fn every_listener_says_that_it_is_ready_and_where() {
+fn each_listener_logs_ready_with_its_address() {
     let upstream = Upstream::echo();
     let config = format!(
         "{}{}",
         Listener::redis(&upstream).named("cache").on(&["127.0.0.1:0", "127.0.0.2:0"]),
         Listener::postgres(&upstream).named("db"),
     );
-    let mut portcullis = Portcullis::start(Site::new(), config);
+    let mut portcullis = Portcullis::start(TestDir::new(), config);
     let of = |name: &str| portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == name);
     let (cache, db) = (of("cache"), of("db"));
     assert_eq!((cache.text("protocol"), db.text("protocol")), ("redis", "postgres"));
@@ -137,32 +134,32 @@ fn every_listener_says_that_it_is_ready_and_where() {
 fn expect(socket: &UnixDatagram, line: &str) {
     let mut buffer = [0; 1024];
     loop {
-        let length = socket.recv(&mut buffer).expect("systemd is told in time");
+        let length = socket.recv(&mut buffer).expect("systemd is notified in time");
         let message = String::from_utf8_lossy(&buffer[..length]);
-        if message.lines().any(|told| told == line) {
+        if message.lines().any(|sent| sent == line) {
             return;
         }
     }
 }
 
 #[test]
-fn systemd_is_told_of_readiness_and_of_the_end() {
+fn systemd_is_notified_of_ready_and_stopping() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("notify");
     let in_a_file = (UnixDatagram::bind(&path).unwrap(), path.display().to_string());
     let name = format!("portcullis-test-{}", process::id());
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let abstractly = (UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}"));
     for (socket, variable) in [in_a_file, abstractly] {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut command = executable();
         command.env("NOTIFY_SOCKET", &variable);
         let (one, two) = (Listener::redis(&upstream).named("one"), Listener::tcp(&upstream));
         let config = format!("{one}{two}");
-        let mut portcullis = Portcullis::start_by(command, Site::new(), config);
+        let mut portcullis = Portcullis::start_by(command, TestDir::new(), config);
         expect(&socket, "READY=1");
-        // Everything is bound when systemd hears of it.
+        // All addresses are bound before systemd is notified.
         for listener in ["one", "main"] {
             portcullis.client_of(listener).connect().ask(b"hello", b"hello");
         }
@@ -172,9 +169,9 @@ fn systemd_is_told_of_readiness_and_of_the_end() {
     }
 }
 
-/// A program that has begun to start, and has a good deal to read before it can serve.
+/// A program that is starting, with large files to read before it can serve.
 fn starting(upstream: &Upstream) -> Portcullis {
-    let site = Site::new();
+    let site = TestDir::new();
     let rules = (0..20_000_u32).map(|number| {
         let [_, high, middle, low] = number.to_be_bytes();
         format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.{high}.{middle}.{low}\"\n")
@@ -188,7 +185,7 @@ fn starting(upstream: &Upstream) -> Portcullis {
 }
 
 #[test]
-fn sighup_during_the_start_is_a_reload_after_it() {
+fn sighup_during_the_start_reloads_after_it() {
     let upstream = Upstream::echo();
     let portcullis = starting(&upstream);
     portcullis.applies(|| portcullis.process.signal("HUP"));
@@ -196,7 +193,7 @@ fn sighup_during_the_start_is_a_reload_after_it() {
 }
 
 #[test]
-fn sigterm_during_the_start_is_an_orderly_end() {
+fn sigterm_during_the_start_exits_cleanly() {
     let upstream = Upstream::echo();
     let mut portcullis = starting(&upstream);
     assert_eq!(portcullis.stop().0, Some(0));

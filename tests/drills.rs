@@ -1,20 +1,20 @@
-//! The drills of docs/ROTATION.md, typed in exactly as they stand there, before a real Redis.
+//! The drills of docs/ROTATION.md, executed exactly as they are written, with a real Redis.
 //!
-//! A drill is a section whose title begins with `Drill:`. Of its fenced blocks, `toml` and `ini` ones are written to the file
-//! that their first line names; `sh` ones are run, all in order by one `sh -e` in a directory of its own; a `text` one is what
-//! the commands before it print, line by line: `…` in a line is anything there, a line of `…` alone any number of lines, and
-//! runs of spaces count as one. Only the two ports are others than in the guide, so that drills can run side by side.
+//! A drill is a section whose title begins with `Drill:`. A `toml` or `ini` block is written to the file that its first line
+//! names. All `sh` blocks of a drill run in order in one `sh -e`, in a separate directory. A `text` block is the expected
+//! output of the commands before it: `…` within a line matches any text, a line of `…` alone any number of lines, and a run
+//! of spaces counts as one. Only the two ports differ from the guide, so that drills can run at the same time.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use crate::harness::Redis;
 use crate::harness::portcullis::EXECUTABLE;
-use crate::harness::program::{Running, find, free_port};
+use crate::harness::program::{Group, Running, free_port, supervised};
 
-/// What the guide says.
+/// The text of the guide.
 fn guide() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ROTATION.md")).unwrap()
 }
@@ -31,24 +31,24 @@ macro_rules! drills {
 }
 
 drills! {
-    a_server_certificate_is_replaced: "the server certificate",
-    a_client_ca_is_replaced: "the CA of the clients",
-    a_client_certificate_of_a_ca_is_replaced: "a client's certificate, by a CA",
-    an_uploaded_client_certificate_is_replaced: "a client's certificate, uploaded",
-    a_certificate_is_revoked_by_a_list: "a revocation list",
-    a_source_is_replaced: "the list of sources",
-    a_ticket_key_is_replaced: "the ticket keys",
-    what_goes_wrong_is_put_right: "a reload that is rejected",
+    server_certificate_is_replaced: "the server certificate",
+    client_ca_is_replaced: "the CA of the clients",
+    client_certificate_of_a_ca_is_replaced: "a client's certificate, by a CA",
+    uploaded_client_certificate_is_replaced: "a client's certificate, uploaded",
+    certificate_is_revoked_by_a_list: "a revocation list",
+    source_is_replaced: "the list of sources",
+    ticket_key_is_replaced: "the ticket keys",
+    rejected_reload_is_fixed: "a reload that is rejected",
 }
 
 #[test]
-fn every_drill_of_the_guide_is_rehearsed() {
+fn every_drill_of_the_guide_has_a_test() {
     let guide = guide();
     let titles: Vec<&str> = guide.lines().filter_map(|line| line.strip_prefix(DRILL)).collect();
     assert_eq!(titles, TITLES);
 }
 
-/// How the title of a drill begins.
+/// The beginning of the title of a drill.
 const DRILL: &str = "## Drill: ";
 
 /// One fenced block.
@@ -64,7 +64,7 @@ fn drills_work_before_a_redis_that_has_a_password() {
     }
 }
 
-/// Does what a drill says, and sees what it shows.
+/// Executes a drill, and compares its output.
 fn rehearse(title: &str, password: Option<&str>) {
     let redis = match password {
         Some(password) => Redis::with(&["--requirepass", password]),
@@ -72,8 +72,8 @@ fn rehearse(title: &str, password: Option<&str>) {
     };
     let guide = guide().replace("127.0.0.1:6379", &redis.to_string()).replace("6380", &free_port().to_string());
     let blocks = blocks(&guide, title);
-    let said = run(&blocks, password);
-    let mut parts = said.split(MARK).skip(1);
+    let transcript = run(&blocks, password);
+    let mut parts = transcript.split(MARK).skip(1);
     let mut printed = "";
     let mut shown = 0;
     for block in &blocks {
@@ -86,7 +86,7 @@ fn rehearse(title: &str, password: Option<&str>) {
                 let expected = expected.join("\n");
                 assert!(
                     shows(&expected, &lines),
-                    "the guide says\n{expected}\n--- but it is\n{printed}\n--- in\n{said}"
+                    "expected\n{expected}\n--- but printed\n{printed}\n--- in\n{transcript}"
                 );
             }
             _ => {}
@@ -128,10 +128,9 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
 
     let output = site.path().join("drill.out");
     let file = File::create(&output).unwrap();
-    // `timeout` has a process group of its own, with all that the drill leaves running.
-    let mut shell = Command::new("setpriv");
-    shell.args(["--pdeathsig", "TERM", "--"]).arg(find("timeout"));
-    shell.args(["-k", "1", "25", "sh", "-e", "drill.sh"]).current_dir(site.path());
+    let mut shell = supervised();
+    // In the foreground: another process group would leave that of the supervisor.
+    shell.args(["timeout", "--foreground", "-k", "1", "100", "sh", "-e", "drill.sh"]).current_dir(site.path());
     shell.env_remove("PORTCULLIS_CONFIG").env("PATH", format!("{}:{path}", programs.path().display()));
     shell.env_remove("REDISCLI_AUTH").envs(password.map(|password| ("REDISCLI_AUTH", password)));
     shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
@@ -139,31 +138,11 @@ fn run(blocks: &[Block], password: Option<&str>) -> String {
     let code = shell.0.exit_code();
     let left = shell.left();
     drop(shell);
-    let said = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
+    let transcript = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     let log = fs::read_to_string(site.path().join("portcullis.log")).unwrap_or_default();
-    assert_eq!(code, Some(0), "the drill failed:\n{said}\n--- log\n{log}");
-    assert_eq!(left, "", "the drill leaves programs running:\n{said}");
-    said
-}
-
-/// A shell and all that it has started.
-struct Group(Running);
-
-impl Group {
-    /// Which programs of it still run.
-    fn left(&self) -> String {
-        let mut list = Command::new("pgrep");
-        list.args(["--runstates", "D,R,S,T", "--list-full", "--pgroup", &self.0.0.id().to_string()]);
-        String::from_utf8_lossy(&list.output().unwrap().stdout).into_owned()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let group = format!("kill -KILL -- -{}", self.0.0.id());
-        // Nobody may be left.
-        let _ = Command::new("sh").args(["-c", &group]).stderr(Stdio::null()).status();
-    }
+    assert_eq!(code, Some(0), "the drill failed:\n{transcript}\n--- log\n{log}");
+    assert_eq!(left, "", "the drill leaves programs running:\n{transcript}");
+    transcript
 }
 
 /// A block as a part of the script.
@@ -215,7 +194,7 @@ fn matches(pattern: &str, line: &str) -> bool {
 }
 
 #[test]
-fn what_a_guide_shows_is_compared_line_by_line() {
+fn expected_output_is_compared_line_by_line() {
     let printed = ["one", "two 2", "three"].map(str::to_owned);
     let shown = |expected: &str| shows(expected, &printed);
     assert!(shown("one\ntwo 2\nthree") && shown("one\n…\nthree") && shown("…") && shown("o…e\nt… 2\n…three"));

@@ -1,4 +1,4 @@
-//! `portcullis explain`: answered by the running program where there is one, and by the file where there is none.
+//! `portcullis explain`: by the running program if there is one, and otherwise by the file.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir};
 
 const QUIET: &str = "reload = { watch = false, poll = \"0s\" }\n";
 
@@ -20,32 +20,32 @@ fn listener() -> Listener {
 }
 
 fn start() -> Portcullis {
-    let portcullis = Portcullis::start(Site::new(), config(listener()));
+    let portcullis = Portcullis::start(TestDir::new(), config(listener()));
     portcullis.address("main");
     portcullis
 }
 
-fn explain(site: &Site, arguments: &[&str]) -> Outcome {
+fn explain(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().arg("explain").args(arguments).current_dir(site.directory()))
 }
 
 const HERE: &[&str] = &["-c", "portcullis.toml", "--listener", "main", "--source", "127.0.0.1"];
 
 #[test]
-fn running_policy_answers_while_the_file_says_something_else() {
+fn explain_uses_the_running_policy_while_the_file_differs() {
     let portcullis = start();
     let site = &portcullis.site;
     site.write("portcullis.toml", config(listener().trusting(&["192.0.2.1"])));
-    let said = explain(site, HERE).success();
-    assert!(said.starts_with("policy    running program (generation 1)\n"), "{said}");
+    let output = explain(site, HERE).success();
+    assert!(output.starts_with("policy    running program (generation 1)\n"), "{output}");
     assert!(
-        said.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && said.contains("verdict   admitted"),
-        "{said}"
+        output.contains("127.0.0.1 is trusted by ip_addr:127.0.0.1") && output.contains("verdict   admitted"),
+        "{output}"
     );
 }
 
 #[test]
-fn running_policy_answers_while_the_file_is_broken() {
+fn explain_uses_the_running_policy_while_the_file_is_invalid() {
     let portcullis = start();
     let site = &portcullis.site;
     let whole = config(listener());
@@ -53,11 +53,11 @@ fn running_policy_answers_while_the_file_is_broken() {
         [format!("{ADMIN}[[listener]]\nname = 7\n"), format!("{whole}\n[[[ \"\n= = =\n"), format!("{whole}x = \n")]
     {
         site.write("portcullis.toml", &broken);
-        let said = explain(site, HERE);
-        assert_eq!(said.code, Some(0), "{broken}: {}", said.stderr);
-        assert!(said.text().contains("policy    running program") && said.text().contains("verdict   admitted"));
+        let output = explain(site, HERE);
+        assert_eq!(output.code, Some(0), "{broken}: {}", output.stderr);
+        assert!(output.text().contains("policy    running program") && output.text().contains("verdict   admitted"));
     }
-    // Where the file no longer tells which socket, --socket does.
+    // If the file no longer names the socket, --socket does.
     site.write("portcullis.toml", "]]]]");
     let lost = explain(site, HERE);
     assert_eq!(lost.code, Some(78), "{}", lost.stderr);
@@ -69,17 +69,17 @@ fn running_policy_answers_while_the_file_is_broken() {
 }
 
 #[test]
-fn verdict_reason_and_rule_are_the_same_for_programs_and_over_the_socket() {
+fn explain_json_and_socket_report_the_same_verdict_reason_and_rule() {
     let portcullis = start();
     let site = &portcullis.site;
-    let said = explain(site, &[HERE, &["--json"]].concat()).success();
-    let said: Value = serde_json::from_str(&said).expect("JSON and nothing else");
+    let output = explain(site, &[HERE, &["--json"]].concat()).success();
+    let output: Value = serde_json::from_str(&output).expect("JSON and nothing else");
     assert_eq!(
-        (&said["verdict"], &said["rule"], &said["policy"]),
+        (&output["verdict"], &output["rule"], &output["policy"]),
         (&json!("admitted"), &json!("ip_addr:127.0.0.1"), &json!("running"))
     );
     let (status, answer) = portcullis.ask("GET", "/v1/explain?listener=main&source=127.0.0.1");
-    assert_eq!((status, &answer["steps"], &answer["verdict"]), (200, &said["steps"], &json!("admitted")));
+    assert_eq!((status, &answer["steps"], &answer["verdict"]), (200, &output["steps"], &json!("admitted")));
     assert_eq!((&answer["steps"][0]["step"], answer.get("reason")), (&json!("source"), None));
 
     let refused = explain(site, &["-c", "portcullis.toml", "--listener", "main", "--source", "192.0.2.1", "--json"]);
@@ -97,18 +97,18 @@ fn verdict_reason_and_rule_are_the_same_for_programs_and_over_the_socket() {
 }
 
 #[test]
-fn certificate_is_judged_by_the_running_policy_and_its_key_stays_here() {
+fn explain_sends_the_certificate_and_not_its_key() {
     let portcullis = start();
     let site = &portcullis.site;
     let good = site.ca.issue(Request::client("app"));
     site.write("good.pem", format!("{}{}", good.key_pem(), good.pem()));
-    site.install("stranger", &Authority::new("Another CA").issue(Request::client("app")));
+    site.install("untrusted", &Authority::new("Another CA").issue(Request::client("app")));
     // The file would not trust either.
     site.write("other.crt", Authority::new("Other CA").pem());
     site.write("portcullis.toml", config(listener()).replace("ca.crt", "other.crt"));
-    let said = explain(site, &[HERE, &["--client-cert", "good.pem"]].concat()).success();
-    assert!(said.contains("CN=app chains to CN=Test CA"), "{said}");
-    let refused = explain(site, &[HERE, &["--client-cert", "stranger.crt"]].concat());
+    let output = explain(site, &[HERE, &["--client-cert", "good.pem"]].concat()).success();
+    assert!(output.contains("CN=app chains to CN=Test CA"), "{output}");
+    let refused = explain(site, &[HERE, &["--client-cert", "untrusted.crt"]].concat());
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
     assert!(refused.text().contains("refused (client_certificate_unknown_ca)"), "{}", refused.text());
     let body = json!({ "listener": "main", "source": "127.0.0.1", "client_certificate": good.pem() }).to_string();
@@ -117,14 +117,14 @@ fn certificate_is_judged_by_the_running_policy_and_its_key_stays_here() {
 }
 
 #[test]
-fn file_answers_without_a_running_program_and_says_so() {
-    let site = Site::new();
+fn explain_without_a_running_program_uses_the_file() {
+    let site = TestDir::new();
     let outcome = |arguments: &[&str]| explain(&site, &[HERE, arguments].concat());
     site.write("portcullis.toml", config(listener()));
-    let said = outcome(&[]).success();
-    let first = said.lines().next().unwrap();
-    assert!(first.contains("portcullis.toml, not the running program") && first.contains("no such socket"), "{said}");
-    assert!(said.contains("verdict   admitted"), "{said}");
+    let output = outcome(&[]).success();
+    let first = output.lines().next().unwrap();
+    assert!(first.contains("portcullis.toml, not the running program") && first.contains("no such socket"), "{output}");
+    assert!(output.contains("verdict   admitted"), "{output}");
     let answer: Value = serde_json::from_str(&outcome(&["--json"]).success()).expect("JSON and nothing else");
     assert_eq!((&answer["policy"], &answer["verdict"]), (&json!("file"), &json!("admitted")));
     site.write("portcullis.toml", listener());
@@ -135,7 +135,7 @@ fn file_answers_without_a_running_program_and_says_so() {
 }
 
 #[test]
-fn another_file_is_explained_by_itself() {
+fn explain_with_another_file_uses_that_file() {
     let portcullis = start();
     let site = &portcullis.site;
     site.write("next.toml", config(listener().trusting(&["192.0.2.1"])));
@@ -147,7 +147,7 @@ fn another_file_is_explained_by_itself() {
 }
 
 #[test]
-fn unknown_listener_is_wrong_usage_whoever_answers() {
+fn unknown_listener_is_wrong_usage_with_and_without_a_running_program() {
     let portcullis = start();
     let unknown = ["-c", "portcullis.toml", "--listener", "mian", "--source", "127.0.0.1"];
     for listener in [&unknown[..], &["-c", "portcullis.toml", "--listener", "main", "--source", "unix"]] {

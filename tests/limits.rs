@@ -1,4 +1,4 @@
-//! How many sessions there may be at once, and how fast they may come.
+//! The number of sessions at once, and the rate of new connections.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -10,23 +10,23 @@ use tokio_postgres::error::SqlState;
 
 use crate::harness::client::port;
 use crate::harness::program::{Running, run};
-use crate::harness::wire::{cancel, error_response, last_words};
-use crate::harness::{Client, Connection, Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
+use crate::harness::wire::{cancel, error_response, read_until_closed};
+use crate::harness::{Client, Connection, Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::redis::cli;
 use crate::reload::ON_SIGHUP;
 
-/// Redis's own line, whichever limit it is. The audit tells them apart.
+/// The line of Redis itself, for every limit. The audit distinguishes the limits.
 const TOO_MANY: &str = "-ERR max number of clients reached\r\n";
 
-/// A session, let in.
+/// An admitted session.
 fn session(client: &Client) -> Connection {
     let mut connection = client.connect();
     connection.ask(b"hello", b"hello");
     connection
 }
 
-/// What a client hears that is turned away after its handshake, and why it was.
+/// What a client receives that is denied after its handshake, and the reason.
 fn refused(portcullis: &Portcullis, client: &Client) -> (String, String) {
     let mut connection = client.connect();
     let words = connection.rest().expect("the end comes with close_notify");
@@ -37,28 +37,28 @@ fn is_refused(portcullis: &Portcullis, client: &Client, words: &str, reason: &st
     assert_eq!(refused(portcullis, client), (words.to_owned(), reason.to_owned()));
 }
 
-/// Ends a session, and returns when Portcullis knows.
+/// Ends a session, and waits for its event.
 fn leave(portcullis: &Portcullis, connection: Connection) {
     let port = connection.port();
     drop(connection);
     assert!(portcullis.ending(port).is("connection.closed"));
 }
 
-/// A connection that is closed before its handshake: why?
+/// The reason for which a connection is closed before its handshake.
 fn cut(portcullis: &Portcullis, client: &Client) -> Event {
     let mut stream = client.dial();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     portcullis.ending(port(&stream))
 }
 
 #[test]
-fn redis_cli_hears_that_there_are_too_many_and_gets_in_when_one_has_gone() {
+fn redis_cli_above_the_limit_is_denied_until_a_session_ends() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).limit("max_connections = 1"));
     let mut inside = portcullis.client().connect();
     inside.ask(b"PING\r\n", b"+PONG\r\n");
-    let said = run(cli(&portcullis).arg("PING"));
-    assert!((said.text() + &said.stderr).contains("ERR max number of clients reached"), "{said:?}");
+    let output = run(cli(&portcullis).arg("PING"));
+    assert!((output.text() + &output.stderr).contains("ERR max number of clients reached"), "{output:?}");
     let denied = portcullis.event("a denial", |event| event.is("connection.denied"));
     assert_eq!(denied.reason(), "connection_limit");
     assert!(denied.text("detail").contains("max_connections"), "{}", denied.0);
@@ -67,7 +67,7 @@ fn redis_cli_hears_that_there_are_too_many_and_gets_in_when_one_has_gone() {
 }
 
 #[test]
-fn psql_and_tokio_postgres_hear_53300_over_tls() {
+fn connection_limit_is_reported_with_sqlstate_53300() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("max_connections_per_source = 1"));
     Runtime::new().unwrap().block_on(async {
@@ -92,7 +92,7 @@ fn psql_and_tokio_postgres_hear_53300_over_tls() {
 }
 
 #[test]
-fn a_query_can_be_cancelled_at_the_limit() {
+fn query_is_cancelled_at_the_connection_limit() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("max_connections = 1"));
     let mut psql = psql(&conninfo(&portcullis));
@@ -101,13 +101,13 @@ fn a_query_can_be_cancelled_at_the_limit() {
     crate::cancel::wait_for_the_query(&postgres);
     psql.signal("INT");
     psql.exit_code();
-    let said = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
-    assert!(said.contains("canceling statement due to user request"), "{said}");
+    let output = std::io::read_to_string(psql.0.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("canceling statement due to user request"), "{output}");
     portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
 }
 
 #[test]
-fn each_source_counts_for_itself() {
+fn source_limit_counts_each_source_separately() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["127.0.0.0/8", "::1"]);
     let portcullis = Portcullis::before(listener.limit("max_connections_per_source = 1"));
@@ -129,7 +129,7 @@ fn each_source_counts_for_itself() {
 }
 
 #[test]
-fn of_many_that_come_at_once_as_many_get_in_as_may() {
+fn simultaneous_clients_are_admitted_up_to_the_limit() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).limit("max_connections = 5"));
     let client = || portcullis.client();
@@ -153,9 +153,9 @@ fn of_many_that_come_at_once_as_many_get_in_as_may() {
 }
 
 #[test]
-fn a_session_that_does_not_come_about_holds_no_place() {
-    let nobody = crate::harness::program::free_address();
-    let portcullis = Portcullis::before(Listener::redis(nobody).limit("max_connections = 1"));
+fn failed_connection_does_not_count_as_a_session() {
+    let unused = crate::harness::program::free_address();
+    let portcullis = Portcullis::before(Listener::redis(unused).limit("max_connections = 1"));
     for _ in 0..5 {
         let (words, reason) = refused(&portcullis, &portcullis.client());
         assert!(words.starts_with("-LOADING "), "{words}");
@@ -164,7 +164,7 @@ fn a_session_that_does_not_come_about_holds_no_place() {
 }
 
 #[test]
-fn a_client_of_plain_tcp_hears_close_notify() {
+fn denied_tcp_client_receives_close_notify() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream).limit("max_connections = 1"));
     let _inside = session(&portcullis.client());
@@ -172,15 +172,15 @@ fn a_client_of_plain_tcp_hears_close_notify() {
 }
 
 #[test]
-fn a_reload_raises_and_lowers_the_limits_and_loses_no_count() {
+fn reload_changes_the_limits_and_keeps_the_counts() {
     let upstream = Upstream::echo();
     let config = |limit: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).limit(limit));
     let applies = |portcullis: &Portcullis, limit| {
         let applied = portcullis.reconfigure(config(limit));
         assert!(applied.is("reload.applied"), "{}", applied.0);
     };
-    // Nothing is limited when the first one comes, and yet it counts.
-    let portcullis = Portcullis::start(Site::new(), config(""));
+    // There is no limit when the first session opens, and it counts all the same.
+    let portcullis = Portcullis::start(TestDir::new(), config(""));
     let client = portcullis.client();
     let mut first = session(&client);
     applies(&portcullis, "max_connections = 1");
@@ -199,7 +199,7 @@ fn a_reload_raises_and_lowers_the_limits_and_loses_no_count() {
 }
 
 #[test]
-fn who_comes_too_fast_is_told_and_then_cut_and_others_are_not() {
+fn source_above_the_rate_is_denied_and_then_closed() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/8"]);
     let portcullis = Portcullis::before(listener.limit("connection_rate_per_source = \"3/h\""));
@@ -216,14 +216,14 @@ fn who_comes_too_fast_is_told_and_then_cut_and_others_are_not() {
         assert_eq!(denied.reason(), "rate_limited");
         assert_eq!(denied.text("rule"), "ip_addr:127.0.0.0/8");
         assert!(denied.text("detail").contains("3/h (connection_rate_per_source)"), "{}", denied.0);
-        assert!(!denied.has("tls_version"), "it was heard: {}", denied.0);
+        assert!(!denied.has("tls_version"), "it has sent a ClientHello: {}", denied.0);
     }
     session(&portcullis.client().from("127.0.0.2"));
     assert_eq!(upstream.connections(), 4, "who is refused does not reach the upstream");
 }
 
 #[test]
-fn who_came_too_fast_gets_in_again_after_a_while() {
+fn source_above_the_rate_is_admitted_again_later() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).limit("connection_rate_per_source = \"5/s\"");
     let portcullis = Portcullis::before(listener);
@@ -237,46 +237,46 @@ fn who_came_too_fast_gets_in_again_after_a_while() {
 }
 
 #[test]
-fn psql_hears_that_it_comes_too_fast_and_then_nothing() {
+fn psql_above_the_rate_is_denied_once_and_then_closed() {
     let postgres = Postgres::start();
     let listener = Listener::postgres(&postgres).limit("connection_rate_per_source = \"1/h\"");
     let portcullis = Portcullis::before(listener);
     let ask = || run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"]));
     assert_eq!(ask().success(), "42\n");
-    let told = ask();
-    assert!(told.stderr.contains("FATAL:  too many connections in a short time"), "{}", told.stderr);
+    let denial = ask();
+    assert!(denial.stderr.contains("FATAL:  too many connections in a short time"), "{}", denial.stderr);
     let cut = ask();
     assert_eq!(cut.code, Some(2), "{}", cut.stderr);
     assert!(!cut.stderr.contains("FATAL"), "{}", cut.stderr);
 }
 
 #[test]
-fn a_cancel_request_counts_for_the_rate() {
+fn cancel_request_counts_towards_the_rate() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).limit("connection_rate_per_source = \"2/h\"");
     let portcullis = Portcullis::before(listener);
     let packet = cancel(77, &[1, 2, 3, 4]);
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     for _ in 0..5 {
         let mut stream = portcullis.client().dial();
-        // It may be cut off already.
+        // It may be closed already.
         let _ = stream.write_all(&packet);
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         let port = port(&stream);
         let event = portcullis.event("its only event", |event| event.0["source_port"] == port);
-        said.push(event.text("event").to_owned());
+        output.push(event.text("event").to_owned());
     }
-    assert_eq!(said[..2], ["cancel.forwarded"; 2]);
-    assert_eq!(said[2..], ["connection.denied"; 3]);
+    assert_eq!(output[..2], ["cancel.forwarded"; 2]);
+    assert_eq!(output[2..], ["connection.denied"; 3]);
     assert_eq!(upstream.connections(), 2);
 }
 
 #[test]
-fn a_cancel_request_over_tls_that_comes_too_fast_reaches_nobody() {
+fn tls_cancel_request_above_the_rate_is_not_forwarded() {
     let upstream = Upstream::brief();
     let listener = Listener::postgres(&upstream).limit("connection_rate_per_source = \"1/h\"");
     let portcullis = Portcullis::before(listener);
-    let client = portcullis.client().asking_first();
+    let client = portcullis.client().with_ssl_request();
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut first = client.connect();
     first.send(&packet);
@@ -290,13 +290,13 @@ fn a_cancel_request_over_tls_that_comes_too_fast_reaches_nobody() {
 }
 
 #[test]
-fn a_reload_forgets_no_rate_but_one_that_it_changes() {
+fn reload_keeps_the_rates_that_it_does_not_change() {
     let upstream = Upstream::echo();
     let config = |rate: &str, sources: &[&str]| {
         let rate = format!("connection_rate_per_source = \"{rate}\"");
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(sources).limit(&rate))
     };
-    let portcullis = Portcullis::start(Site::new(), config("2/h", &["127.0.0.1"]));
+    let portcullis = Portcullis::start(TestDir::new(), config("2/h", &["127.0.0.1"]));
     let client = portcullis.client();
     session(&client);
     session(&client);

@@ -1,4 +1,4 @@
-//! Listeners without TLS, as the sidecar of an application has them: loopback and Unix sockets.
+//! Listeners without TLS, such as the sidecar of an application: loopback and Unix sockets.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,27 +12,27 @@ use crate::harness::portcullis::executable;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run};
 use crate::harness::wire::{
-    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, read_exactly, startup,
+    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, read_until_closed, startup,
 };
-use crate::harness::{Listener, PATIENCE, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, Postgres, Redis, Request, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 use crate::postgres::psql;
 use crate::reload::ON_SIGHUP;
 
 /// A listener at the file `name` of a site, beside a port of 127.0.0.1.
-fn at(listener: Listener, site: &Site, name: &str) -> Listener {
+fn at(listener: Listener, site: &TestDir, name: &str) -> Listener {
     listener.without_tls().on(&["127.0.0.1:0", &format!("unix:{}", site.path(name).display())])
 }
 
 fn call(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     stream
 }
 
 fn ask(stream: &mut (impl Read + Write), question: &[u8], answer: &[u8]) {
     stream.write_all(question).unwrap();
-    let said = read_exactly(stream, answer.len());
-    assert_eq!(said.escape_ascii().to_string(), answer.escape_ascii().to_string());
+    let output = read_exactly(stream, answer.len());
+    assert_eq!(output.escape_ascii().to_string(), answer.escape_ascii().to_string());
 }
 
 fn mode(path: &Path) -> u32 {
@@ -40,9 +40,9 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn redis_cli_comes_without_tls_by_port_and_by_file() {
+fn redis_cli_works_without_tls_over_tcp_and_unix_socket() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let socket = site.path("cache.sock");
     let listener = Listener::redis(&redis).without_tls().trusting(&["127.0.0.1", "::1"]);
     let listener = listener.on(&["127.0.0.1:0", "[::1]:0", &format!("unix:{}", socket.display())]);
@@ -67,33 +67,33 @@ fn redis_cli_comes_without_tls_by_port_and_by_file() {
 }
 
 #[test]
-fn a_port_asks_for_the_source_and_a_file_has_its_mode_for_that() {
+fn tcp_checks_the_source_and_unix_socket_relies_on_its_mode() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::tcp(&upstream), &site, "a.sock").trusting(&["127.0.0.2"]);
     let portcullis = Portcullis::start(site, listener);
-    let mut stranger = portcullis.client().dial();
-    assert_eq!(last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    let mut untrusted = portcullis.client().dial();
+    assert_eq!(read_until_closed(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     ask(&mut portcullis.client().from("127.0.0.2").dial(), b"hello", b"hello");
     ask(&mut call(&portcullis.site.path("a.sock")), b"hello", b"hello");
 }
 
 #[test]
-fn the_end_of_one_direction_is_passed_on_in_clear() {
+fn half_close_is_relayed_without_tls() {
     let upstream = Upstream::new(|mut stream| {
         let mut question = Vec::new();
         stream.read_to_end(&mut question).unwrap();
         stream.write_all(&vec![b'a'; question.len() + 1]).unwrap();
     });
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::tcp(&upstream), &site, "a.sock");
     let portcullis = Portcullis::start(site, listener);
     for size in [1, 3 << 20] {
         let mut tcp = portcullis.client().dial();
         tcp.write_all(&vec![b'q'; size]).unwrap();
         tcp.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(last_words(&mut tcp).len(), size + 1);
+        assert_eq!(read_until_closed(&mut tcp).len(), size + 1);
         let mut unix = call(&portcullis.site.path("a.sock"));
         unix.write_all(&vec![b'q'; size]).unwrap();
         unix.shutdown(std::net::Shutdown::Write).unwrap();
@@ -103,16 +103,16 @@ fn the_end_of_one_direction_is_passed_on_in_clear() {
     }
 }
 
-/// A connection string for what does not speak TLS.
+/// A connection string without TLS.
 fn plain(portcullis: &Portcullis, sslmode: &str) -> String {
     let port = portcullis.address("main").port();
     format!("host=127.0.0.1 port={port} user=app dbname=postgres sslmode={sslmode}")
 }
 
 #[test]
-fn psql_comes_without_tls_by_port_and_by_file() {
+fn psql_works_without_tls_over_tcp_and_unix_socket() {
     let postgres = Postgres::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::postgres(&postgres), &site, ".s.PGSQL.5432");
     let portcullis = Portcullis::start(site, listener);
     let select = ["-c", "select 6 * 7"];
@@ -126,14 +126,14 @@ fn psql_comes_without_tls_by_port_and_by_file() {
     let opened = portcullis.event("an opening", |event| event.is("connection.opened") && event.0["source"] == "unix");
     assert!(!opened.has("tls_version"), "{}", opened.0);
     run(client("pgbench").args(["-i", "-q", &file])).success();
-    let said = run(client("pgbench").args(["-n", "-S", "-C", "-c", "4", "-t", "25", &file])).success();
-    assert!(said.contains("number of transactions actually processed: 100/100"), "{said}");
+    let output = run(client("pgbench").args(["-n", "-S", "-C", "-c", "4", "-t", "25", &file])).success();
+    assert!(output.contains("number of transactions actually processed: 100/100"), "{output}");
 }
 
 #[test]
-fn each_request_for_encryption_is_answered_no_once() {
+fn each_encryption_request_is_declined_once() {
     let upstream = Upstream::brief();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = at(Listener::postgres(&upstream), &site, "db.sock");
     let portcullis = Portcullis::start(site, listener);
     let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
@@ -148,27 +148,27 @@ fn each_request_for_encryption_is_answered_no_once() {
         let mut client = portcullis.client().dial();
         ask(&mut client, &request, b"N");
         client.write_all(&request).unwrap();
-        let words = last_words(&mut client);
+        let words = read_until_closed(&mut client);
         assert_eq!(error_response(&words)[&'C'], "08P01");
         assert_eq!(portcullis.refusal(port(&client)), "protocol_violation");
     }
-    // There is nothing to be injected into: what follows is as clear as what came before.
+    // Injection is impossible: the bytes before and after the request are both plaintext.
     let mut client = portcullis.client().dial();
     client.write_all(&[&SSL_REQUEST[..], &hello].concat()).unwrap();
     assert_eq!(read_exactly(&mut client, 1), b"N");
     assert_eq!(upstream.receives(2 * hello.len()), [&hello[..], &hello].concat());
-    // TLS where there is none is no length that a packet has.
+    // A TLS record read as a packet has an impossible length.
     let mut client = portcullis.client().dial();
     client.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
-    last_words(&mut client);
+    read_until_closed(&mut client);
     assert_eq!(portcullis.refusal(port(&client)), "protocol_violation");
 }
 
 #[test]
-fn ctrl_c_in_psql_cancels_its_query_by_port_and_by_file() {
+fn ctrl_c_in_psql_cancels_its_query_over_tcp_and_unix_socket() {
     let postgres = Postgres::start();
-    let site = Site::new();
-    // What is sent without TLS elsewhere may be forbidden; here all is.
+    let site = TestDir::new();
+    // This key forbids plaintext cancels on TLS listeners; on this listener all bytes are plaintext.
     let listener = at(Listener::postgres(&postgres), &site, ".s.PGSQL.5432").postgres_key("plaintext_cancel = false");
     let portcullis = Portcullis::start(site, listener);
     let file = format!("host={} user=app dbname=postgres", portcullis.site.directory().display());
@@ -189,8 +189,8 @@ fn ctrl_c_in_psql_cancels_its_query_by_port_and_by_file() {
 }
 
 #[test]
-fn redis_and_postgres_clients_are_told_natively_that_the_upstream_is_not_there() {
-    let site = Site::new();
+fn unreachable_upstream_is_reported_in_the_protocol_of_the_client() {
+    let site = TestDir::new();
     let listener = at(Listener::redis("unix:/nowhere/redis.sock"), &site, "cache.sock");
     let other = Listener::postgres("unix:/nowhere/.s.PGSQL.5432").named("db").without_tls();
     let portcullis = Portcullis::start(site, format!("{listener}{other}"));
@@ -202,11 +202,11 @@ fn redis_and_postgres_clients_are_told_natively_that_the_upstream_is_not_there()
     assert!(words.starts_with("-LOADING the database behind this proxy"), "{words}");
     let mut client = portcullis.client_of("db").dial();
     client.write_all(&startup(PROTOCOL_3_0, &[("user", "app")])).unwrap();
-    assert_eq!(error_response(&last_words(&mut client))[&'C'], "57P03");
+    assert_eq!(error_response(&read_until_closed(&mut client))[&'C'], "57P03");
 }
 
 /// Listens at `unix:NAME` of the site, with more keys.
-fn file(upstream: &Upstream, site: &Site, keys: &str) -> String {
+fn file(upstream: &Upstream, site: &TestDir, keys: &str) -> String {
     let address = format!("unix:{}", site.path("a.sock").display());
     let list = format!("listen = {:?}\n", [&address]);
     let table = format!("listen = {{ address = {address:?}{keys} }}\n");
@@ -214,9 +214,9 @@ fn file(upstream: &Upstream, site: &Site, keys: &str) -> String {
 }
 
 #[test]
-fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
+fn unix_socket_mode_is_private_by_default_and_follows_a_reload() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("a.sock");
     let config = file(&upstream, &site, "");
     let mut portcullis = Portcullis::start(site, config);
@@ -230,14 +230,14 @@ fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
     let set = |keys: &str| {
         let applied = portcullis.reconfigure(file(&upstream, &portcullis.site, keys));
         assert!(applied.is("reload.applied"), "{}", applied.0);
-        // The file is looked after right behind the event that says so.
+        // The mode of the file is set right after this event.
         fs::metadata(&path).unwrap()
     };
     for (keys, wanted) in [(", mode = \"0660\"", 0o660), (", mode = \"666\"", 0o666), ("", 0o600)] {
         set(keys);
         eventually("the mode follows", || (mode(&path) == wanted).then_some(()));
     }
-    // Root may give it to whom it likes; others have to leave it where it is.
+    // Only root may give the file to another group.
     if own.0 == 0 {
         set(", owner = \"postgres\", group = \"65534\", mode = \"0660\"");
         let postgres = run(command("id").args(["-u", "postgres"])).success().trim().parse().unwrap();
@@ -248,8 +248,8 @@ fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
         let as_user = |user: &str, expected: &str| {
             let mut cli = command("setpriv");
             cli.args([&format!("--reuid={user}"), "--regid=65533", "--clear-groups", "--", "redis-cli", "-s"]);
-            let said = run(cli.arg(&path).arg("PING").current_dir("/"));
-            assert!(format!("{}{}", said.text(), said.stderr).contains(expected), "{user}: {said:?}");
+            let output = run(cli.arg(&path).arg("PING").current_dir("/"));
+            assert!(format!("{}{}", output.text(), output.stderr).contains(expected), "{user}: {output:?}");
         };
         fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         as_user("65532", "Permission denied");
@@ -261,9 +261,9 @@ fn the_file_is_private_unless_it_is_told_otherwise_and_follows_a_reload() {
 }
 
 #[test]
-fn a_file_goes_with_its_listener_and_comes_back_with_it() {
+fn unix_socket_is_removed_and_created_with_its_listener() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("a.sock");
     let config = file(&upstream, &site, "");
     let other = format!("{ON_SIGHUP}{}", Listener::tcp(&upstream).named("other"));
@@ -278,16 +278,16 @@ fn a_file_goes_with_its_listener_and_comes_back_with_it() {
     assert!(portcullis.reconfigure(&config).is("reload.applied"));
     eventually("the file comes", || path.exists().then_some(()));
     ask(&mut call(&path), b"hello", b"hello");
-    // Tidied away by somebody else, it is made again by the next reload.
+    // A file that another program removed is created again by the next reload.
     fs::remove_file(&path).unwrap();
     assert!(portcullis.reconfigure(&config).is("reload.applied"));
     ask(&mut call(&path), b"hello", b"hello");
 }
 
 #[test]
-fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
+fn stale_unix_socket_is_replaced_and_live_one_is_an_error() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let path = site.path("a.sock");
     drop(UnixListener::bind(&path).unwrap());
     let config = file(&upstream, &site, "");
@@ -301,7 +301,7 @@ fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
     assert!(second.stderr.contains("is in use by a running program"), "{}", second.stderr);
     ask(&mut call(&path), b"hello", b"hello");
 
-    // Nor does a reload take a place that somebody else has.
+    // A reload replaces no file of another program, either.
     let elsewhere = portcullis.site.path("b.sock");
     let _living = UnixListener::bind(&elsewhere).unwrap();
     let rejected = portcullis.reconfigure(config.replace("a.sock", "b.sock"));
@@ -315,18 +315,18 @@ fn a_file_that_was_left_is_replaced_and_one_that_lives_is_an_error() {
 }
 
 #[test]
-fn turning_tls_on_ends_what_came_without_and_turning_it_off_ends_nothing() {
+fn enabling_tls_ends_plaintext_sessions_and_disabling_it_ends_none() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (off, on) = (Listener::tcp(&upstream).without_tls(), Listener::tcp(&upstream));
-    // A port of its own choice would be another one each time.
+    // Port 0 would be another port each time.
     let address = crate::harness::program::free_address().to_string();
     let [off, on] = [off, on].map(|listener| format!("{ON_SIGHUP}{}", listener.on(&[&address])));
     let portcullis = Portcullis::start(site, &off);
     let mut clear = portcullis.client().dial();
     ask(&mut clear, b"hello", b"hello");
     assert!(portcullis.reconfigure(&on).is("reload.applied"));
-    assert_eq!(last_words(&mut clear), b"");
+    assert_eq!(read_until_closed(&mut clear), b"");
     let revoked = portcullis.event("session.revoked", |event| event.is("session.revoked"));
     assert_eq!(revoked.reason(), "credential_revoked");
     assert!(revoked.text("detail").contains("without TLS"), "{}", revoked.0);
@@ -341,8 +341,8 @@ fn turning_tls_on_ends_what_came_without_and_turning_it_off_ends_nothing() {
 }
 
 #[test]
-fn check_and_explain_say_what_a_listener_without_tls_means() {
-    let site = Site::new();
+fn check_and_explain_describe_a_listener_without_tls() {
+    let site = TestDir::new();
     let address = format!("unix:{}", site.path("a.sock").display());
     let table = format!("listen = [\"127.0.0.1:6380\", {{ address = {address:?}, mode = \"0666\" }}]");
     let listener = Listener::redis("127.0.0.1:6379").without_tls().on(&["127.0.0.1:6380"]).to_string();
@@ -354,12 +354,12 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
         let mut command = executable();
         run(command.args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
     };
-    let said = portcullis(&["check", "--offline"]).success();
+    let output = portcullis(&["check", "--offline"]).success();
     for words in ["OFF: only local programs can connect", "a.sock (mode 0666)", "b.sock (mode 0600)"] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(output.contains(words), "{words}: {output}");
     }
-    assert!(said.contains("warning: listener main: every user of this machine can connect to unix:"), "{said}");
-    assert_eq!(said.matches("warning:").count(), 1, "{said}");
+    assert!(output.contains("warning: listener main: every user of this machine can connect to unix:"), "{output}");
+    assert_eq!(output.matches("warning:").count(), 1, "{output}");
     let report: serde_json::Value = serde_json::from_str(&portcullis(&["check", "--json"]).success()).unwrap();
     assert_eq!(report["listeners"][0]["min_version"], serde_json::Value::Null);
     assert_eq!(report["listeners"][0]["socket_files"][0]["mode"], "0666");
@@ -370,10 +370,10 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
     assert!(trusted.contains("tls       off; no client certificate is requested"), "{trusted}");
     assert_eq!(explain("main", "127.0.0.2").code, Some(3));
     for listener in ["main", "private"] {
-        let said = explain(listener, "unix").success();
+        let output = explain(listener, "unix").success();
         assert!(
-            said.contains("every client that may write to the socket") && said.contains("verdict   admitted"),
-            "{said}"
+            output.contains("every client that may write to the socket") && output.contains("verdict   admitted"),
+            "{output}"
         );
     }
     let wrong = explain("private", "127.0.0.1");
@@ -383,8 +383,8 @@ fn check_and_explain_say_what_a_listener_without_tls_means() {
 }
 
 #[test]
-fn what_is_open_to_the_network_does_not_do_without_tls() {
-    let site = Site::new();
+fn listener_on_a_network_address_requires_tls() {
+    let site = TestDir::new();
     for address in ["0.0.0.0:6380", "[::]:6380", "192.0.2.1:6380", "[2001:db8::1]:6380", "[::ffff:192.0.2.1]:6380"] {
         site.write("portcullis.toml", Listener::redis("127.0.0.1:6379").without_tls().on(&[address]));
         let refused = run(executable().args(["check", "-c"]).arg(site.path("portcullis.toml")));
@@ -398,10 +398,10 @@ fn what_is_open_to_the_network_does_not_do_without_tls() {
     }
 }
 
-/// Application, sidecar, database: the database wants TLS and a certificate of its client, and the application knows of neither.
+/// Application, sidecar, database: the database requires TLS and a client certificate, and the application has neither.
 #[test]
-fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
-    let site = Site::new();
+fn plaintext_application_reaches_databases_that_require_tls() {
+    let site = TestDir::new();
     site.install("app", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
     let postgres = Postgres::with_tls(&site, &site.server());
@@ -432,8 +432,8 @@ fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
         for user in ["certified", "keyed"] {
             // SCRAM-SHA-256-PLUS, which the server offers, is not for who has no TLS, and out of the offer.
             for binding in ["prefer", "disable"] {
-                let said = ask(&mut psql(&format!("{way} user={user}")), binding).success();
-                assert_eq!(said, format!("{user}|t|/CN=certified\n"));
+                let output = ask(&mut psql(&format!("{way} user={user}")), binding).success();
+                assert_eq!(output, format!("{user}|t|/CN=certified\n"));
             }
         }
         let refused = ask(&mut psql(&format!("{way} user=keyed")), "require");
@@ -443,10 +443,10 @@ fn an_application_that_knows_no_tls_reaches_databases_that_want_it() {
     assert!(wrong.stderr.contains("password authentication failed"), "{}", wrong.stderr);
 }
 
-/// The example for it, with other places in it.
+/// Its example configuration, with other addresses and paths.
 #[test]
-fn the_example_of_a_sidecar_serves_as_it_stands() {
-    let site = Site::new();
+fn sidecar_example_works_unchanged() {
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("certified")));
     let redis = Redis::with_tls(&site, &site.server(), &[]);
     let postgres = Postgres::with_tls(&site, &site.server());

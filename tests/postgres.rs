@@ -1,4 +1,4 @@
-//! A real PostgreSQL behind, real PostgreSQL clients in front.
+//! Real PostgreSQL clients with a real PostgreSQL server.
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
@@ -23,7 +23,7 @@ pub(crate) fn conninfo(portcullis: &Portcullis) -> String {
     )
 }
 
-/// `psql` that prints nothing but the values.
+/// `psql` that prints only the values.
 pub(crate) fn psql(conninfo: &str) -> Command {
     let mut psql = client("psql");
     psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]);
@@ -47,20 +47,20 @@ pub(crate) fn parameters(portcullis: &Portcullis) -> tokio_postgres::Config {
 }
 
 #[test]
-fn psql_gets_through_with_everything_verified() {
+fn psql_works_with_verify_full() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
-    let said = run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"])).success();
-    assert_eq!(said, "42\n");
+    let output = run(psql(&conninfo(&portcullis)).args(["-c", "select 6 * 7"])).success();
+    assert_eq!(output, "42\n");
     let opened = portcullis.event("an opening", |event| event.is("connection.opened"));
     assert_eq!(opened.text("upstream"), postgres.to_string());
     assert_eq!(opened.text("tls_version"), "TLSv1.3");
 }
 
 #[test]
-fn psql_shows_its_client_certificate() {
+fn psql_presents_its_client_certificate() {
     let postgres = Postgres::start();
-    let site = crate::harness::Site::new();
+    let site = crate::harness::TestDir::new();
     site.install("client", &site.ca.issue(crate::harness::Request::client("app")));
     let listener = Listener::postgres(&postgres).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listener);
@@ -81,12 +81,12 @@ fn postgres_is_reached_over_its_unix_socket() {
     let postgres = Postgres::start();
     let socket = format!("unix:{}", postgres.socket().display());
     let portcullis = Portcullis::before(Listener::postgres(&socket));
-    let said = run(psql(&conninfo(&portcullis)).args(["-c", "select inet_server_addr() is null"]));
-    assert_eq!(said.success(), "t\n");
+    let output = run(psql(&conninfo(&portcullis)).args(["-c", "select inet_server_addr() is null"]));
+    assert_eq!(output.success(), "t\n");
 }
 
 #[test]
-fn a_password_is_checked_with_scram_end_to_end() {
+fn password_is_checked_with_scram_end_to_end() {
     let postgres = Postgres::start();
     postgres.direct("create role keyed login password 'open sesame'");
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
@@ -108,16 +108,16 @@ fn pgbench_runs_eight_clients() {
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     let conninfo = conninfo(&portcullis);
     run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
-    let said = run(client("pgbench").args(["-n", "-c", "8", "-t", "100", "-d", &conninfo]));
-    let said = said.success();
-    assert!(said.contains("number of transactions actually processed: 800/800"), "{said}");
+    let output = run(client("pgbench").args(["-n", "-c", "8", "-t", "100", "-d", &conninfo]));
+    let output = output.success();
+    assert!(output.contains("number of transactions actually processed: 800/800"), "{output}");
     let fresh = ["-n", "-S", "-C", "-c", "4", "-t", "25", "-d"];
-    let said = run(client("pgbench").args(fresh).arg(&conninfo)).success();
-    assert!(said.contains("number of transactions actually processed: 100/100"), "{said}");
+    let output = run(client("pgbench").args(fresh).arg(&conninfo)).success();
+    assert!(output.contains("number of transactions actually processed: 100/100"), "{output}");
 }
 
 #[test]
-fn a_copy_of_100_mb_goes_both_ways_byte_for_byte() {
+fn copy_of_100_mb_is_relayed_unchanged_both_ways() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     copy_both_ways(&portcullis, &postgres);
@@ -147,7 +147,7 @@ pub(crate) fn copy_both_ways(portcullis: &Portcullis, postgres: &Postgres) {
 }
 
 #[test]
-fn tokio_postgres_gets_through() {
+fn tokio_postgres_works() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     Runtime::new().unwrap().block_on(async {
@@ -165,13 +165,13 @@ fn tokio_postgres_gets_through() {
 }
 
 #[test]
-fn a_notification_reaches_who_listens() {
+fn notification_reaches_its_listener() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres));
     Runtime::new().unwrap().block_on(async {
         let connected = parameters(&portcullis).connect(connector(&portcullis)).await;
         let (client, mut connection) = connected.unwrap();
-        let heard = async {
+        let received = async {
             loop {
                 let message = std::future::poll_fn(|context| connection.poll_message(context)).await;
                 if let AsyncMessage::Notification(notification) = message.unwrap().unwrap() {
@@ -183,23 +183,23 @@ fn a_notification_reaches_who_listens() {
             client.batch_execute("listen news").await.unwrap();
             postgres.direct("notify news, 'hello'");
         };
-        let (notification, ()) = tokio::join!(heard, talk);
+        let (notification, ()) = tokio::join!(received, talk);
         assert_eq!((notification.channel(), notification.payload()), ("news", "hello"));
         drop::<Client>(client);
     });
 }
 
 #[test]
-fn psql_shows_that_the_upstream_cannot_be_reached() {
-    let nobody = format!("127.0.0.1:{}", program::free_port());
-    let portcullis = Portcullis::before(Listener::postgres(nobody));
+fn psql_prints_that_the_upstream_is_unreachable() {
+    let unused = format!("127.0.0.1:{}", program::free_port());
+    let portcullis = Portcullis::before(Listener::postgres(unused));
     let refused = run(psql(&conninfo(&portcullis)).args(["-c", "select 1"]));
     assert_eq!(refused.code, Some(2));
     assert!(refused.stderr.contains("FATAL:"), "{}", refused.stderr);
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
     assert_eq!(denied.reason(), "upstream_unreachable");
 
-    let mut connection = portcullis.client().asking_first().connect();
+    let mut connection = portcullis.client().with_ssl_request().connect();
     connection.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&connection.rest().unwrap());
     assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "57P03"));
@@ -207,13 +207,13 @@ fn psql_shows_that_the_upstream_cannot_be_reached() {
 }
 
 #[test]
-fn a_startup_message_of_any_version_passes_untouched() {
+fn startup_message_of_any_version_is_relayed_unchanged() {
     use crate::harness::wire::{PROTOCOL_3_2, PROTOCOL_GREASE};
     for version in [PROTOCOL_3_0, PROTOCOL_3_2, PROTOCOL_GREASE] {
         let upstream = Upstream::silent();
         let portcullis = Portcullis::before(Listener::postgres(&upstream));
         let hello = startup(version, &[("user", "app"), ("_pq_.command_tag_format", "x")]);
-        let mut connection = portcullis.client().asking_first().connect();
+        let mut connection = portcullis.client().with_ssl_request().connect();
         connection.send(&[hello.as_slice(), b"and what follows"].concat());
         let expected = [hello.as_slice(), b"and what follows"].concat();
         assert_eq!(upstream.receives(expected.len()), expected);

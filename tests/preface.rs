@@ -1,4 +1,4 @@
-//! What comes before TLS, to the byte: SSLRequest, GSSENCRequest, direct TLS, plaintext, garbage.
+//! The bytes before TLS: SSLRequest, GSSENCRequest, direct TLS, plaintext, garbage.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use rustls::AlertDescription;
 
 use crate::harness::client::{alert, port};
 use crate::harness::wire::{
-    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, last_words, packet, read_exactly, startup,
+    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, error_response, packet, read_exactly, read_until_closed, startup,
 };
 use crate::harness::{Client, Listener, Portcullis, Upstream};
 
@@ -20,14 +20,14 @@ fn postgres() -> (Upstream, Portcullis) {
 }
 
 /// Sends bytes in one piece. Returns the source port and all that comes back.
-fn says(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
+fn exchange(client: &Client, bytes: &[u8]) -> (u16, Vec<u8>) {
     let mut stream = client.dial();
     stream.write_all(bytes).unwrap();
-    (port(&stream), last_words(&mut stream))
+    (port(&stream), read_until_closed(&mut stream))
 }
 
 #[test]
-fn an_ssl_request_is_answered_with_one_s() {
+fn ssl_request_is_answered_with_one_s() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&SSL_REQUEST).unwrap();
@@ -41,34 +41,34 @@ fn an_ssl_request_is_answered_with_one_s() {
 }
 
 #[test]
-fn a_gssenc_request_is_declined_and_an_ssl_request_still_welcome() {
+fn gssenc_request_is_declined_and_ssl_request_then_accepted() {
     let (_upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"N");
-    portcullis.client().asking_first().secure(stream).unwrap();
+    portcullis.client().with_ssl_request().secure(stream).unwrap();
 }
 
 #[test]
-fn a_second_gssenc_request_is_a_violation() {
+fn second_gssenc_request_is_a_protocol_violation() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"N");
     stream.write_all(&GSSENC_REQUEST).unwrap();
-    assert!(!last_words(&mut stream).starts_with(b"N"));
+    assert!(!read_until_closed(&mut stream).starts_with(b"N"));
     assert_eq!(portcullis.refusal(port(&stream)), "protocol_violation");
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_second_ssl_request_is_a_broken_handshake() {
+fn second_ssl_request_fails_the_handshake() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&SSL_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"S");
     stream.write_all(&SSL_REQUEST).unwrap();
-    assert!(!last_words(&mut stream).starts_with(b"S"));
+    assert!(!read_until_closed(&mut stream).starts_with(b"S"));
     let reason = portcullis.refusal(port(&stream));
     assert!(matches!(reason.as_str(), "protocol_violation" | "handshake_failed"), "{reason}");
     upstream.assert_untouched();
@@ -83,7 +83,7 @@ fn bytes_sent_before_the_answer_to_an_ssl_request_never_reach_upstream() {
     client.tls().write_tls(&mut hello).unwrap();
     for early in [&injected, &hello, &SSL_REQUEST.to_vec(), &b"\0".to_vec()] {
         for request in [SSL_REQUEST, GSSENC_REQUEST] {
-            let (port, words) = says(&client, &[&request, early.as_slice()].concat());
+            let (port, words) = exchange(&client, &[&request, early.as_slice()].concat());
             assert!(!words.starts_with(b"S") && !words.starts_with(b"N"), "{}", words.escape_ascii());
             assert_eq!(portcullis.refusal(port), "protocol_violation");
         }
@@ -116,7 +116,7 @@ fn direct_tls_without_alpn_is_refused() {
 #[test]
 fn another_alpn_is_refused_with_an_alert() {
     let (upstream, portcullis) = postgres();
-    for client in [portcullis.client(), portcullis.client().asking_first()] {
+    for client in [portcullis.client(), portcullis.client().with_ssl_request()] {
         let client = client.alpn(&["h2"]);
         let stream = client.dial();
         let port = port(&stream);
@@ -130,14 +130,14 @@ fn another_alpn_is_refused_with_an_alert() {
 #[test]
 fn alpn_after_an_ssl_request_is_confirmed() {
     let (_upstream, portcullis) = postgres();
-    let connection = portcullis.client().asking_first().alpn(&["postgresql"]).connect();
+    let connection = portcullis.client().with_ssl_request().alpn(&["postgresql"]).connect();
     assert_eq!(connection.tls().alpn_protocol(), Some(&b"postgresql"[..]));
 }
 
 #[test]
-fn a_plaintext_startup_message_is_told_about_sslmode() {
+fn plaintext_startup_message_gets_an_error_that_names_sslmode() {
     let (upstream, portcullis) = postgres();
-    let (port, words) = says(&portcullis.client(), &startup(PROTOCOL_3_0, &[("user", "app")]));
+    let (port, words) = exchange(&portcullis.client(), &startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&words);
     assert_eq!(fields[&'S'], "FATAL");
     assert_eq!(fields[&'V'], "FATAL");
@@ -150,24 +150,24 @@ fn a_plaintext_startup_message_is_told_about_sslmode() {
 }
 
 #[test]
-fn a_plaintext_startup_message_after_a_declined_gssenc_request_is_told_the_same() {
+fn plaintext_startup_message_after_gssenc_gets_the_same_error() {
     let (upstream, portcullis) = postgres();
     let mut stream = portcullis.client().dial();
     stream.write_all(&GSSENC_REQUEST).unwrap();
     assert_eq!(read_exactly(&mut stream, 1), b"N");
     stream.write_all(&startup(PROTOCOL_3_0, &[("user", "app")])).unwrap();
-    assert_eq!(error_response(&last_words(&mut stream))[&'C'], "28000");
+    assert_eq!(error_response(&read_until_closed(&mut stream))[&'C'], "28000");
     assert_eq!(portcullis.refusal(port(&stream)), "plaintext_refused");
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_packet_of_an_impossible_length_is_a_violation() {
+fn packet_of_impossible_length_is_a_protocol_violation() {
     let (upstream, portcullis) = postgres();
     let code = PROTOCOL_3_0.to_be_bytes();
     for length in [0, 4, 7, 10_005, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_u32] {
         let bytes = [length.to_be_bytes(), code].concat();
-        let (port, words) = says(&portcullis.client(), &bytes);
+        let (port, words) = exchange(&portcullis.client(), &bytes);
         assert!(!words.starts_with(b"S"), "length {length}");
         assert_eq!(portcullis.refusal(port), "protocol_violation", "length {length}");
     }
@@ -175,7 +175,7 @@ fn a_packet_of_an_impossible_length_is_a_violation() {
 }
 
 #[test]
-fn a_packet_that_means_nothing_is_a_violation() {
+fn unknown_packet_is_a_protocol_violation() {
     let (upstream, portcullis) = postgres();
     let garbage: [&[u8]; 5] = [
         &packet(2 << 16, b"user\0app\0\0"),
@@ -187,7 +187,7 @@ fn a_packet_that_means_nothing_is_a_violation() {
         &packet(80_877_102, &[1; 4 + 257]),
     ];
     for bytes in garbage {
-        let (port, words) = says(&portcullis.client(), bytes);
+        let (port, words) = exchange(&portcullis.client(), bytes);
         assert!(!words.starts_with(b"S"), "{}", bytes.escape_ascii());
         assert_eq!(portcullis.refusal(port), "protocol_violation", "{}", bytes.escape_ascii());
     }
@@ -195,10 +195,10 @@ fn a_packet_that_means_nothing_is_a_violation() {
 }
 
 #[test]
-fn an_ssl_request_inside_tls_gets_no_s() {
-    let upstream = Upstream::saying(b"S");
+fn ssl_request_inside_tls_gets_no_s() {
+    let upstream = Upstream::sending(b"S");
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
-    let mut connection = portcullis.client().asking_first().connect();
+    let mut connection = portcullis.client().with_ssl_request().connect();
     connection.send(&SSL_REQUEST);
     let words = connection.rest().unwrap_or_default();
     assert!(!words.contains(&b'S') || words.starts_with(b"E"), "{}", words.escape_ascii());
@@ -224,7 +224,7 @@ pub(crate) fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn a_byte_now_and_then_does_not_move_the_handshake_deadline() {
+fn slow_bytes_do_not_extend_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let short = |listener: Listener| listener.limit("handshake_timeout = \"300ms\"");
     let postgres = Portcullis::before(short(Listener::postgres(&upstream)));
@@ -243,30 +243,30 @@ fn a_byte_now_and_then_does_not_move_the_handshake_deadline() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_closed_at_the_handshake_deadline() {
+fn silent_client_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"200ms\""));
         let mut stream = portcullis.client().dial();
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         assert_eq!(portcullis.refusal(port(&stream)), "handshake_timeout");
     }
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_client_that_waits_after_the_s_is_closed_at_the_handshake_deadline() {
+fn client_silent_after_ssl_request_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
-    let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"200ms\"");
+    let listener = Listener::postgres(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
-    let (port, words) = says(&portcullis.client(), &SSL_REQUEST);
+    let (port, words) = exchange(&portcullis.client(), &SSL_REQUEST);
     assert_eq!(words, b"S");
     assert_eq!(portcullis.refusal(port), "handshake_timeout");
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_client_that_connects_and_goes_costs_the_upstream_nothing() {
+fn client_that_only_connects_does_not_reach_the_upstream() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
@@ -279,13 +279,13 @@ fn a_client_that_connects_and_goes_costs_the_upstream_nothing() {
 }
 
 #[test]
-fn plaintext_redis_is_told_that_the_port_speaks_tls() {
+fn plaintext_redis_client_gets_an_error_that_names_tls() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     // More than anybody reads: the answer has to survive what is thrown away.
     let much = [&b"SET key "[..], &[b'x'; 16 * 1024], b"\r\n"].concat();
     for command in [&b"PING\r\n"[..], b"*1\r\n$4\r\nPING\r\n", &much] {
-        let (port, words) = says(&portcullis.client(), command);
+        let (port, words) = exchange(&portcullis.client(), command);
         let words = String::from_utf8(words).unwrap();
         assert!(words.starts_with("-ERR this port speaks TLS only"), "{words:?}");
         assert!(words.ends_with("\r\n") && words.lines().count() == 1, "{words:?}");
@@ -296,10 +296,10 @@ fn plaintext_redis_is_told_that_the_port_speaks_tls() {
 }
 
 #[test]
-fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
+fn plaintext_tcp_client_is_closed_without_an_answer() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
-    let (port, words) = says(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
+    let (port, words) = exchange(&portcullis.client(), b"GET / HTTP/1.0\r\n\r\n");
     assert_eq!(words, b"");
     assert_eq!(portcullis.refusal(port), "plaintext_refused");
     assert!(portcullis.ending(port).text("detail").contains("did not start TLS"));
@@ -307,11 +307,11 @@ fn plaintext_on_a_tcp_listener_is_closed_without_a_word() {
 }
 
 #[test]
-fn a_record_that_only_begins_like_tls_fails_the_handshake() {
+fn record_that_only_resembles_tls_fails_the_handshake() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream)] {
         let portcullis = Portcullis::before(listener);
-        let (port, _alert) = says(&portcullis.client(), b"\x16\x03\x01\x00\x05hello");
+        let (port, _alert) = exchange(&portcullis.client(), b"\x16\x03\x01\x00\x05hello");
         assert_eq!(portcullis.refusal(port), "handshake_failed");
     }
     upstream.assert_untouched();

@@ -1,4 +1,4 @@
-//! What `check` finds before a start or a client would: files, chains, keys, sources, directories, addresses, upstreams.
+//! Faults that `check` reports before a start: files, chains, keys, sources, directories, addresses, upstreams.
 
 use std::fs::{self, Permissions};
 use std::net::TcpListener;
@@ -11,19 +11,19 @@ use serde_json::Value;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Outcome, free_address, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir};
 use crate::reload::ON_SIGHUP;
 
-/// A site with a configuration, and what `check` says of it with these options.
-fn check(site: &Site, config: impl std::fmt::Display, options: &[&str]) -> Outcome {
+/// A directory with a configuration, and the output of `check` with these options.
+fn check(site: &TestDir, config: impl std::fmt::Display, options: &[&str]) -> Outcome {
     site.write("portcullis.toml", config);
     run(executable().args(["check", "-c", "portcullis.toml"]).args(options).current_dir(site.directory()))
 }
 
-fn warnings(site: &Site, config: impl std::fmt::Display) -> String {
+fn warnings(site: &TestDir, config: impl std::fmt::Display) -> String {
     let outcome = check(site, config, &["--offline"]);
-    let said = outcome.success();
-    said.lines().filter(|line| line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
+    let output = outcome.success();
+    output.lines().filter(|line| line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
 }
 
 fn listener() -> Listener {
@@ -31,8 +31,8 @@ fn listener() -> Listener {
 }
 
 #[test]
-fn faulty_chains_are_warned_about() {
-    let site = Site::new();
+fn faulty_chains_give_warnings() {
+    let site = TestDir::new();
     let middle = site.ca.intermediate("Middle CA");
     let leaf = middle.issue(Request::server(&["localhost"]));
     site.install("server", &leaf);
@@ -44,51 +44,54 @@ fn faulty_chains_are_warned_about() {
             .map(String::as_str)
             .concat(),
     );
-    let said = warnings(&site, listener());
+    let output = warnings(&site, listener());
     for words in [
         "use this order: CN=localhost, then CN=Middle CA, then CN=Test CA",
         "certificate 4 is the same as certificate 3",
         "certificate 5 (CN=Other CA) does not belong to the chain",
     ] {
-        assert!(said.contains(words), "no {words:?} in {said}");
+        assert!(output.contains(words), "no {words:?} in {output}");
     }
-    assert_eq!(said.lines().count(), 3, "{said}");
+    assert_eq!(output.lines().count(), 3, "{output}");
 }
 
 #[test]
-fn certificates_of_the_other_purpose_are_warned_about() {
-    let site = Site::new();
+fn certificates_of_the_wrong_purpose_give_warnings() {
+    let site = TestDir::new();
     site.install("client", &site.ca.issue(Request::client("app").also("dns:localhost")));
-    let said = warnings(&site, listener().certificates(&["client"]));
-    assert!(said.contains("the server certificate CN=app lacks serverAuth"), "{said}");
+    let output = warnings(&site, listener().certificates(&["client"]));
+    assert!(output.contains("the server certificate CN=app lacks serverAuth"), "{output}");
     let upstream = |name: &str| {
         let keys = format!("cert = \"{name}.crt\"\nkey = \"{name}.key\"");
         listener().upstream_tls("verify-full", "ca.crt").upstream(&keys)
     };
-    let said = warnings(&site, upstream("server"));
-    assert!(said.contains("the certificate for the upstream CN=localhost lacks clientAuth"), "{said}");
+    let output = warnings(&site, upstream("server"));
+    assert!(output.contains("the certificate for the upstream CN=localhost lacks clientAuth"), "{output}");
     assert_eq!(warnings(&site, upstream("client")), "");
 }
 
 #[test]
-fn unspecified_and_expired_sources_are_warned_about() {
-    let site = Site::new();
+fn unspecified_and_expired_sources_give_warnings() {
+    let site = TestDir::new();
     let rule = "trusted_sources = [\"127.0.0.1\", { type = \"ip_addr\", value = \"10.0.0.1\", expires_at = 2020-01-31T00:00:00Z }]";
     let config = listener().to_string().replace("trusted_sources = [\"127.0.0.1\"]", rule);
-    let said = warnings(&site, config);
-    assert!(said.contains("the rule ip_addr:10.0.0.1 expired at 2020-01-31T00:00:00Z and matches no client"), "{said}");
+    let output = warnings(&site, config);
+    assert!(
+        output.contains("the rule ip_addr:10.0.0.1 expired at 2020-01-31T00:00:00Z and matches no client"),
+        "{output}"
+    );
     for (source, meant) in [("0.0.0.0", "0.0.0.0/0"), ("::", "::/0"), ("0.0.0.0/32", "0.0.0.0/0"), ("::/128", "::/0")] {
-        let said = warnings(&site, listener().trusting(&[source]));
-        assert!(said.contains("matches no client") && said.contains(meant), "{source}: {said}");
-        let said = warnings(&site, listener().behind(&[source]));
-        assert!(said.contains("matches no client") && said.contains(meant), "{source}: {said}");
+        let output = warnings(&site, listener().trusting(&[source]));
+        assert!(output.contains("matches no client") && output.contains(meant), "{source}: {output}");
+        let output = warnings(&site, listener().behind(&[source]));
+        assert!(output.contains("matches no client") && output.contains(meant), "{source}: {output}");
     }
     assert!(!warnings(&site, listener().trusting(&["0.0.0.0/0"])).contains("matches no client"));
 }
 
 #[test]
-fn unusable_keys_are_named_by_kind_and_size() {
-    let site = Site::new();
+fn unusable_keys_are_reported_with_kind_and_size() {
+    let site = TestDir::new();
     openssl(&site, &["dsaparam", "-out", "dsa.pem", "1024"]);
     openssl(&site, &["genpkey", "-paramfile", "dsa.pem", "-out", "dsa.key"]);
     for (options, words) in [
@@ -108,7 +111,7 @@ fn unusable_keys_are_named_by_kind_and_size() {
             assert!(outcome.stderr.contains(words), "no {words:?} in {}", outcome.stderr);
         }
     }
-    // Of a CA it is a warning: the others vouch as ever.
+    // An unusable CA is only a warning: the other CAs are still used.
     openssl(
         &site,
         &[
@@ -126,13 +129,13 @@ fn unusable_keys_are_named_by_kind_and_size() {
         ],
     );
     let clients = listener().tls("client_auth = \"required\"").tls("client_ca = [\"ca.crt\", \"old.crt\"]");
-    let said = warnings(&site, clients);
-    assert!(said.contains("the key of the client CA certificate CN=Old CA is RSA of 1024 bits"), "{said}");
+    let output = warnings(&site, clients);
+    assert!(output.contains("the key of the client CA certificate CN=Old CA is RSA of 1024 bits"), "{output}");
 }
 
 #[test]
-fn pem_of_the_environment_may_have_written_line_breaks() {
-    let site = Site::new();
+fn pem_in_the_environment_may_have_escaped_line_breaks() {
+    let site = TestDir::new();
     let on_one_line = |name: &str| fs::read_to_string(site.path(name)).unwrap().replace('\n', "\\n");
     site.write("portcullis.toml", listener().certificate("cert = \"env:TLS_CERT\", key = \"env:TLS_KEY\""));
     let mut command = executable();
@@ -141,8 +144,8 @@ fn pem_of_the_environment_may_have_written_line_breaks() {
 }
 
 #[test]
-fn missing_files_are_told_beside_errors_that_keep_a_listener_from_being_read() {
-    let site = Site::new();
+fn missing_files_are_reported_with_other_errors_of_the_listener() {
+    let site = TestDir::new();
     let listener = listener()
         .named("Not A Name")
         .certificate("cert = \"nowhere.crt\", key = \"server.key\"")
@@ -167,8 +170,8 @@ fn missing_files_are_told_beside_errors_that_keep_a_listener_from_being_read() {
 }
 
 #[test]
-fn directories_of_sockets_have_to_be_there() {
-    let site = Site::new();
+fn missing_directory_of_a_unix_socket_is_reported() {
+    let site = TestDir::new();
     let admin = format!("admin.listen = \"unix:nowhere/admin.sock\"\n{}", listener());
     let unix = listener().without_tls().on(&["unix:nowhere/cache.sock"]).to_string();
     for (config, place) in [(&admin, "portcullis.toml:1:16: admin.listen: "), (&unix, "listener[0].listen[0]: ")] {
@@ -193,15 +196,15 @@ fn check_of_a_running_configuration_passes() {
     let address = free_address().to_string();
     let config =
         format!("{ON_SIGHUP}admin.listen = \"unix:admin.sock\"\n{}", Listener::redis(&upstream).on(&[&address]));
-    let portcullis = Portcullis::start(Site::new(), &config);
+    let portcullis = Portcullis::start(TestDir::new(), &config);
     portcullis.client().connect().ask(b"hello", b"hello");
     let outcome = check(&portcullis.site, &config, &["--strict"]);
     assert_eq!(outcome.code, Some(0), "{}{}", outcome.text(), outcome.stderr);
 }
 
 #[test]
-fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_for() {
-    let site = Site::new();
+fn silent_upstreams_are_warnings_that_strict_fails_and_offline_skips() {
+    let site = TestDir::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (upstream, words) in [
         (closed.to_string(), "refuses connections"),
@@ -210,8 +213,8 @@ fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_fo
     ] {
         let listener = Listener::redis(&upstream);
         let outcome = check(&site, &listener, &[]);
-        let said = outcome.success();
-        assert!(said.contains(&format!("warning: listener main: upstream {upstream} {words}")), "{said}");
+        let output = outcome.success();
+        assert!(output.contains(&format!("warning: listener main: upstream {upstream} {words}")), "{output}");
         let strict = check(&site, &listener, &["--strict"]);
         assert_eq!(strict.code, Some(1), "{}", strict.stderr);
         assert!(strict.text().contains(words) && strict.stderr.contains("1 warning"), "{}", strict.stderr);
@@ -224,7 +227,7 @@ fn silent_upstreams_are_warnings_that_strict_counts_and_offline_does_not_look_fo
 
 #[test]
 fn expired_server_certificates_fail_strictly() {
-    let site = Site::new();
+    let site = TestDir::new();
     site.install("server", &site.ca.issue(Request::server(&["localhost"]).valid(-20, -10)));
     assert_eq!(check(&site, listener(), &["--offline"]).code, Some(0));
     let strict = check(&site, listener(), &["--offline", "--strict"]);
@@ -234,8 +237,8 @@ fn expired_server_certificates_fail_strictly() {
 
 #[test]
 fn addresses_of_other_machines_cannot_be_bound() {
-    let site = Site::new();
-    // 192.0.2.0/24 is for documentation, and nobody's.
+    let site = TestDir::new();
+    // 192.0.2.0/24 is for documentation and belongs to no machine.
     let listener = listener().on(&["127.0.0.1:0", "192.0.2.77:6380"]);
     let outcome = check(&site, &listener, &[]);
     assert_eq!(outcome.code, Some(78), "{}", outcome.text());
@@ -244,7 +247,7 @@ fn addresses_of_other_machines_cannot_be_bound() {
 }
 
 /// Runs the program as a user who owns nothing. Only root can do that.
-fn as_nobody(site: &Site, arguments: &[&str]) -> Option<Outcome> {
+fn as_unprivileged(site: &TestDir, arguments: &[&str]) -> Option<Outcome> {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
         return None;
@@ -263,8 +266,8 @@ fn as_nobody(site: &Site, arguments: &[&str]) -> Option<Outcome> {
 }
 
 #[test]
-fn denied_files_name_the_user_and_the_command_that_grants_them() {
-    let site = Site::new();
+fn unreadable_files_are_reported_with_user_and_fix() {
+    let site = TestDir::new();
     let config = format!(
         "log.audit_file = \"audit.jsonl\"\nadmin.listen = \"unix:admin.sock\"\n{}",
         listener().on(&["127.0.0.1:80"])
@@ -273,7 +276,7 @@ fn denied_files_name_the_user_and_the_command_that_grants_them() {
     let readable = |name: &str| fs::set_permissions(site.path(name), Permissions::from_mode(0o644)).unwrap();
     let check = ["check", "-c", "portcullis.toml"];
     let denied = "as user nobody: permission denied; ";
-    let Some(outcome) = as_nobody(&site, &check) else { return };
+    let Some(outcome) = as_unprivileged(&site, &check) else { return };
     assert!(
         outcome.stderr.contains(&format!("portcullis.toml: cannot be read {denied}run: chgrp nogroup portcullis.toml")),
         "{}",
@@ -281,13 +284,13 @@ fn denied_files_name_the_user_and_the_command_that_grants_them() {
     );
     readable("portcullis.toml");
     readable("server.crt");
-    let outcome = as_nobody(&site, &check).unwrap();
+    let outcome = as_unprivileged(&site, &check).unwrap();
     assert_eq!(outcome.code, Some(78));
     let words = format!("server.key cannot be read {denied}run: chown nobody: server.key && chmod 600 server.key");
     assert!(outcome.stderr.contains(&words), "{}", outcome.stderr);
     let changed = Command::new("chown").args(["nobody:", "server.key"]).current_dir(site.directory()).status().unwrap();
     assert!(changed.success());
-    let outcome = as_nobody(&site, &check).unwrap();
+    let outcome = as_unprivileged(&site, &check).unwrap();
     assert_eq!(outcome.code, Some(78));
     for words in [
         format!("log.audit_file: audit.jsonl cannot be opened for writing {denied}run: chown nobody: "),
@@ -298,7 +301,7 @@ fn denied_files_name_the_user_and_the_command_that_grants_them() {
     ] {
         assert!(outcome.stderr.contains(&words), "no {words:?} in {}", outcome.stderr);
     }
-    let started = as_nobody(&site, &["run", "-c", "portcullis.toml"]).unwrap();
+    let started = as_unprivileged(&site, &["run", "-c", "portcullis.toml"]).unwrap();
     assert_eq!(started.code, Some(1));
     assert!(
         started.stderr.contains(&format!("audit.jsonl cannot be opened for writing {denied}run: chown nobody: ")),
@@ -306,14 +309,14 @@ fn denied_files_name_the_user_and_the_command_that_grants_them() {
         started.stderr
     );
     site.write("portcullis.toml", format!("admin.listen = \"unix:admin.sock\"\n{}", listener()));
-    let started = as_nobody(&site, &["run", "-c", "portcullis.toml"]).unwrap();
+    let started = as_unprivileged(&site, &["run", "-c", "portcullis.toml"]).unwrap();
     assert!(
         started.stderr.contains(&format!("admin.sock: cannot be bound {denied}run: chown nobody: .")),
         "{}",
         started.stderr
     );
     site.write("portcullis.toml", listener().on(&["127.0.0.1:80"]));
-    let started = as_nobody(&site, &["run", "-c", "portcullis.toml"]).unwrap();
+    let started = as_unprivileged(&site, &["run", "-c", "portcullis.toml"]).unwrap();
     assert!(
         started.stderr.contains(&format!("127.0.0.1:80 cannot be bound {denied}ports below")),
         "{}",
@@ -325,7 +328,7 @@ fn denied_files_name_the_user_and_the_command_that_grants_them() {
 fn secrets_are_not_repeated_by_check_run_reload_and_status() {
     let upstream = crate::harness::Upstream::echo();
     let good = format!("{ON_SIGHUP}admin.listen = \"unix:admin.sock\"\n{}", Listener::redis(&upstream));
-    let mut portcullis = Portcullis::start(Site::new(), &good);
+    let mut portcullis = Portcullis::start(TestDir::new(), &good);
     portcullis.address("main");
     let tls = |table: &str| Listener::redis(&upstream).certificate(table).to_string();
     let pem = "\"\"\"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n\"\"\"";
@@ -355,8 +358,8 @@ fn secrets_are_not_repeated_by_check_run_reload_and_status() {
             let mut command = executable();
             command.args(arguments).args(["-c", "portcullis.toml"]).args(socket).current_dir(site.directory());
             let outcome = run(&mut command);
-            let said = format!("{}{}", outcome.text(), outcome.stderr);
-            assert!(!said.contains("hunter2") && !said.is_empty(), "{arguments:?}: {said}");
+            let output = format!("{}{}", outcome.text(), outcome.stderr);
+            assert!(!output.contains("hunter2") && !output.is_empty(), "{arguments:?}: {output}");
         }
     }
     let (_, events) = portcullis.stop();

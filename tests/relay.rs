@@ -1,4 +1,4 @@
-//! Bytes both ways until both sides are done: half-close, back-pressure, timeouts, abrupt ends.
+//! The relay: both directions, half-close, back-pressure, timeouts, resets.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use crate::harness::client::reset;
 use crate::harness::portcullis::EXECUTABLE;
 use crate::harness::program::command;
-use crate::harness::{Connection, Listener, PATIENCE, Portcullis, Site, Upstream, wire};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually, wire};
 
 const MIB: usize = 1024 * 1024;
 
@@ -32,7 +32,7 @@ fn read_all(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_client_that_ends_its_side_still_gets_the_whole_answer() {
+fn half_closed_client_receives_the_whole_answer() {
     let upstream = Upstream::new(|mut stream| {
         // Answers only when the question has come to its end.
         assert_eq!(read_all(&mut stream), b"question");
@@ -51,25 +51,25 @@ fn a_client_that_ends_its_side_still_gets_the_whole_answer() {
 }
 
 #[test]
-fn an_upstream_that_ends_its_side_still_hears_the_client_out() {
-    let (tell, told) = mpsc::channel();
+fn half_closed_upstream_receives_all_client_bytes() {
+    let (sender, receiver) = mpsc::channel();
     let upstream = Upstream::new(move |mut stream| {
         stream.write_all(b"that is all").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        tell.send(read_all(&mut stream)).unwrap();
+        sender.send(read_all(&mut stream)).unwrap();
     });
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().connect();
     assert_eq!(client.rest().unwrap(), b"that is all");
     client.send(&pattern(4 * MIB));
     client.finish_sending();
-    assert!(told.recv_timeout(PATIENCE).unwrap() == pattern(4 * MIB), "not what was sent");
+    assert!(receiver.recv_timeout(WAIT_TIMEOUT).unwrap() == pattern(4 * MIB), "not what was sent");
     let closed = portcullis.ending(client.port());
     assert_eq!((closed.number("bytes_in"), closed.number("bytes_out")), (4 * 1024 * 1024, 11));
 }
 
 #[test]
-fn both_directions_flow_at_once() {
+fn both_directions_flow_simultaneously() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().connect();
@@ -88,11 +88,11 @@ fn both_directions_flow_at_once() {
 }
 
 #[test]
-fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
+fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     const SIZE: usize = 1024 * MIB;
     /// In KiB. What the session holds is one reading of 64 KiB, sealed; the rest is for the allocator and the log.
-    const MOST: u64 = 256;
-    let (tell, told) = mpsc::channel();
+    const MAX_GROWTH: u64 = 256;
+    let (sender, receiver) = mpsc::channel();
     let upstream = Upstream::new(move |mut stream| match wire::read_exactly(&mut stream, 1)[0] {
         b'?' => {
             let piece = pattern(3 * MIB);
@@ -102,8 +102,8 @@ fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
                 let rest = &piece[written % piece.len()..];
                 match stream.write(&rest[..rest.len().min(SIZE - written)]) {
                     Ok(count) => written += count,
-                    // Nobody takes anything any more: this is the moment to look at the memory.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => tell.send(written).unwrap(),
+                    // The reader has stopped: this is the moment to measure the memory.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => sender.send(written).unwrap(),
                     // The client has seen enough.
                     Err(_) => return,
                 }
@@ -111,13 +111,13 @@ fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
         }
         _ => drop(std::io::copy(&mut stream.try_clone().unwrap(), &mut stream)),
     });
-    // One core, so one worker: whoever stalls it stalls all.
+    // One core and so one worker: a session that stalls it stalls all.
     let mut pinned = command("taskset");
     pinned.args(["-c", first_core().as_str(), EXECUTABLE]);
-    let portcullis = Portcullis::start_by(pinned, Site::new(), Listener::tcp(&upstream));
+    let portcullis = Portcullis::start_by(pinned, TestDir::new(), Listener::tcp(&upstream));
     let mut neighbour = portcullis.client().connect();
     neighbour.send(b"!");
-    // Another has had such an answer before, so that all the code and the worker's buffers are there.
+    // An earlier client has read such an answer, so that code and buffers are already loaded.
     let mut earlier = portcullis.client().connect();
     earlier.send(b"?");
     earlier.receive(8 * MIB);
@@ -126,18 +126,20 @@ fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
     portcullis.ending(port);
     neighbour.ask(b"hello", b"hello");
     let undisturbed = usual_latency(&mut neighbour);
-    let before = portcullis.own_memory();
+    let before = portcullis.anonymous_memory();
 
     let mut client = portcullis.client().connect();
     client.send(b"?");
-    let stalled_at = told.recv_timeout(PATIENCE).unwrap();
+    let stalled_at = receiver.recv_timeout(WAIT_TIMEOUT).unwrap();
     assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
-    let grown = portcullis.own_memory().saturating_sub(before);
-    assert!(grown <= MOST, "{grown} KiB more while {stalled_at} bytes wait");
-    let beside = usual_latency(&mut neighbour);
-    assert!(beside < 5 * undisturbed + Duration::from_millis(2), "{beside:?} instead of {undisturbed:?}");
+    let grown = portcullis.anonymous_memory().saturating_sub(before);
+    assert!(grown <= MAX_GROWTH, "{grown} KiB more while {stalled_at} bytes wait");
+    // Measured again while other work disturbs the measurement. A neighbour that is stalled stays so.
+    eventually("the neighbour is served as fast as before", || {
+        (usual_latency(&mut neighbour) < 5 * undisturbed + Duration::from_millis(2)).then_some(())
+    });
 
-    // It goes on where it stopped, and the neighbour is heard while it does.
+    // It continues where it stopped, and the neighbour is served at the same time.
     let expected = pattern(3 * MIB);
     let (mut taken, mut buffer) = (0, vec![0; 3 * MIB]);
     while taken < SIZE / 4 {
@@ -146,11 +148,11 @@ fn a_slow_reader_of_a_large_answer_costs_little_memory_and_stalls_nobody() {
         taken += buffer.len();
         neighbour.ask(b"hello", b"hello");
     }
-    let grown = portcullis.own_memory().saturating_sub(before);
-    assert!(grown <= MOST, "{grown} KiB more after {taken} bytes");
+    let grown = portcullis.anonymous_memory().saturating_sub(before);
+    assert!(grown <= MAX_GROWTH, "{grown} KiB more after {taken} bytes");
 }
 
-/// The median time of a word and its echo: other tests may take the cores away for a while.
+/// The median round-trip time. Other tests may use the cores for a while.
 fn usual_latency(client: &mut Connection) -> Duration {
     let mut times: Vec<Duration> = (0..201)
         .map(|_| {
@@ -171,9 +173,9 @@ fn first_core() -> String {
 }
 
 #[test]
-fn a_silent_session_ends_at_the_idle_timeout() {
+fn silent_session_ends_at_the_idle_timeout() {
     let upstream = Upstream::silent();
-    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"300ms\"");
+    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"2s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
     client.send(b"hello");
@@ -181,16 +183,16 @@ fn a_silent_session_ends_at_the_idle_timeout() {
     let closed = portcullis.ending(client.port());
     assert_eq!(closed.reason(), "idle_timeout");
     assert_eq!(closed.number("bytes_in"), 5);
-    assert!(closed.number("duration_ms") >= 300, "{}", closed.0);
+    assert!(closed.number("duration_ms") >= 2_000, "{}", closed.0);
 }
 
 #[test]
-fn a_byte_either_way_keeps_a_session_from_being_idle() {
+fn byte_in_either_direction_restarts_the_idle_timeout() {
     let upstream = Upstream::echo();
-    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"2s\"");
+    let listener = Listener::tcp(&upstream).limit("idle_timeout = \"5s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
-    let end = Instant::now() + Duration::from_secs(3);
+    let end = Instant::now() + Duration::from_secs(6);
     while Instant::now() < end {
         client.ask(b"still here", b"still here");
         std::thread::sleep(Duration::from_millis(200));
@@ -199,7 +201,7 @@ fn a_byte_either_way_keeps_a_session_from_being_idle() {
 }
 
 #[test]
-fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
+fn silent_half_closed_session_ends_at_the_half_close_timeout() {
     let (_release, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);
     let silent = Upstream::new(move |mut stream| {
@@ -226,42 +228,42 @@ fn a_half_closed_session_ends_when_the_other_side_stays_silent() {
 }
 
 #[test]
-fn the_half_close_timer_starts_again_with_every_byte() {
+fn byte_restarts_the_half_close_timeout() {
     let upstream = Upstream::new(|mut stream| {
         read_all(&mut stream);
-        for _ in 0..10 {
+        for _ in 0..30 {
             std::thread::sleep(Duration::from_millis(200));
             stream.write_all(b"more").unwrap();
         }
     });
-    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"5s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
     client.finish_sending();
-    assert_eq!(client.rest().unwrap(), b"more".repeat(10));
+    assert_eq!(client.rest().unwrap(), b"more".repeat(30));
     assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
 }
 
 #[test]
-fn the_half_close_timer_starts_when_a_side_ends_and_not_before() {
+fn half_close_timeout_starts_at_the_half_close() {
     let upstream = Upstream::new(|mut stream| {
         let question = read_all(&mut stream);
         std::thread::sleep(Duration::from_millis(300));
         stream.write_all(&question).unwrap();
     });
-    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"1s\"");
+    let listener = Listener::tcp(&upstream).limit("half_close_timeout = \"3s\"");
     let portcullis = Portcullis::before(listener);
     let mut client = portcullis.client().connect();
     client.send(b"question");
     // A session older than the timer, and silent for longer than that.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(4));
     client.finish_sending();
     assert_eq!(client.rest().unwrap(), b"question");
     assert_ne!(portcullis.ending(client.port()).reason(), "half_close_timeout");
 }
 
 #[test]
-fn a_client_that_just_ends_tcp_is_no_error() {
+fn client_that_closes_tcp_without_close_notify_is_client_closed() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     for version in [&TLS12, &TLS13] {
@@ -273,7 +275,7 @@ fn a_client_that_just_ends_tcp_is_no_error() {
 }
 
 #[test]
-fn a_connection_reset_by_either_side_leaves_the_others_alone() {
+fn reset_connection_does_not_affect_other_sessions() {
     let upstream = Upstream::new(|mut stream| {
         let mut word = [0; 5];
         while stream.read_exact(&mut word).is_ok() {
@@ -303,7 +305,7 @@ fn a_connection_reset_by_either_side_leaves_the_others_alone() {
 }
 
 #[test]
-fn what_came_before_an_upstream_broke_off_is_delivered() {
+fn bytes_before_an_upstream_reset_are_delivered() {
     let upstream = Upstream::new(|mut stream| {
         stream.write_all(b"$1000000\r\n").unwrap();
         stream.write_all(&pattern(500_000)).unwrap();
@@ -342,7 +344,7 @@ fn bytes_sent_with_the_end_of_the_handshake_are_not_lost() {
 }
 
 #[test]
-fn neither_direction_keeps_the_other_from_its_turn() {
+fn busy_direction_does_not_starve_the_other() {
     const EACH: usize = 16 * MIB;
     let upstream = Upstream::new(|mut stream| {
         let mut taking = stream.try_clone().unwrap();
@@ -353,7 +355,7 @@ fn neither_direction_keeps_the_other_from_its_turn() {
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let client = portcullis.client();
     let (sent, received) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    // Both go on at full speed until both have come far enough.
+    // Both continue at full speed until both have transferred enough.
     let enough = || sent.load(Ordering::SeqCst) >= EACH && received.load(Ordering::SeqCst) >= EACH;
     let both_ways = async {
         let stream = client.dial();
@@ -377,17 +379,17 @@ fn neither_direction_keeps_the_other_from_its_turn() {
         };
         tokio::join!(upload, download);
     };
-    let in_time = Runtime::new().unwrap().block_on(async { timeout(PATIENCE, both_ways).await });
+    let in_time = Runtime::new().unwrap().block_on(async { timeout(WAIT_TIMEOUT, both_ways).await });
     assert!(in_time.is_ok(), "{sent:?} bytes were sent and {received:?} received");
 }
 
 #[test]
-fn of_an_upstream_that_hangs_up_without_a_word_the_audit_says_what_it_may_want() {
+fn upstream_that_closes_without_a_byte_is_explained_in_the_audit() {
     let upstream = Upstream::new(|mut stream| {
-        let (mut heard, mut byte) = (Vec::new(), [0]);
-        while !heard.ends_with(b"PING") {
+        let (mut received, mut byte) = (Vec::new(), [0]);
+        while !received.ends_with(b"PING") {
             stream.read_exact(&mut byte).unwrap();
-            heard.push(byte[0]);
+            received.push(byte[0]);
         }
     });
     let listeners = [

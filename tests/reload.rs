@@ -1,4 +1,4 @@
-//! Reload: whole or not at all, and without a client noticing.
+//! Reloads: all or nothing, and without an effect on other clients.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,20 +9,20 @@ use std::time::Instant;
 use crate::harness::client::port;
 use crate::harness::pki::sha256;
 use crate::harness::program::{free_address, free_port};
-use crate::harness::{Leaf, Listener, PATIENCE, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Leaf, Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually, wire};
 
 /// Reloads on SIGHUP only.
 pub(crate) const ON_SIGHUP: &str = "reload.watch = false\nreload.poll = \"0s\"\n";
 /// Reloads on change events only.
 pub(crate) const ON_CHANGE: &str = "reload.watch = true\nreload.poll = \"0s\"\n";
 
-/// The fingerprint of the certificate that a new client meets.
+/// The fingerprint of the certificate that a new client receives.
 pub(crate) fn served(portcullis: &Portcullis) -> String {
     let connection = portcullis.client().connect();
     sha256(&connection.tls().peer_certificates().unwrap()[0])
 }
 
-/// Waits until new clients meet this certificate.
+/// Waits until new clients receive this certificate.
 pub(crate) fn wait_until_served(portcullis: &Portcullis, leaf: &Leaf) {
     eventually("the new certificate is served", || (served(portcullis) == leaf.sha256()).then_some(()));
 }
@@ -31,7 +31,7 @@ pub(crate) fn wait_until_served(portcullis: &Portcullis, leaf: &Leaf) {
 fn sighup_applies_a_new_configuration() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     portcullis.address("main");
     let mut last = 0;
     for sources in [&["127.0.0.2"][..], &["127.0.0.1", "127.0.0.2"], &["127.0.0.1"]] {
@@ -48,7 +48,7 @@ fn sighup_applies_a_new_configuration() {
 }
 
 #[test]
-fn sighup_without_a_change_says_so_and_touches_nobody() {
+fn sighup_without_a_change_keeps_all_sessions() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let mut inside = portcullis.client().connect();
@@ -61,10 +61,10 @@ fn sighup_without_a_change_says_so_and_touches_nobody() {
 }
 
 #[test]
-fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
+fn handshake_during_a_reload_is_authorized_by_the_new_policy() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let client = portcullis.client().alpn(&["postgresql"]);
     let mut stream = client.dial();
     stream.write_all(&wire::SSL_REQUEST).unwrap();
@@ -76,7 +76,7 @@ fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
         connection.stream.write_all(&wire::startup(wire::PROTOCOL_3_0, &[("user", "app")]))?;
         connection.rest()
     });
-    // It may be told so, if it is told anything.
+    // It may get an error, or just be closed.
     assert!(words.is_err() || words.is_ok_and(|words| words.is_empty() || words.starts_with(b"E")));
     let reason = portcullis.refusal(port);
     assert!(matches!(reason.as_str(), "untrusted_source" | "source_revoked"), "{reason}");
@@ -87,7 +87,7 @@ fn a_handshake_begun_under_the_old_policy_is_judged_by_the_new_one() {
 fn two_quick_reloads_end_with_the_newest_files() {
     let upstream = Upstream::echo();
     let config = |source: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&[source]));
-    let portcullis = Portcullis::start(Site::new(), config("127.0.0.1"));
+    let portcullis = Portcullis::start(TestDir::new(), config("127.0.0.1"));
     portcullis.address("main");
     for round in 0..5 {
         let newest = format!("127.0.2.{}", round + 1);
@@ -95,16 +95,16 @@ fn two_quick_reloads_end_with_the_newest_files() {
             portcullis.site.replace("portcullis.toml", config(source));
             portcullis.process.signal("HUP");
         }
-        let newcomer = portcullis.client().from(&newest);
-        eventually("the newest is in force", || newcomer.attempt().1.is_ok().then_some(()));
+        let client = portcullis.client().from(&newest);
+        eventually("the newest is in force", || client.attempt().1.is_ok().then_some(()));
     }
 }
 
 #[test]
-fn a_listener_on_port_zero_keeps_its_port() {
+fn listener_on_port_zero_keeps_its_port() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let before = portcullis.address("main");
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.0/8"])));
     assert!(applied.is("reload.applied"), "{}", applied.0);
@@ -113,10 +113,10 @@ fn a_listener_on_port_zero_keeps_its_port() {
 }
 
 #[test]
-fn a_listener_can_be_added_and_removed() {
+fn listener_can_be_added_and_removed() {
     let upstream = Upstream::echo();
     let main = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{main}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
 
@@ -135,10 +135,10 @@ fn a_listener_can_be_added_and_removed() {
 }
 
 #[test]
-fn a_moved_listener_keeps_its_sessions() {
+fn moved_listener_keeps_its_sessions() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let before = portcullis.address("main");
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
@@ -156,7 +156,7 @@ fn a_moved_listener_keeps_its_sessions() {
 
 #[test]
 fn two_listeners_can_swap_their_addresses() {
-    let (one, two) = (Upstream::saying(b"one"), Upstream::saying(b"two"));
+    let (one, two) = (Upstream::sending(b"one"), Upstream::sending(b"two"));
     let config = |one_on: SocketAddr, two_on: SocketAddr| {
         format!(
             "{ON_SIGHUP}{}{}",
@@ -165,7 +165,7 @@ fn two_listeners_can_swap_their_addresses() {
         )
     };
     let (first, second) = (free_address(), free_address());
-    let portcullis = Portcullis::start(Site::new(), config(first, second));
+    let portcullis = Portcullis::start(TestDir::new(), config(first, second));
     assert_eq!(portcullis.client_of("one").connect().receive(3), b"one");
     let applied = portcullis.reconfigure(config(second, first));
     assert!(applied.is("reload.applied"), "{}", applied.0);
@@ -174,15 +174,15 @@ fn two_listeners_can_swap_their_addresses() {
 }
 
 #[test]
-fn a_wildcard_is_narrowed_without_a_moment_in_which_nobody_listens() {
+fn wildcard_address_is_narrowed_without_refusing_a_connection() {
     let upstream = Upstream::echo();
     let port = free_port();
     let here = SocketAddr::from(([127, 0, 0, 1], port));
     let listener = |address: &str| format!("{ON_SIGHUP}{}", Listener::redis(&upstream).on(&[address]));
-    let portcullis = Portcullis::start(Site::new(), listener(&format!("0.0.0.0:{port}")));
+    let portcullis = Portcullis::start(TestDir::new(), listener(&format!("0.0.0.0:{port}")));
     portcullis.address("main");
     let (calls, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let ten_more = |when: &str| {
         let before = calls.load(Ordering::SeqCst);
         eventually(when, || (calls.load(Ordering::SeqCst) > before + 10).then_some(()));

@@ -1,4 +1,4 @@
-//! TLS sessions that are taken up again: fast where nothing has changed, and never a way around what has.
+//! TLS session resumption: it works while nothing has changed, and it never bypasses a change of policy.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,31 +12,33 @@ use rustls::version::{TLS12, TLS13};
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Client, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
+use crate::harness::{
+    Authority, Client, CrlContent, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually,
+};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_lives, wanting};
 
-/// Greets in such a way that every client here knows that it is in.
+/// Sends bytes that show every client of these tests that it is admitted.
 fn greeting() -> Upstream {
-    Upstream::saying_and_ending(b"PING, says the upstream\n")
+    Upstream::sending_and_closing(b"PING from the upstream\n")
 }
 
-const GREETING: &str = "says the upstream";
+const GREETING: &str = "from the upstream";
 
-/// How a client that has a session from an earlier visit is received.
+/// The result of a connection of a client that has a TLS session from an earlier one.
 type Reception = Result<HandshakeKind, String>;
 
-/// A client with a session from its first visit.
+/// A client with the TLS session of its first connection.
 enum Guest {
     Rustls(Box<Client>),
-    /// Offers the session of its first visit every time.
+    /// Offers the TLS session of its first connection every time.
     Openssl {
         options: Vec<String>,
     },
 }
 
 impl Guest {
-    /// Every kind of session that there is, each from a first visit.
+    /// Every kind of TLS session, each from a first connection.
     fn all(portcullis: &Portcullis, leaf: Option<&Leaf>) -> Vec<Self> {
         static SESSIONS: AtomicUsize = AtomicUsize::new(1);
         let mut options = Vec::new();
@@ -48,8 +50,8 @@ impl Guest {
             let file = format!("session-{}", SESSIONS.fetch_add(1, Ordering::Relaxed));
             let options: Vec<&str> = [version, options.as_slice()].concat();
             let first = [options.as_slice(), &["-sess_out", &file]].concat();
-            let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &first)).success();
-            assert!(said.contains("New, TLS") && said.contains(GREETING), "{said}");
+            let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &first)).success();
+            assert!(output.contains("New, TLS") && output.contains(GREETING), "{output}");
             Self::Openssl {
                 options: [options.as_slice(), &["-sess_in", &file]].concat().iter().map(|&o| o.into()).collect(),
             }
@@ -67,8 +69,8 @@ impl Guest {
         openssl.into_iter().chain(rustls).collect()
     }
 
-    /// Comes again with its session. `home` is where its files are.
-    fn visit(&mut self, home: &Site, portcullis: &Portcullis, listener: &str) -> Reception {
+    /// Connects again with its TLS session. `home` has its files.
+    fn connect(&mut self, home: &TestDir, portcullis: &Portcullis, listener: &str) -> Reception {
         let address = portcullis.address(listener);
         match self {
             Self::Rustls(client) => {
@@ -82,9 +84,9 @@ impl Guest {
             Self::Openssl { options } => {
                 let seen = portcullis.seen();
                 let options: Vec<&str> = options.iter().map(String::as_str).collect();
-                let said = run(&mut s_client(home, address, &options)).text();
-                if said.contains(GREETING) {
-                    return Ok(if said.contains("Reused, TLS") { Resumed } else { Full });
+                let output = run(&mut s_client(home, address, &options)).text();
+                if output.contains(GREETING) {
+                    return Ok(if output.contains("Reused, TLS") { Resumed } else { Full });
                 }
                 let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
                 Err(denied.reason().to_owned())
@@ -92,8 +94,8 @@ impl Guest {
         }
     }
 
-    /// Whether it offers the ticket of its first visit every time, so that it is known what it offers. rustls uses a ticket
-    /// of TLS 1.3 once, and a session without a ticket is forgotten with the terms it was made under.
+    /// Whether it offers the ticket of its first connection every time, so that the test knows which one. rustls uses a ticket
+    /// of TLS 1.3 once, and a session without a ticket is dropped with the policy under which it was made.
     fn keeps_ticket(&self) -> bool {
         matches!(self, Self::Openssl { options } if !options.iter().any(|option| option == "-no_ticket"))
     }
@@ -110,14 +112,14 @@ impl Guest {
     }
 }
 
-/// A listener and its guests, and how they are received.
+/// A listener and its clients.
 struct Inn {
     portcullis: Portcullis,
     guests: Vec<Guest>,
     _upstream: Upstream,
 }
 
-/// Who seals the tickets.
+/// The kind of ticket keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Keys {
     Own,
@@ -125,10 +127,10 @@ enum Keys {
 }
 
 impl Inn {
-    /// Opens with these files in the site, and has everybody come for the first time.
+    /// Starts with these files in the directory, and connects every client for the first time.
     fn open(keys: Keys, leaf: Option<&Leaf>, lines: &[&str], files: &[(&str, String)]) -> Self {
         let upstream = greeting();
-        let site = Site::new();
+        let site = TestDir::new();
         for (name, text) in files {
             site.write(name, text);
         }
@@ -145,7 +147,7 @@ impl Inn {
     fn assert_received(&mut self, expected: &Reception, when: &str) {
         for guest in &mut self.guests {
             let name = guest.name();
-            let received = guest.visit(&self.portcullis.site, &self.portcullis, "main");
+            let received = guest.connect(&self.portcullis.site, &self.portcullis, "main");
             assert_eq!(&received, expected, "{name}, {when}");
         }
     }
@@ -157,9 +159,9 @@ impl Inn {
         });
     }
 
-    /// Everybody resumes; is refused for this reason while `file` holds `text`; and once it is as before gets in again, by
-    /// a full handshake where the tickets are the listener's own, as it has forgotten them. Under shared keys a ticket is
-    /// bound to the trust it was issued under, and good again with that.
+    /// Every client resumes; is denied for this reason while `file` holds `text`; and is admitted again afterwards, by
+    /// a full handshake if the ticket keys are those of the listener, which has dropped them. Under shared keys a ticket is
+    /// bound to the trust under which it was issued, and valid again with that.
     fn assert_never_around(mut self, keys: Keys, file: &str, text: &str, reason: &str) {
         let before = fs::read_to_string(self.portcullis.site.path(file)).unwrap();
         self.assert_received(&Ok(Resumed), "in steady state");
@@ -168,7 +170,7 @@ impl Inn {
         self.change(file, &before);
         for guest in &mut self.guests {
             let name = guest.name();
-            let received = guest.visit(&self.portcullis.site, &self.portcullis, "main");
+            let received = guest.connect(&self.portcullis.site, &self.portcullis, "main");
             match keys {
                 Keys::Shared if guest.keeps_ticket() => assert_eq!(received, Ok(Resumed), "{name}, {keys:?}"),
                 Keys::Shared => assert!(received.is_ok(), "{name}, {keys:?}: {received:?}"),
@@ -178,7 +180,7 @@ impl Inn {
     }
 }
 
-/// One line of a file of ticket keys.
+/// A line of the ticket key file.
 fn key() -> String {
     let mut key = [0; 48];
     rand::fill(&mut key).unwrap();
@@ -192,7 +194,7 @@ fn app(authority: &Authority) -> Leaf {
 }
 
 #[test]
-fn no_session_outlives_its_ca() {
+fn ticket_is_not_resumed_after_its_ca_is_removed() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
@@ -203,20 +205,20 @@ fn no_session_outlives_its_ca() {
 }
 
 #[test]
-fn no_session_outlives_an_entry_in_a_revocation_list() {
+fn ticket_is_not_resumed_after_its_certificate_is_revoked() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let leaf = app(&clients);
-        let files = [("clients.pem", clients.pem()), ("clients.crl", clients.list(TakesBack::nothing(1)).pem())];
+        let files = [("clients.pem", clients.pem()), ("clients.crl", clients.list(CrlContent::nothing(1)).pem())];
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];
         let inn = Inn::open(keys, Some(&leaf), &lines, &files);
-        let list = clients.list(TakesBack::nothing(2).and(leaf.der())).pem();
+        let list = clients.list(CrlContent::nothing(2).and(leaf.der())).pem();
         inn.assert_never_around(keys, "clients.crl", &list, "client_certificate_revoked");
     }
 }
 
 #[test]
-fn no_session_outlives_its_pinned_certificate() {
+fn ticket_is_not_resumed_after_its_pinned_certificate_is_removed() {
     for keys in BOTH {
         let (leaf, other) = (app(&Authority::new("Anybody's CA")), app(&Authority::new("Another CA")));
         let lines = ["client_auth = \"required\"", "client_certificates = \"pinned.crt\""];
@@ -226,7 +228,7 @@ fn no_session_outlives_its_pinned_certificate() {
 }
 
 #[test]
-fn no_session_outlives_its_name_in_trusted_clients() {
+fn ticket_is_not_resumed_after_its_trusted_client_is_removed() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\"", "trusted_clients = [\"cn:app\"]"];
@@ -238,7 +240,7 @@ fn no_session_outlives_its_name_in_trusted_clients() {
 }
 
 #[test]
-fn no_session_gets_in_without_a_certificate_once_one_is_required() {
+fn ticket_without_a_certificate_is_not_resumed_once_one_is_required() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"optional\"", "client_ca = \"clients.pem\""];
@@ -250,7 +252,7 @@ fn no_session_gets_in_without_a_certificate_once_one_is_required() {
 }
 
 #[test]
-fn no_session_outlives_its_source_and_none_is_lost_by_other_sources() {
+fn ticket_is_not_resumed_after_its_source_is_removed() {
     for keys in BOTH {
         let clients = Authority::new("Clients CA");
         let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
@@ -260,7 +262,7 @@ fn no_session_outlives_its_source_and_none_is_lost_by_other_sources() {
         inn.change("portcullis.toml", &trusting("[\"127.0.0.1\", \"127.0.0.2\"]"));
         inn.assert_received(&Ok(Resumed), "after another source was added");
         inn.change("portcullis.toml", &trusting("[\"127.0.0.2\"]"));
-        inn.assert_received(&Err("untrusted_source".to_owned()), "after its source was taken out");
+        inn.assert_received(&Err("untrusted_source".to_owned()), "after its source was removed");
         inn.change("portcullis.toml", &config);
         inn.portcullis.applies(|| inn.portcullis.process.signal("HUP"));
         inn.assert_received(&Ok(Resumed), "as trust is the same, and a SIGHUP changes nothing");
@@ -268,7 +270,7 @@ fn no_session_outlives_its_source_and_none_is_lost_by_other_sources() {
 }
 
 #[test]
-fn no_session_outlives_its_certificate() {
+fn ticket_is_not_resumed_after_its_certificate_expires() {
     let clients = Authority::new("Clients CA");
     let leaf = clients.issue(Request::client("app").brief(8));
     let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
@@ -277,7 +279,7 @@ fn no_session_outlives_its_certificate() {
         inn.assert_received(&Ok(Resumed), "in its time");
     }
     for mut inn in inns {
-        eventually("the certificate runs out", || {
+        eventually("the certificate expires", || {
             let (port, attempt) = inn.portcullis.client().showing(&leaf).attempt();
             attempt.is_err().then(|| inn.portcullis.refusal(port))
         });
@@ -286,9 +288,9 @@ fn no_session_outlives_its_certificate() {
 }
 
 #[test]
-fn a_session_of_one_listener_is_taken_up_by_no_other() {
+fn ticket_of_one_listener_is_not_resumed_on_another() {
     for keys in BOTH {
-        let (upstream, site) = (greeting(), Site::new());
+        let (upstream, site) = (greeting(), TestDir::new());
         let clients = Authority::new("Clients CA");
         site.write("clients.pem", clients.pem());
         site.write("tickets.keys", key());
@@ -297,28 +299,28 @@ fn a_session_of_one_listener_is_taken_up_by_no_other() {
             lines.push("ticket_keys = \"tickets.keys\"");
         }
         let main = wanting(&upstream, &lines);
-        // The same certificate, the same trust, the same keys.
+        // With the same certificate, trust and keys.
         let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{main}{}", main.clone().named("other")));
         for mut guest in Guest::all(&portcullis, Some(&app(&clients))) {
             let name = guest.name();
-            assert_eq!(guest.visit(&portcullis.site, &portcullis, "other"), Ok(Full), "{name}, {keys:?}");
-            // rustls goes by the name of the server, and now offers the session that it has from the other one.
+            assert_eq!(guest.connect(&portcullis.site, &portcullis, "other"), Ok(Full), "{name}, {keys:?}");
+            // rustls stores sessions by server name, and now offers that of the other replica.
             let expected = if guest.is_openssl() { Resumed } else { Full };
-            assert_eq!(guest.visit(&portcullis.site, &portcullis, "main"), Ok(expected), "{name}, {keys:?}");
+            assert_eq!(guest.connect(&portcullis.site, &portcullis, "main"), Ok(expected), "{name}, {keys:?}");
         }
     }
 }
 
 /// A replica with the files of another one.
-fn replica(of: &Site, config: &str) -> Portcullis {
-    let site = Site::new();
+fn replica(of: &TestDir, config: &str) -> Portcullis {
+    let site = TestDir::new();
     for name in ["ca.crt", "server.crt", "server.key", "clients.pem", "tickets.keys"] {
         site.write(name, fs::read_to_string(of.path(name)).unwrap());
     }
     Portcullis::start(site, config)
 }
 
-/// Two replicas of one listener, with a key of tickets, and what they stand on.
+/// Two replicas of one listener with a ticket key, and their upstream.
 struct Replicas {
     both: [Portcullis; 2],
     clients: Authority,
@@ -328,7 +330,7 @@ struct Replicas {
 
 impl Replicas {
     fn start() -> Self {
-        let (upstream, site) = (greeting(), Site::new());
+        let (upstream, site) = (greeting(), TestDir::new());
         let (clients, key) = (Authority::new("Clients CA"), key());
         site.write("clients.pem", clients.pem());
         site.write("tickets.keys", &key);
@@ -346,12 +348,12 @@ impl Replicas {
         guests
     }
 
-    /// How each replica receives these guests.
+    /// The result of these clients at each replica.
     fn assert_received(&self, guests: &mut [Guest], expected: [HandshakeKind; 2], when: &str) {
         for guest in guests {
             for (replica, expected) in self.both.iter().zip(expected) {
                 let name = guest.name();
-                let received = guest.visit(&self.both[0].site, replica, "main");
+                let received = guest.connect(&self.both[0].site, replica, "main");
                 assert_eq!(received, Ok(expected), "{name}, {when}, {}", replica.site.directory().display());
             }
         }
@@ -367,20 +369,20 @@ impl Replicas {
 }
 
 #[test]
-fn replicas_with_the_same_keys_take_up_the_sessions_of_one_another() {
+fn replicas_with_the_same_ticket_keys_resume_each_others_sessions() {
     let replicas = Replicas::start();
     let [_, second] = &replicas.both;
     for mut guest in Guest::all(&replicas.both[0], Some(&app(&replicas.clients))) {
         let name = guest.name();
-        let received = guest.visit(&replicas.both[0].site, second, "main");
-        // What has no ticket is remembered where it was made, and nowhere else.
+        let received = guest.connect(&replicas.both[0].site, second, "main");
+        // A session without a ticket is only stored in the process that created it.
         let expected = if name.contains("-no_ticket") { Full } else { Resumed };
         assert_eq!(received, Ok(expected), "{name}");
     }
 }
 
 #[test]
-fn a_replica_with_other_trust_takes_up_no_session() {
+fn replica_with_other_trust_resumes_no_session() {
     let replicas = Replicas::start();
     let mut tickets = replicas.tickets();
     replicas.assert_received(&mut tickets, [Resumed, Resumed], "with the same trust");
@@ -394,7 +396,7 @@ fn a_replica_with_other_trust_takes_up_no_session() {
 }
 
 #[test]
-fn keys_are_rotated_on_replicas_in_turn_and_nobody_notices() {
+fn ticket_key_rotation_on_replicas_keeps_resumption() {
     let replicas = Replicas::start();
     let (old, new) = (replicas.key.clone(), key());
     let mut under_old = replicas.tickets();
@@ -422,9 +424,9 @@ fn keys_are_rotated_on_replicas_in_turn_and_nobody_notices() {
 }
 
 #[test]
-fn ticket_keys_that_are_none_reject_the_reload_and_are_not_shown() {
+fn invalid_ticket_keys_reject_the_reload_and_are_not_shown() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let good = key();
     site.write("tickets.keys", &good);
     let listener = Listener::redis(&upstream).tls("ticket_keys = \"tickets.keys\"");
@@ -450,10 +452,10 @@ fn ticket_keys_that_are_none_reject_the_reload_and_are_not_shown() {
         assert!(error.contains("tickets.keys") && error.contains(words), "no {words} in {error}");
         let checked = run(executable().arg("check").arg("-c").arg(portcullis.site.path("portcullis.toml")));
         assert_eq!(checked.code, Some(78), "{}", checked.stderr);
-        for said in [format!("{:?}", portcullis.events()), portcullis.errors(), checked.text(), checked.stderr] {
+        for output in [format!("{:?}", portcullis.events()), portcullis.errors(), checked.text(), checked.stderr] {
             for key in [&good, &secret] {
                 let mut pieces = key.trim_end().as_bytes().windows(8).map(|piece| str::from_utf8(piece).unwrap());
-                assert!(!pieces.any(|piece| said.contains(piece)), "a piece of a key: {said}");
+                assert!(!pieces.any(|piece| output.contains(piece)), "a piece of a key: {output}");
             }
         }
     }

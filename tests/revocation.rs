@@ -1,4 +1,4 @@
-//! Sources and credentials that stop being good: the sessions that rely on them end, and their neighbours lose nothing.
+//! Revoked sources and credentials: the sessions that rely on them end, and all others continue.
 
 use std::borrow::Borrow;
 use std::thread;
@@ -8,19 +8,20 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::openssl::openssl;
-use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, Site, Upstream, program};
+use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, TestDir, Upstream, program};
 use crate::reload::ON_SIGHUP;
 
-/// Most that may pass between a reload that was applied, or a moment that came, and the end of the last session.
-pub(crate) const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+/// The most time between the reload or the moment that revokes a session and its end. Portcullis takes a second at most; a
+/// machine that is busy with other work gets ten times that. All other timers that end a session are longer.
+pub(crate) const MAX_REVOCATION_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A listener that wants certificates, and by what it judges them.
+/// A listener that requires certificates, with the lines of its TLS that authorize them.
 pub(crate) fn wanting(upstream: &Upstream, lines: &[&str]) -> Listener {
     let listener = Listener::redis(upstream).tls("client_auth = \"required\"");
     lines.iter().fold(listener, |listener, line| listener.tls(line))
 }
 
-pub(crate) fn start(site: Site, listeners: &[&Listener]) -> Portcullis {
+pub(crate) fn start(site: TestDir, listeners: &[&Listener]) -> Portcullis {
     Portcullis::start(site, config(listeners))
 }
 
@@ -33,11 +34,11 @@ pub(crate) fn session(portcullis: &Portcullis, leaf: impl Borrow<Leaf>) -> Conne
     portcullis.client().showing(leaf).attempt().1.unwrap()
 }
 
-/// The session is ended for this reason, and says so twice in the audit.
+/// The session is closed for this reason, and both audit events have it.
 pub(crate) fn assert_ended(portcullis: &Portcullis, mut session: Connection, reason: &str) {
     let began = Instant::now();
     assert_eq!(session.rest().unwrap(), b"", "close_notify and nothing else");
-    assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < MAX_REVOCATION_TIME, "it took {:?}", began.elapsed());
     let port = session.port();
     let closed = portcullis.ending(port);
     assert!(closed.is("connection.closed"), "{}", closed.0);
@@ -54,7 +55,7 @@ pub(crate) fn assert_lives(mut session: Connection) {
     session.ask(b"still here", b"still here");
 }
 
-/// Does something while a session is busy, which must not lose a byte by it.
+/// Does something while a session transfers bytes, and checks that no byte is lost.
 pub(crate) fn while_busy<T: Send>(session: &mut Connection, act: impl FnOnce() -> T + Send) -> T {
     let bytes: Vec<u8> = (0..=250).cycle().take(40_000).collect();
     thread::scope(|scope| {
@@ -69,23 +70,23 @@ pub(crate) fn while_busy<T: Send>(session: &mut Connection, act: impl FnOnce() -
 }
 
 #[test]
-fn a_source_that_is_taken_out_loses_its_sessions_and_the_others_keep_theirs() {
+fn removed_source_ends_its_open_sessions() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/24", "127.0.1.1", "127.0.2.0/24"]);
-    let portcullis = start(Site::new(), &[&listener]);
+    let portcullis = start(TestDir::new(), &[&listener]);
     let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
     let (gone, narrowed, kept, other) = (from("127.0.2.1"), from("127.0.0.2"), from("127.0.0.1"), from("127.0.1.1"));
     let applied = portcullis.reconfigure(config(&[&listener.trusting(&["127.0.0.1", "127.0.1.0/24"])]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_ended(&portcullis, gone, "source_revoked");
     assert_ended(&portcullis, narrowed, "source_revoked");
-    // A rule that was not there before lets it in now.
+    // A new rule admits it now.
     assert_lives(kept);
     assert_lives(other);
 }
 
 #[test]
-fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
+fn expired_rule_ends_its_sessions_unless_another_matches() {
     let upstream = Upstream::echo();
     let soon = OffsetDateTime::now_utc() + Duration::seconds(3);
     let ending = |source: &str| {
@@ -96,22 +97,22 @@ fn a_rule_that_expires_takes_its_sessions_along_unless_another_lets_them_in() {
         "trusted_sources = [\"127.0.0.1\"]",
         &format!("trusted_sources = [\"127.0.1.0/24\", {}, {}]", ending("127.0.0.0/24"), ending("127.0.1.1")),
     );
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
     let (mut gone, kept) = (from("127.0.0.1"), from("127.0.1.1"));
     assert_eq!(portcullis.opened(kept.port()).text("rule"), "ip_addr:127.0.1.1");
-    // It waits for nothing else.
+    // The session is closed without another event.
     assert_eq!(gone.rest().unwrap(), b"");
     let late = OffsetDateTime::now_utc() - soon;
-    assert!(late >= Duration::ZERO && late < SOON, "it ended {late} after its rule");
+    assert!(late >= Duration::ZERO && late < MAX_REVOCATION_TIME, "it ended {late} after its rule");
     assert_ended(&portcullis, gone, "rule_expired");
     assert_lives(kept);
 }
 
 #[test]
-fn a_certificate_that_runs_out_takes_its_session_along() {
+fn expired_certificate_ends_its_session() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
     let kept = session(&portcullis, clients.issue(Request::client("kept")));
@@ -122,10 +123,10 @@ fn a_certificate_that_runs_out_takes_its_session_along() {
 }
 
 #[test]
-fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
+fn removed_ca_ends_its_sessions_and_keeps_those_of_its_namesake() {
     let upstream = Upstream::echo();
-    let site = Site::new();
-    // The same name, and other keys: nothing but the key tells them apart.
+    let site = TestDir::new();
+    // The same name with other keys: only the key distinguishes them.
     let [old, new, other] = ["Clients CA", "Clients CA", "Other CA"].map(Authority::new);
     site.write("clients.pem", format!("{}{}{}", old.pem(), new.pem(), other.pem()));
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
@@ -147,20 +148,20 @@ fn a_ca_that_is_taken_out_loses_its_clients_and_its_twin_keeps_its_own() {
 }
 
 #[test]
-fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
+fn pinned_certificate_is_admitted_until_it_is_removed() {
     let upstream = Upstream::echo();
-    let (site, anybody) = (Site::new(), Authority::new("Anybody's CA"));
+    let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     std::fs::create_dir(site.path("clients")).unwrap();
-    let [old, new, later, stranger] = ["app", "app", "later", "app"].map(|name| anybody.issue(Request::client(name)));
+    let [old, new, later, untrusted] = ["app", "app", "later", "app"].map(|name| anybody.issue(Request::client(name)));
     site.write("clients/old.crt", old.pem());
     site.write("clients/new.crt", new.pem());
     let listener = wanting(&upstream, &["client_certificates = \"clients/*.crt\""]);
     let portcullis = Portcullis::start(site, format!("reload.poll = \"0s\"\n{listener}"));
     let (gone, kept) = (session(&portcullis, old), session(&portcullis, new));
-    let (port, refused) = portcullis.client().showing(stranger).attempt();
+    let (port, refused) = portcullis.client().showing(untrusted).attempt();
     refused.unwrap_err();
     assert_eq!(portcullis.refusal(port), "client_certificate_unknown_ca");
-    // A file that comes, and one that goes, are noticed by themselves.
+    // Added and removed files are applied without a signal.
     portcullis.applies(|| portcullis.site.replace("clients/later.crt", later.pem()));
     let late = session(&portcullis, later);
     portcullis.applies(|| std::fs::remove_file(portcullis.site.path("clients/old.crt")).unwrap());
@@ -170,11 +171,11 @@ fn a_certificate_lets_its_holder_in_without_a_ca_until_it_is_taken_out() {
 }
 
 #[test]
-fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain() {
+fn pinned_file_accepts_old_and_new_certificates_with_their_chains() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let upload = |name: &str| {
-        // As its users make them: openssl marks them as a CA, and both have the same name.
+        // Self-signed certificates as users make them: openssl marks them as a CA, and both have the same name.
         let (key, out) = (format!("{name}.key"), format!("{name}.crt"));
         let request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
         openssl(&site, &[&request[..], &["-subj", "/CN=app", "-keyout", &key, "-out", &out]].concat());
@@ -207,16 +208,16 @@ fn a_file_may_hold_an_old_and_a_new_certificate_self_signed_or_with_their_chain(
 }
 
 #[test]
-fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
+fn client_removed_from_trusted_clients_ends_its_sessions() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let trusting =
         |names: &str| wanting(&upstream, &["client_ca = \"clients.pem\"", &format!("trusted_clients = [{names}]")]);
     let first = trusting(r#""cn:app", "dns:*.app.internal", "uri:spiffe://prod/*", "email:app@example.com""#);
     let portcullis = start(site, &[&first]);
     let named = |names: &[&str]| {
-        let request = Request::client("somebody");
+        let request = Request::client("untrusted");
         clients.issue(names.iter().fold(request, |request, name| request.also(name)))
     };
     let by_name = session(&portcullis, clients.issue(Request::client("app")));
@@ -225,17 +226,17 @@ fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
     let by_mail = session(&portcullis, named(&["email:app@EXAMPLE.com"]));
 
     // Names of the wrong kind, or that only look alike.
-    for stranger in [
+    for untrusted in [
         named(&["dns:app"]),
         named(&["uri:app", "dns:spiffe"]),
         named(&["dns:app.internal"]),
         named(&["uri:spiffe://production/app"]),
         named(&[]),
     ] {
-        let (port, refused) = refused_words(&portcullis, stranger);
+        let (port, refused) = refused_words(&portcullis, untrusted);
         assert!(refused.starts_with("-DENIED "), "{refused}");
         let denied = portcullis.ending(port);
-        assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=somebody"));
+        assert_eq!((denied.reason(), denied.text("client_subject")), ("client_not_trusted", "CN=untrusted"));
         assert_eq!(denied.text("rule"), "ip_addr:127.0.0.1", "{}", denied.0);
     }
 
@@ -247,7 +248,7 @@ fn of_the_holders_of_good_certificates_only_the_trusted_ones_get_in_and_stay() {
     assert_lives(by_uri);
 }
 
-/// What somebody with a good certificate who is not wanted is told.
+/// The error for a client with a valid certificate that is not a trusted client.
 fn refused_words(portcullis: &Portcullis, leaf: Leaf) -> (u16, String) {
     let mut connection = portcullis.client().showing(leaf).connect();
     let words = connection.rest().unwrap();
@@ -255,41 +256,41 @@ fn refused_words(portcullis: &Portcullis, leaf: Leaf) -> (u16, String) {
 }
 
 #[test]
-fn who_was_let_in_without_a_certificate_needs_one_once_it_is_required() {
+fn session_without_a_certificate_ends_once_one_is_required() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let asking = |auth: &str| {
         Listener::redis(&upstream).tls(&format!("client_auth = \"{auth}\"")).tls("client_ca = \"clients.pem\"")
     };
     let portcullis = start(site, &[&asking("optional")]);
-    let nobody = portcullis.client().attempt().1.unwrap();
-    let somebody = session(&portcullis, clients.issue(Request::client("app")));
+    let anonymous = portcullis.client().attempt().1.unwrap();
+    let identified = session(&portcullis, clients.issue(Request::client("app")));
     portcullis.reconfigure(config(&[&asking("required")]));
-    assert_ended(&portcullis, nobody, "credential_revoked");
-    assert_lives(somebody);
+    assert_ended(&portcullis, anonymous, "credential_revoked");
+    assert_lives(identified);
 }
 
 #[test]
-fn who_has_shown_a_certificate_need_not_show_it_again_after_a_time_when_none_was_asked_for() {
+fn session_with_a_certificate_survives_client_auth_none() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let (strict, open) = (wanting(&upstream, &["client_ca = \"clients.pem\""]), Listener::redis(&upstream));
     let portcullis = start(site, &[&strict]);
-    let somebody = session(&portcullis, clients.issue(Request::client("app")));
+    let identified = session(&portcullis, clients.issue(Request::client("app")));
     portcullis.reconfigure(config(&[&open]));
-    let nobody = portcullis.client().attempt().1.unwrap();
+    let anonymous = portcullis.client().attempt().1.unwrap();
     portcullis.reconfigure(config(&[&strict]));
-    assert_ended(&portcullis, nobody, "credential_revoked");
-    assert_lives(somebody);
+    assert_ended(&portcullis, anonymous, "credential_revoked");
+    assert_lives(identified);
 }
 
 #[test]
-fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_not() {
+fn removed_listener_ends_its_sessions_and_moved_listener_keeps_them() {
     let upstream = Upstream::echo();
     let listeners = ["removed", "moved", "kept"].map(|name| Listener::redis(&upstream).named(name));
-    let portcullis = start(Site::new(), &[&listeners[0], &listeners[1], &listeners[2]]);
+    let portcullis = start(TestDir::new(), &[&listeners[0], &listeners[1], &listeners[2]]);
     let [gone, moved, kept] = ["removed", "moved", "kept"].map(|name| portcullis.client_of(name).attempt().1.unwrap());
     let [_, second, third] = listeners;
     portcullis.reconfigure(config(&[&second.on(&["127.0.0.1:0", "[::1]:0"]), &third]));
@@ -299,25 +300,25 @@ fn a_listener_that_is_removed_takes_its_sessions_along_and_one_that_moves_does_n
 }
 
 #[test]
-fn where_sessions_are_to_be_kept_they_are() {
+fn revoke_keep_keeps_sessions() {
     let upstream = Upstream::echo();
     let of = |name: &str| Listener::redis(&upstream).named(name).trusting(&["127.0.0.2"]);
     let (global, own) = (of("global"), of("own").key("revoke = \"disconnect\""));
     let keep = |listeners: &[&Listener]| format!("reload.revoke = \"keep\"\n{}", config(listeners));
-    let portcullis = Portcullis::start(Site::new(), keep(&[&global, &own]));
+    let portcullis = Portcullis::start(TestDir::new(), keep(&[&global, &own]));
     let session = |name: &str| portcullis.client_of(name).from("127.0.0.2").attempt().1.unwrap();
     let (kept, gone) = (session("global"), session("own"));
     let elsewhere = ["127.0.0.3"];
     portcullis.reconfigure(keep(&[&global.trusting(&elsewhere), &own.trusting(&elsewhere)]));
-    // The one that ends shows that both have been judged.
+    // The session that ends shows that both have been checked.
     assert_ended(&portcullis, gone, "source_revoked");
     assert_lives(kept);
 }
 
 #[test]
-fn what_is_revoked_comes_to_no_new_session_by_resumption() {
+fn revoked_client_is_not_resumed() {
     let upstream = Upstream::echo();
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
     let portcullis = start(site, &[&listener]);
@@ -338,16 +339,16 @@ fn what_is_revoked_comes_to_no_new_session_by_resumption() {
 }
 
 #[test]
-fn sessions_parked_with_junk_chains_delay_no_revocation_of_another_client() {
+fn sessions_with_junk_chains_do_not_delay_other_revocations() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let [main, old, new] = ["Main CA", "Old CA", "Old CA"].map(Authority::new);
     let [victim, kept, hostile] = [&main, &main, &old].map(|authority| authority.issue(Request::client("app")));
     site.write("clients.pem", format!("{}{}", main.pem(), old.pem()));
     site.write("clients.crl", main.revoking(&[], 1));
     let lines = ["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];
     let portcullis = start(site, &[&wanting(&upstream, &lines)]);
-    // Each of them has a chain of its own, and the new CA of the old name makes each of these be searched anew.
+    // Each of them has a different chain, and the new CA of the old name makes each chain be verified again.
     let parked: Vec<_> =
         (0..40).map(|_| session(&portcullis, hostile.copied().followed_by(&[Authority::new("Old CA")]))).collect();
     let (gone, stays) = (session(&portcullis, &victim), session(&portcullis, kept));

@@ -1,32 +1,32 @@
-//! Rotations of every kind under running clients.
+//! Rotations of every kind of certificate and key under load.
 
 use std::fmt::Write as _;
 use std::process::Stdio;
 
-use crate::harness::pki::TakesBack;
+use crate::harness::pki::CrlContent;
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run};
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, Site};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, TestDir};
 use crate::postgres::conninfo;
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
-/// How often each kind is rotated.
+/// The number of rotations of each kind.
 const ROTATIONS: usize = 50;
 
-/// What can be rotated.
+/// The kinds of rotation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     /// The server certificate: a new one each time.
     Server,
-    /// CAs of clients: one that nobody uses comes and goes.
+    /// CAs of clients: an unused one is added and removed.
     Authorities,
     /// Uploaded client certificates: another one comes, its predecessor goes.
     Uploaded,
-    /// A newer revocation list that names somebody else.
+    /// A newer CRL that revokes another certificate.
     List,
-    /// A rule that nobody uses comes, its predecessor goes.
+    /// An unused rule is added, and its predecessor removed.
     Sources,
-    /// The rule that lets everybody in gives way to another that does so too.
+    /// The rule that admits all clients is replaced by another that does the same.
     Cover,
     /// `trusted_clients` gets narrower and wider.
     Names,
@@ -78,12 +78,12 @@ impl World {
     }
 
     /// Rotates one kind in the files.
-    fn rotate(&mut self, kind: Kind, site: &Site) {
+    fn rotate(&mut self, kind: Kind, site: &TestDir) {
         self.turns[KINDS.iter().position(|other| *other == kind).unwrap()] += 1;
         self.write(kind, site);
     }
 
-    fn write(&self, kind: Kind, site: &Site) {
+    fn write(&self, kind: Kind, site: &TestDir) {
         let turn = self.turn(kind);
         match kind {
             Kind::Server => site.install("server", &site.server()),
@@ -93,7 +93,7 @@ impl World {
             }
             Kind::Uploaded => site.replace("uploaded/other.crt", self.app().pem()),
             Kind::List => {
-                let list = TakesBack::nothing(turn as u64 + 1).and(self.app().der());
+                let list = CrlContent::nothing(turn as u64 + 1).and(self.app().der());
                 site.replace("clients.crl", self.clients.list(list).pem());
             }
             Kind::Sources => {
@@ -125,7 +125,7 @@ fn key(turn: usize) -> String {
     format!("{turn:064}")
 }
 
-/// A program that goes on until it is interrupted, or gives up at the first error.
+/// A program that runs until it is interrupted, or stops at the first error.
 struct Load(Running);
 
 impl Load {
@@ -137,15 +137,15 @@ impl Load {
         assert!(self.0.0.try_wait().unwrap().is_none(), "a client gave up");
         self.0.signal("INT");
         self.0.exit_code();
-        let said = std::io::read_to_string(self.0.0.stderr.take().unwrap()).unwrap();
-        assert!(!said.to_lowercase().contains("error") && !said.contains("aborted"), "{said}");
+        let output = std::io::read_to_string(self.0.0.stderr.take().unwrap()).unwrap();
+        assert!(!output.to_lowercase().contains("error") && !output.contains("aborted"), "{output}");
     }
 }
 
 #[test]
-fn fifty_rotations_of_every_kind_cost_no_client_an_error() {
+fn rotations_of_every_kind_under_load_cause_no_client_error() {
     let (redis, postgres) = (Redis::start(), Postgres::start());
-    let (site, mut world) = (Site::new(), World::new(&redis, &postgres));
+    let (site, mut world) = (TestDir::new(), World::new(&redis, &postgres));
     std::fs::create_dir(site.path("uploaded")).unwrap();
     let uploaded = Authority::new("Anybody's CA").issue(Request::client("app"));
     site.write("uploaded/app.crt", uploaded.pem());
@@ -178,7 +178,7 @@ fn fifty_rotations_of_every_kind_cost_no_client_an_error() {
         }
         rotating.join().unwrap();
     });
-    // Before the loads are interrupted: one that is just connecting then hangs up in the middle of it.
+    // Before the loads are interrupted: a client that is just connecting then closes in its handshake.
     let events = portcullis.events();
     loads.into_iter().for_each(Load::must_be_well);
     assert!(KINDS.iter().all(|kind| world.turn(*kind) == ROTATIONS));
@@ -186,7 +186,7 @@ fn fifty_rotations_of_every_kind_cost_no_client_an_error() {
     for name in ["connection.denied", "session.revoked", "reload.rejected"] {
         assert!(harmed(name).is_none(), "{}", harmed(name).unwrap().0);
     }
-    // All of them were judged each time: without the name there is no staying.
+    // Every reload has authorized all sessions: without the name they end.
     world.redis = world.redis.tls("trusted_clients = \"cn:other\"");
     portcullis.reconfigure(format!("{ON_SIGHUP}{}", world.redis));
     assert_eq!(inside.rest().unwrap(), b"");
@@ -213,10 +213,10 @@ fn loads(portcullis: &Portcullis) -> [Load; 3] {
 }
 
 #[test]
-fn rotations_that_are_noticed_by_themselves_cost_no_client_an_error() {
+fn watched_rotations_under_load_cause_no_client_error() {
     let redis = Redis::start();
     let config = format!("{ON_CHANGE}{}", Listener::redis(&redis));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     let mut inside = portcullis.client().connect();
     std::thread::scope(|scope| {
         let rotating = scope.spawn(|| {
@@ -224,9 +224,10 @@ fn rotations_that_are_noticed_by_themselves_cost_no_client_an_error() {
                 let leaf = portcullis.site.server();
                 portcullis.site.replace("server.crt", leaf.pem());
                 portcullis.site.replace("server.key", leaf.key_pem());
-                // A reload says which certificates came and went.
-                let told = |event: &Event| event.is("reload.applied") && event.0.to_string().contains(&leaf.sha256());
-                portcullis.event("the rotation", told);
+                // A reload logs the certificates that were added and removed.
+                let is_logged =
+                    |event: &Event| event.is("reload.applied") && event.0.to_string().contains(&leaf.sha256());
+                portcullis.event("the rotation", is_logged);
             }
         });
         while !rotating.is_finished() {

@@ -1,4 +1,4 @@
-//! What is shown of sessions: while they are open, as they end, and of connections that never became one.
+//! The listed states of sessions: open, half-closed, closing, and denied connections.
 
 use std::io::{Read, Write};
 use std::sync::Mutex;
@@ -11,17 +11,17 @@ use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{free_address, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
 use crate::harness::{
-    Authority, Connection, Listener, Portcullis, Postgres, Redis, Request, Site, Upstream, eventually,
+    Authority, Connection, Listener, Portcullis, Postgres, Redis, Request, TestDir, Upstream, eventually,
 };
-use crate::primary::{CLEARTEXT, asks_and_is, before, target};
+use crate::postgres_primary::{CLEARTEXT, asks_and_is, before, target};
 use crate::reload::ON_SIGHUP;
-use crate::revocation::SOON;
+use crate::revocation::MAX_REVOCATION_TIME;
 
 fn start(listener: &Listener) -> Portcullis {
-    Portcullis::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
+    Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"))
 }
 
-/// A session of redis in which the server has ended, and the client has heard that and stays.
+/// A Redis session that the server has ended, and whose client has noticed that and stays.
 fn left_by_redis(portcullis: &Portcullis) -> Connection {
     let mut client = portcullis.client().connect();
     client.send(b"QUIT\r\n");
@@ -29,9 +29,9 @@ fn left_by_redis(portcullis: &Portcullis) -> Connection {
     client
 }
 
-/// A PostgreSQL client that has said who it is.
+/// A PostgreSQL client that has sent its StartupMessage.
 fn introduced(portcullis: &Portcullis, user: &str) -> Connection {
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", user), ("database", "postgres")]));
     client
 }
@@ -45,7 +45,7 @@ fn only(portcullis: &Portcullis, state: &str, half_closed_by: &Value) -> Value {
     })
 }
 
-/// How many sessions rely on the first trusted source.
+/// The number of sessions that rely on the first trusted source.
 fn users(rotation: &Value) -> u64 {
     let mut items = rotation["items"].as_array().unwrap().iter();
     items.find(|item| item["kind"] == "source").unwrap()["sessions"].as_u64().unwrap()
@@ -55,12 +55,12 @@ fn words(portcullis: &Portcullis, arguments: &[&str]) -> String {
     run(executable().args(arguments).arg("--socket").arg(portcullis.site.path("admin.sock"))).success()
 }
 
-/// The policy ends the session of this client within a second.
+/// The policy ends the session of this client soon.
 fn assert_revoked(portcullis: &Portcullis, client: &Connection, act: impl FnOnce()) {
     act();
     let began = Instant::now();
     let closed = portcullis.ending(client.port());
-    assert!(began.elapsed() < SOON, "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < MAX_REVOCATION_TIME, "it took {:?}", began.elapsed());
     assert_eq!((closed.text("event"), closed.reason()), ("connection.closed", "source_revoked"), "{}", closed.0);
     eventually("it is not listed any more", || portcullis.sessions().is_empty().then_some(()));
 }
@@ -78,7 +78,7 @@ fn session_whose_upstream_has_ended_is_half_closed_until_it_is_revoked() {
     let half_closed = only(&portcullis, "half_closed", &json!("upstream"));
     assert_eq!((&half_closed["session"], &half_closed["opened_at"]), (&open["session"], &open["opened_at"]));
     assert!(words(&portcullis, &["sessions", "list"]).contains(" half-closed by upstream "));
-    // It would lose something with its source: the client may still send.
+    // It still depends on its source: the client may still send.
     let status = portcullis.status();
     assert_eq!((&status["sessions"], &status["sessions_closing"]), (&json!(1), &json!(0)));
     assert_eq!(users(&portcullis.ask("GET", "/v1/rotation").1), 1);
@@ -127,7 +127,7 @@ fn half_closed_session_is_closed_by_its_number() {
     assert_eq!(portcullis.ending(client.port()).reason(), "closed_by_admin");
 }
 
-/// What the admin socket answers while a session only sees its client off.
+/// The answers of the admin socket while a session lingers for its client.
 struct WhileClosing {
     id: u64,
     listed: Value,
@@ -136,10 +136,10 @@ struct WhileClosing {
     closed: (u16, Value),
 }
 
-/// Leaves a client alone that does not go although its session is over, and asks about it as long as it is there.
+/// Keeps a client connected whose session has ended, and queries the admin socket while the session lingers.
 fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
     let mut client = left_by_redis(portcullis);
-    // What it says to a server that has gone breaks the other direction, too.
+    // What it sends to a closed server breaks the other direction, too.
     let closed = eventually("the end of the session", || {
         client.send(b"PING\r\n");
         portcullis.events().into_iter().find(|event| event.ends(client.port()))
@@ -155,12 +155,12 @@ fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
     let closed = portcullis.ask("DELETE", &format!("/v1/sessions/{id}"));
     // Its place is free for the next one.
     portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
-    // All of that was asked while it was there, however slow this machine is.
+    // On a slow machine it may have ended before the last answer; then the answers do not count.
     find().map(|_| WhileClosing { id, listed, status, rotation, closed })
 }
 
 #[test]
-fn session_that_sees_off_a_client_who_stays_is_closing_and_in_nobodys_way() {
+fn lingering_session_is_listed_as_closing_and_does_not_count() {
     let redis = Redis::start();
     let portcullis = start(&Listener::redis(&redis).limit("max_connections = 1"));
     portcullis.status();
@@ -178,7 +178,7 @@ fn client_that_no_standby_serves_is_never_listed() {
     let standby = Postgres::following(&leader);
     let portcullis = before(&target(&[&standby]));
     let mut client = introduced(&portcullis, "app");
-    // It has been told, and stays.
+    // It has received its error, and stays connected.
     assert_eq!(error_response(&client.rest().unwrap())[&'C'], "57P03");
     assert_eq!(portcullis.sessions(), [] as [Value; 0]);
     assert_eq!(portcullis.status()["sessions"], 0);
@@ -203,7 +203,7 @@ fn client_that_is_asked_for_a_password_is_listed_when_the_server_has_taken_it() 
     }
 }
 
-/// The answer of a client that has no idea of the password.
+/// The answer of a client with a wrong password.
 fn wrong_password() -> Vec<u8> {
     let answer = [&b"SCRAM-SHA-256\0"[..], &7_u32.to_be_bytes(), b"garbage"].concat();
     let length = u32::try_from(answer.len() + 4).unwrap();
@@ -221,7 +221,7 @@ const TRUSTED: &[u8] = &[0, 0, 0, 0];
 const SASL: &[u8] = &[0, 0, 0, 10];
 
 #[test]
-fn client_that_the_server_itself_refuses_is_half_closed_until_it_goes() {
+fn client_refused_by_the_server_is_half_closed_until_it_closes() {
     let leader = Postgres::primary();
     let alone = format!("address = \"{leader}\"");
     for (keys, user) in [(&alone, "nobody"), (&alone, "keyed"), (&target(&[&leader]), "keyed")] {
@@ -233,7 +233,7 @@ fn client_that_the_server_itself_refuses_is_half_closed_until_it_goes() {
                 (b'E', _) => break,
                 (b'R', SASL) => client.send(&wrong_password()),
                 (b'R', TRUSTED) => {}
-                _ => panic!("{user} is told {:?}", char::from(kind)),
+                _ => panic!("{user} received {:?}", char::from(kind)),
             }
         }
         client.rest().unwrap();
@@ -246,7 +246,7 @@ fn client_that_the_server_itself_refuses_is_half_closed_until_it_goes() {
 }
 
 #[test]
-fn connection_that_is_refused_is_never_listed() {
+fn denied_connection_is_never_listed() {
     let upstream = Upstream::echo();
     let (full, away) = (Listener::redis(&upstream).limit("max_connections = 1"), Listener::redis(free_address()));
     let portcullis = start(&full);
@@ -262,16 +262,16 @@ fn connection_that_is_refused_is_never_listed() {
     assert!(refused.rest().unwrap().starts_with(b"-LOADING"));
     assert_eq!(portcullis.sessions(), [] as [Value; 0]);
     assert_eq!(portcullis.refusal(refused.port()), "upstream_unreachable");
-    // And yet somebody has used the rule, and will come again.
+    // The denied client used the rule all the same, and may connect again.
     let item = &portcullis.ask("GET", "/v1/rotation").1["items"][1];
     assert_eq!((&item["kind"], &item["sessions"]), (&json!("source"), &json!(0)));
     assert!(item["last_used"].is_string(), "{item}");
 }
 
 #[test]
-fn last_users_are_shown_of_what_no_open_session_relies_on() {
+fn rotation_shows_last_users_of_unused_items() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let old = Authority::new("Old CA");
     site.write("old-ca.crt", old.pem());
     let job = old.issue(Request::client("job"));
@@ -297,7 +297,7 @@ fn last_users_are_shown_of_what_no_open_session_relies_on() {
 }
 
 #[test]
-fn rule_that_was_added_is_not_called_as_old_as_the_program() {
+fn added_rule_shows_the_time_of_its_reload() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = start(&listener);
@@ -309,7 +309,7 @@ fn rule_that_was_added_is_not_called_as_old_as_the_program() {
 }
 
 #[test]
-fn reload_of_unchanged_files_says_since_when_they_are_in_force() {
+fn reload_of_unchanged_files_keeps_their_time_of_effect() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
     let portcullis = start(&listener);
@@ -321,14 +321,14 @@ fn reload_of_unchanged_files_says_since_when_they_are_in_force() {
     assert!(reload().starts_with("applied: generation 2 is in force\n  sources added: 1"));
     let again = reload();
     assert!(again.starts_with("already in force since ") && again.contains("generation 2 is in force"), "{again}");
-    // One that was rejected is not in force.
+    // A rejected policy is not in force.
     portcullis.site.replace("portcullis.toml", "nonsense");
     assert_eq!(run(executable().args(["reload", "--socket"]).arg(portcullis.site.path("admin.sock"))).code, Some(1));
     portcullis.site.replace("portcullis.toml", format!("{ADMIN}{ON_SIGHUP}{added}"));
     assert!(reload().starts_with("applied: generation 3 is in force"));
 }
 
-/// What a table says in cells of several lines, in one line.
+/// The cells of a table that have several lines, in one line.
 fn joined(table: &str) -> String {
     table.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -338,7 +338,7 @@ fn sessions_of_a_removed_listener_are_shown_until_they_end() {
     let upstream = Upstream::echo();
     let [gone, kept] = ["gone", "kept"].map(|name| Listener::redis(&upstream).named(name));
     let keep = format!("{ADMIN}{ON_SIGHUP}reload.revoke = \"keep\"\n");
-    let portcullis = Portcullis::start(Site::new(), format!("{keep}{gone}{kept}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{keep}{gone}{kept}"));
     let mut client = portcullis.client_of("gone").connect();
     client.ask(b"hello", b"hello");
     assert!(portcullis.reconfigure(format!("{keep}{kept}")).is("reload.applied"));

@@ -1,4 +1,4 @@
-//! `shield`: the kernel turns strangers away, and nobody else.
+//! The kernel source filter: it drops packets of untrusted sources only.
 
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -7,22 +7,21 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
 
-use crate::harness::client::port;
+use crate::harness::client::{dial_from, port};
 use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{allow_many_files, command, run};
-use crate::harness::{Listener, Portcullis, Site, Upstream, wire};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, wire};
 use crate::reload::ON_SIGHUP;
 
-/// Shorter than the second after which a SYN is sent again: who comes in within this was never kept out.
+/// Shorter than the second after which a SYN is sent again: a client that connects within this time was never dropped.
 const ONE_SYN: Duration = Duration::from_millis(900);
 
-/// For those of whom it is known that nobody answers.
+/// For addresses that are expected not to answer.
 const NO_ANSWER: Duration = Duration::from_millis(200);
 
 fn start(listeners: &[&Listener]) -> Portcullis {
-    Portcullis::start(Site::new(), config(listeners))
+    Portcullis::start(TestDir::new(), config(listeners))
 }
 
 fn config(listeners: &[&Listener]) -> String {
@@ -33,7 +32,7 @@ fn shielded(upstream: &Upstream, sources: &[&str]) -> Listener {
     Listener::redis(upstream).trusting(sources).key("shield = \"on\"")
 }
 
-/// Where to dial from `source`, to reach all addresses or this one.
+/// The target address for `source`: of its family if the listener has all addresses, otherwise that of the listener.
 #[allow(clippy::disallowed_methods, reason = "a listening address is not a client's")]
 fn target(address: SocketAddr, source: &str) -> SocketAddr {
     let ip = if address.ip().is_unspecified() { source.parse().unwrap() } else { address.ip() };
@@ -43,15 +42,12 @@ fn target(address: SocketAddr, source: &str) -> SocketAddr {
 fn dial(address: SocketAddr, source: &str, patience: Duration) -> io::Result<TcpStream> {
     let target = target(address, source);
     let source: IpAddr = source.parse().unwrap();
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
-    socket.connect_timeout(&target.into(), patience)?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(crate::harness::PATIENCE))?;
+    let stream = dial_from(Some(source), target, Some(patience))?;
+    stream.set_read_timeout(Some(crate::harness::WAIT_TIMEOUT))?;
     Ok(stream)
 }
 
-/// Whether somebody answers. Whoever is let in otherwise than by the first packet makes the test fail.
+/// Whether the address answers. The test fails if it answers a later packet than the first one.
 fn is_answered(address: SocketAddr, source: &str) -> bool {
     match dial(address, source, ONE_SYN) {
         Ok(_) => true,
@@ -64,7 +60,7 @@ fn is_silent(address: SocketAddr, source: &str) -> bool {
     dial(address, source, NO_ANSWER).is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// What `status` has of the shield of the first listener.
+/// The shield of the first listener in `status`.
 fn status(portcullis: &Portcullis) -> Value {
     portcullis.status()["shield"].clone()
 }
@@ -74,9 +70,9 @@ fn denials(portcullis: &Portcullis) -> usize {
 }
 
 #[test]
-fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
+fn untrusted_source_gets_no_answer_and_trusted_source_is_accepted() {
     let upstream = Upstream::echo();
-    for (listen, trusted, stranger) in [
+    for (listen, trusted, untrusted) in [
         ("127.0.0.1:0", "127.0.0.5", Some("127.0.0.9")),
         ("[::]:0", "127.0.0.5", Some("127.0.0.9")),
         ("[::]:0", "127.0.0.5", Some("::1")),
@@ -90,8 +86,8 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
         assert_eq!((on.text("listener"), on.number("rules")), ("main", 1));
         let mut inside = portcullis.client().at(target(address, trusted)).from(trusted).connect();
         inside.ask(b"hello", b"hello");
-        if let Some(stranger) = stranger {
-            assert!(is_silent(address, stranger), "{listen}: {stranger}");
+        if let Some(untrusted) = untrusted {
+            assert!(is_silent(address, untrusted), "{listen}: {untrusted}");
             let standing = status(&portcullis);
             assert_eq!((&standing["dropped"], &standing["mode"]), (&1.into(), &"on".into()), "{standing}");
             assert!(standing["active_since"].is_string(), "{standing}");
@@ -100,16 +96,16 @@ fn a_stranger_hears_nothing_and_who_is_trusted_comes_in() {
         drop(inside);
         let (_, events) = portcullis.stop();
         let off = events.iter().find(|event| event.is("shield.off")).unwrap();
-        assert_eq!(off.number("dropped"), u64::from(stranger.is_some()));
-        assert!(!events.iter().any(|event| event.is("connection.denied")), "nobody has seen the stranger");
+        assert_eq!(off.number("dropped") > 0, untrusted.is_some());
+        assert!(!events.iter().any(|event| event.is("connection.denied")), "the untrusted source was logged");
     }
 }
 
 #[test]
-fn a_rule_that_comes_or_goes_counts_as_soon_as_the_reload_is_applied() {
+fn changed_rule_applies_to_the_filter_with_its_reload() {
     let upstream = Upstream::echo();
     let with = |sources: &[&str]| config(&[&shielded(&upstream, sources)]);
-    let portcullis = Portcullis::start(Site::new(), with(&["127.0.0.1"]));
+    let portcullis = Portcullis::start(TestDir::new(), with(&["127.0.0.1"]));
     let address = portcullis.address("main");
     let mut inside = portcullis.client().connect();
     for _ in 0..5 {
@@ -125,7 +121,7 @@ fn a_rule_that_comes_or_goes_counts_as_soon_as_the_reload_is_applied() {
 }
 
 #[test]
-fn who_is_trusted_is_never_kept_out_however_often_the_sources_change() {
+fn trusted_source_is_never_dropped_while_sources_change() {
     allow_many_files();
     let upstream = Upstream::echo();
     let mut portcullis = start(&[&shielded(&upstream, &["127.0.0.1", "127.0.0.2"])]);
@@ -148,7 +144,7 @@ fn who_is_trusted_is_never_kept_out_however_often_the_sources_change() {
                     let mut stream = dial(address, source, ONE_SYN).expect("the first packet is answered");
                     // To the end, so that no queue gets full.
                     stream.shutdown(Shutdown::Write).unwrap();
-                    wire::last_words(&mut stream);
+                    wire::read_until_closed(&mut stream);
                     dialled.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -164,8 +160,8 @@ fn who_is_trusted_is_never_kept_out_however_often_the_sources_change() {
             let applied = portcullis.reconfigure(config(&[&listener]));
             assert!(applied.is("reload.applied"), "{}", applied.0);
             for session in &mut sessions {
-                let said = format!("round {round}").repeat(100);
-                session.ask(said.as_bytes(), said.as_bytes());
+                let output = format!("round {round}").repeat(100);
+                session.ask(output.as_bytes(), output.as_bytes());
             }
             if round.is_multiple_of(10) {
                 sessions.push(portcullis.client().from("127.0.0.2").connect());
@@ -183,14 +179,14 @@ fn who_is_trusted_is_never_kept_out_however_often_the_sources_change() {
 }
 
 #[test]
-fn a_flood_raises_the_shield_and_its_end_lowers_it() {
+fn flood_activates_the_shield_until_it_ends() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.1"]).key("shield = \"auto\"");
     let portcullis = start(&[&listener]);
     let address = portcullis.address("main");
-    let mut stranger = dial(address, "127.0.0.9", ONE_SYN).unwrap();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     let raised = AtomicBool::new(false);
     let on = thread::scope(|scope| {
         scope.spawn(|| {
@@ -215,13 +211,13 @@ fn a_flood_raises_the_shield_and_its_end_lowers_it() {
     let off = portcullis.event("shield.off", |event| event.is("shield.off"));
     assert_eq!(off.text("detail"), "the flood is over");
     assert!(off.number("dropped") > 0);
-    let mut stranger = dial(address, "127.0.0.9", ONE_SYN).unwrap();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source", "it is heard of again");
+    let mut untrusted = dial(address, "127.0.0.9", ONE_SYN).unwrap();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source", "it is logged again");
 }
 
 #[test]
-fn a_listener_that_comes_is_shielded_and_one_that_moves_in_brings_nothing_along() {
+fn added_listener_is_shielded_and_its_successor_is_not() {
     let upstream = Upstream::echo();
     let port = crate::harness::program::free_port();
     let at = format!("127.0.0.1:{port}");
@@ -241,14 +237,14 @@ fn a_listener_that_comes_is_shielded_and_one_that_moves_in_brings_nothing_along(
     gone("main");
 }
 
-/// What stands in the way of a shield, by the line that makes it so.
+/// The obstacles to a shield, and the configuration line that causes each.
 const OBSTACLES: [(&str, &str); 2] = [
     ("enforcement = \"observe\"", "rejects no source"),
     ("proxy_protocol.trusted = [\"127.0.0.9\"]", "the addresses of the load balancers"),
 ];
 
 #[test]
-fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
+fn unavailable_shield_is_reported_and_traffic_continues() {
     let upstream = Upstream::echo();
     for (line, words) in OBSTACLES {
         let portcullis = start(&[&shielded(&upstream, &["127.0.0.1"]).key(line)]);
@@ -258,15 +254,15 @@ fn where_it_cannot_be_check_and_the_log_say_so_and_everything_else_works() {
         assert!(is_answered(address, "127.0.0.9"), "{line}");
         portcullis.client().connect().ask(b"hello", b"hello");
         let mut check = executable();
-        let said = run(check.args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
-        assert!(said.lines().any(|line| line.starts_with("warning: ") && warned(line)), "{said}");
+        let output = run(check.args(["check", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+        assert!(output.lines().any(|line| line.starts_with("warning: ") && warned(line)), "{output}");
         let standing = status(&portcullis);
         assert!(standing["unavailable_reason"].as_str().is_some_and(|why| why.contains(words)), "{standing}");
     }
 }
 
 #[test]
-fn too_many_sources_leave_the_port_open_and_fewer_close_it_again() {
+fn too_many_sources_deactivate_the_filter_until_there_are_fewer() {
     let upstream = Upstream::echo();
     let many: Vec<_> = (0..2_500).map(|number| format!("10.0.{}.{}", number / 125, number % 125 * 2)).collect();
     let many: Vec<_> = many.iter().map(String::as_str).chain(["127.0.0.1"]).collect();
@@ -286,7 +282,7 @@ fn too_many_sources_leave_the_port_open_and_fewer_close_it_again() {
     assert!(is_silent(address, "127.0.0.9") && is_answered(address, "127.0.0.1"));
 }
 
-/// A program in a network of its own, and who calls there.
+/// A program in a separate network, and its clients.
 struct Machine {
     portcullis: Portcullis,
     /// The process in whose network clients are.
@@ -294,8 +290,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// Starts the program where `script` has made the network; that ends by writing into the file `clients` of the site who is
-    /// where clients are. The kernel, or whoever runs the tests, may forbid namespaces; then there is none.
+    /// Starts the program in the network that `script` makes. The script writes into the file `clients` the id of the process in
+    /// whose network clients run. The kernel or the environment of the tests may forbid namespaces; then the result is `None`.
     fn start(script: &str, config: &str) -> Option<Self> {
         let mut possible = command("unshare");
         possible.args(["--user", "--map-root-user", "--net", "ip", "link", "add", "a0", "type", "veth"]);
@@ -304,7 +300,7 @@ impl Machine {
             eprintln!("skipped: no network namespace may be made here: {}", possible.stderr);
             return None;
         }
-        let site = Site::new();
+        let site = TestDir::new();
         let mut inside = command("unshare");
         let script = format!("set -e; ip link set lo up; {script}; exec setpriv --pdeathsig KILL -- \"$@\"");
         inside.args(["--user", "--map-root-user", "--net", "sh", "-c", &script]).arg(site.directory()).arg(EXECUTABLE);
@@ -314,11 +310,17 @@ impl Machine {
         Some(Self { portcullis, clients })
     }
 
-    /// Whether nobody answers within these seconds, and whether there was TLS.
+    /// Whether there is no answer within these seconds, and whether there was TLS.
     fn call(&self, target: &str, source: &str, seconds: &str) -> (bool, bool) {
         let mut client = command("nsenter");
         client.args(["--target", &self.clients, "--user", "--net", "--preserve-credentials"]);
-        client.args(["timeout", seconds, "openssl", "s_client", "-brief", "-connect", target, "-bind", source]);
+        // Entering another user namespace clears the signal that `command` has set.
+        const TIED: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
+        client
+            .args(TIED)
+            .args(["timeout", seconds])
+            .args(TIED)
+            .args(["openssl", "s_client", "-brief", "-connect", target, "-bind", source]);
         let outcome = run(client.arg("-CAfile").arg(self.portcullis.site.path("ca.crt")));
         (outcome.code == Some(124), outcome.stderr.contains("Protocol version: TLSv1.3"))
     }
@@ -341,36 +343,36 @@ done; ip link set far up'
 echo $far > \"$0/clients\"";
 
 #[test]
-fn over_a_wire_it_is_the_same_for_both_families() {
+fn filter_drops_untrusted_packets_of_both_families_over_a_network() {
     let upstream = Upstream::silent();
     for listen in [&["[::]:6380"][..], &["0.0.0.0:6380", "[fd09::1]:6380"]] {
         let listener = shielded(&upstream, &["10.9.0.2", "fd09::2"]).on(listen);
         let Some(machine) = Machine::start(TWO_MACHINES, &config(&[&listener])) else { return };
         machine.portcullis.event("shield.on", |event| event.is("shield.on"));
-        for (target, trusted, stranger) in
+        for (target, trusted, untrusted) in
             [("10.9.0.1:6380", "10.9.0.2:0", "10.9.0.3:0"), ("[fd09::1]:6380", "[fd09::2]:0", "[fd09::3]:0")]
         {
             let dropped = machine.dropped();
             assert!(dropped.is_some());
             assert_eq!(machine.call(target, trusted, "30"), (false, true), "{target}");
             assert_eq!(machine.dropped(), dropped, "not one packet of it");
-            assert_eq!(machine.call(target, stranger, "0.5"), (true, false), "{target}");
+            assert_eq!(machine.call(target, untrusted, "0.5"), (true, false), "{target}");
             assert!(machine.dropped() > dropped);
         }
     }
 }
 
-/// The kernel gives programs this little room. Clients are here.
-const LITTLE_ROOM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
+/// The kernel allows only this much memory for socket options. Clients run here.
+const SMALL_OPTMEM: &str = "echo 6000 > /proc/sys/net/core/optmem_max; echo $$ > \"$0/clients\"";
 
 #[test]
-fn a_kernel_that_refuses_the_filter_leaves_the_port_open_and_that_is_said() {
+fn rejected_filter_is_reported_and_leaves_the_port_open() {
     let upstream = Upstream::silent();
     let (few, target) = (["127.0.0.1"], "127.0.0.1:6380");
     let many: Vec<_> = (0..300).map(|number| format!("10.{}.{}.0/25", number / 200, number % 200)).collect();
     let many: Vec<_> = many.iter().map(String::as_str).chain(few).collect();
     let with = |sources: &[&str]| config(&[&shielded(&upstream, sources).on(&[target])]);
-    let Some(machine) = Machine::start(LITTLE_ROOM, &with(&few)) else { return };
+    let Some(machine) = Machine::start(SMALL_OPTMEM, &with(&few)) else { return };
     let Machine { portcullis, .. } = &machine;
     assert_eq!(machine.call(target, "127.0.0.9:0", "0.5"), (true, false));
     let seen = portcullis.seen();

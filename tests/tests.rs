@@ -1,130 +1,132 @@
-//! The table of contents of the tests: what Portcullis does, seen from outside.
+//! The table of contents of the tests. They test Portcullis from outside.
 //!
-//! Every test starts the real program on ports of its own and stands alone. What they start from is in `harness`.
+//! Each test starts the real program on its own ports and depends on no other test. `harness` has what they share.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test that meets what it did not expect has to fail, and say where"
+    reason = "a test that meets something unexpected fails with its location"
 )]
 
-/// The world around a test: certificates, programs, clients, upstreams.
+/// Shared parts: certificates, programs, clients, upstreams.
 mod harness;
 
-/// What must not hurt.
-mod abuse;
-/// `status`, `reload`, `sessions`, `check --diff`: the commands that talk to the running program.
+/// The commands that talk to the running program: `status`, `reload`, `sessions` and `check --diff`.
 mod admin;
-/// Trusted sources: who may come in at all.
-mod admission;
-/// What a CA in a bundle has to be.
-mod anchors;
-/// What an upstream is told of a client by the PROXY protocol.
-mod announce;
-/// The floors of `src/`.
+/// The folders of `src/` and their allowed imports.
 mod architecture;
-/// The events about connections and reloads.
+/// Audit events of connections and reloads.
 mod audit;
-/// The audit file: rotated, a FIFO, beside the configuration.
+/// The audit file: rotation, FIFO, symbolic links.
 mod audit_file;
-/// New files that cannot be taken.
-mod bad_reload;
-/// The word of load balancers on where their clients come from.
-mod balancers;
-/// PostgreSQL's cancel requests.
+/// Suppression of repeated denials in log and audit.
+mod audit_suppression;
+/// PostgreSQL CancelRequests.
 mod cancel;
-/// How many cancel requests reach the database.
+/// Limits of CancelRequests.
 mod cancel_limits;
-/// Certificates issued, renewed, bundled and shown.
+/// Unusual certificates, chains and ClientHellos.
+mod certificate_chains;
+/// The `certs` commands: issue, renew, bundle, inspect.
 mod certs;
-/// Certificates and hellos of unusual kinds.
-mod chains;
 /// SCRAM channel binding.
 mod channel_binding;
-/// Dates at the far ends of time, and a wall clock that is set.
+/// Client certificates and their authorization.
+mod client_certificates;
+/// Dates far in the future, and a wall clock that is set.
 mod clock;
-/// `check`, `explain`, `certs`, `completions`, `man`, exit codes.
+/// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
-/// Good and bad configurations, with approved error texts.
+/// Valid and invalid configurations, with approved error texts.
 mod config;
-/// What runs out or is taken away while a client is on its way in.
-mod confirm;
-/// Revocation lists.
+/// Certificate revocation lists.
 mod crl;
-/// Peers that stop acknowledging, and peers that only do not read.
+/// `dead_peer_timeout`.
 mod dead_peers;
-/// File descriptors, and the reserve of them.
+/// Limits of file descriptors.
 mod descriptors;
-/// The upstream, when it is there and when it is not.
+/// Connections to the upstream.
 mod dial;
-/// An upstream that refuses connections for a while.
+/// `dial_retry`: an upstream that refuses connections for a while.
 mod dial_retry;
-/// Host names and the DNS: its servers, its records, its failures.
+/// DNS servers, records, TTLs and failures.
 mod dns;
-/// SIGTERM, and what systemd is told.
+/// Trusted sources of the type `dns`.
+mod dns_sources;
+/// SIGTERM, drain, and notifications to systemd.
 mod drain;
 /// The drills of docs/ROTATION.md.
 mod drills;
-/// `explain`, answered by the running program and by the file.
+/// `explain`, with a running program and without.
 mod explain;
-/// What the audit says of very many who are turned away.
-mod floods;
-/// The last words to sessions that have to end.
-mod goodbye;
-/// How many connections may be in their handshake.
-mod handshakes;
-/// Client certificates.
-mod identity;
-/// Keys behind a passphrase, in the environment, and as credentials.
-mod keys;
-/// Sessions over legs with TLS and without.
-mod legs;
-/// How many sessions at once, and how fast they may come.
+/// Farewell messages to sessions that Portcullis closes.
+mod farewell;
+/// Changed files that no signal announces.
+mod file_watcher;
+/// `max_handshakes`.
+mod handshake_limit;
+/// Interrupted runs of these tests.
+mod interrupted;
+/// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.
 mod limits;
-/// Sources that are host names.
-mod names;
-/// Several upstreams: which is tried when, and who is let back in.
-mod nodes;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
-/// What a plan announces and a reload records: every key, old value and new value.
-mod plan;
-/// PostgreSQL, psql, pgbench, tokio-postgres.
+/// PostgreSQL clients: psql, pgbench, tokio-postgres.
 mod postgres;
+/// `target = "primary"`: primary and standby, also while they change roles.
+mod postgres_primary;
 /// The bytes before TLS.
 mod preface;
-/// What `check` finds before a start or a client would.
+/// Faults that `check` reports before a start or a client meets them.
 mod preflight;
-/// PostgreSQL with a primary and its standby, as they change places.
-mod primary;
-/// TLS records of every size, padding, key updates.
-mod records;
-/// Redis, redis-cli, redis-benchmark, the crate `redis`.
+/// Encrypted private keys, keys in the environment, systemd credentials.
+mod private_keys;
+/// PROXY protocol headers from load balancers.
+mod proxy_protocol;
+/// Policy changes between handshake and session.
+mod reauthorize;
+/// Redis clients: redis-cli, redis-benchmark, the crate `redis`, redis-py.
 mod redis;
-/// Bytes both ways, half-close, timeouts, back-pressure.
+/// Reloads that are rejected.
+mod rejected_reload;
+/// The relay: both directions, half-close, timeouts, back-pressure.
 mod relay;
-/// New configurations, sources and listeners in a running process.
+/// Applied reloads of configuration, sources and listeners.
 mod reload;
-/// TLS sessions that are taken up again: where that works, and where it must not.
+/// The plan of a reload, and the differences that a reload logs.
+mod reload_plan;
+/// TLS session resumption on the listener.
 mod resumption;
-/// What stops being good ends the sessions that rely on it, and no others.
+/// Sessions that end because their source or credential is revoked.
 mod revocation;
-/// Certificates that change under load.
+/// Overload, broken input and resource use.
+mod robustness;
+/// Certificate rotation under load.
 mod rotation;
-/// The systemd unit: installed, started, reloaded.
-mod service;
-/// What is shown of sessions, in each state and of those that were refused.
+/// The listed states of sessions.
 mod sessions;
-/// The kernel keeps strangers out.
+/// The kernel source filter.
 mod shield;
-/// Versions, certificates, resumption.
+/// The systemd unit: installation, start, reload.
+mod systemd_service;
+/// TLS versions, certificate selection, resumption.
 mod tls;
-/// Names and texts that others choose.
+/// TLS records of every size, padding, key updates.
+mod tls_records;
+/// Sessions over every pair of TLS, TCP and Unix socket.
+mod transports;
+/// Requirements for a CA in a bundle.
+mod trust_anchors;
+/// Trusted sources: addresses and networks.
+mod trusted_sources;
+/// Names and texts that others choose: escaped and truncated.
 mod untrusted_text;
-/// What `status` knows of the upstream, and how it finds out.
+/// Health of the upstream in `status`, and its checks.
 mod upstream_health;
-/// TLS towards the upstream.
+/// PROXY protocol headers to the upstream.
+mod upstream_proxy_header;
+/// Several upstreams: order, ejection, recovery, `target = "master"`.
+mod upstream_selection;
+/// TLS to the upstream.
 mod upstream_tls;
-/// Changes that nobody announces.
-mod watch;

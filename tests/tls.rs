@@ -1,4 +1,4 @@
-//! TLS as clients of several makes see it.
+//! TLS with clients of several implementations.
 
 use std::io::Write;
 
@@ -8,38 +8,38 @@ use rustls::{AlertDescription, HandshakeKind, NamedGroup};
 use crate::harness::client::{alert, port};
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::program::run;
-use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::ON_SIGHUP;
 
-/// An upstream that says good-bye at once.
+/// An upstream that closes at once.
 fn brief() -> Upstream {
-    Upstream::new(|mut stream| stream.write_all(b"good-bye\n").unwrap())
+    Upstream::new(|mut stream| stream.write_all(b"farewell\n").unwrap())
 }
 
 #[test]
-fn openssl_gets_in_with_either_version() {
+fn openssl_connects_with_tls_1_2_and_1_3() {
     let upstream = brief();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let address = portcullis.address("main");
     for (option, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
-        let said = run(&mut s_client(&portcullis.site, address, &[option])).success();
-        assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
-        assert!(said.contains(&format!("New, {version}")), "{said}");
-        assert!(said.contains("good-bye"), "{said}");
+        let output = run(&mut s_client(&portcullis.site, address, &[option])).success();
+        assert!(output.contains("Verify return code: 0 (ok)"), "{output}");
+        assert!(output.contains(&format!("New, {version}")), "{output}");
+        assert!(output.contains("farewell"), "{output}");
     }
 }
 
 #[test]
-fn openssl_speaks_postgres_to_get_in() {
+fn openssl_starttls_postgres_connects() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
     let options = ["-starttls", "postgres", "-no_ign_eof"];
-    let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options)).text();
-    assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
+    let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &options)).text();
+    assert!(output.contains("Verify return code: 0 (ok)"), "{output}");
 }
 
 #[test]
-fn the_audit_names_version_cipher_and_server_name() {
+fn audit_names_version_cipher_and_server_name() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     for (version, name) in [(&TLS12, "TLSv1.2"), (&TLS13, "TLSv1.3")] {
@@ -54,7 +54,7 @@ fn the_audit_names_version_cipher_and_server_name() {
 }
 
 #[test]
-fn a_minimum_of_1_3_refuses_1_2() {
+fn min_version_1_3_rejects_1_2() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).tls("min_version = \"1.3\""));
     let client = portcullis.client().speaking(&TLS12);
@@ -64,13 +64,13 @@ fn a_minimum_of_1_3_refuses_1_2() {
     assert_eq!(alert(&error), Some(AlertDescription::ProtocolVersion));
     let denied = portcullis.ending(port);
     assert!(denied.is("connection.denied") && denied.reason() == "handshake_failed", "{}", denied.0);
-    // It was refused before a certificate was looked for, and the name is learnt there (docs/AUDIT.md).
+    // The handshake was rejected before a certificate was selected, which is when the name is read (docs/AUDIT.md).
     assert!(denied.0.get("sni").is_none(), "{}", denied.0);
     portcullis.client().speaking(&TLS13).connect().ask(b"hello", b"hello");
 }
 
 #[test]
-fn the_hybrid_post_quantum_exchange_is_taken_by_a_client_that_offers_it() {
+fn hybrid_key_exchange_is_used_with_a_client_that_offers_it() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let connection = portcullis.client().connect();
@@ -79,9 +79,9 @@ fn the_hybrid_post_quantum_exchange_is_taken_by_a_client_that_offers_it() {
 }
 
 #[test]
-fn the_server_name_chooses_the_certificate() {
+fn server_name_selects_the_certificate() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (a, b) = (site.ca.issue(Request::server(&["a.test"])), site.ca.issue(Request::server(&["*.b.test"])));
     site.install("a", &a);
     site.install("b", &b);
@@ -99,9 +99,9 @@ fn the_server_name_chooses_the_certificate() {
 }
 
 #[test]
-fn a_client_that_knows_only_rsa_gets_the_rsa_certificate() {
+fn rsa_only_client_gets_the_rsa_certificate() {
     let upstream = brief();
-    let site = Site::new();
+    let site = TestDir::new();
     let rsa = Request::server(&["localhost", "127.0.0.1"]).rsa();
     site.install("rsa", &site.ca.issue(rsa));
     let listeners = [["server", "rsa"], ["rsa", "server"]]
@@ -115,17 +115,17 @@ fn a_client_that_knows_only_rsa_gets_the_rsa_certificate() {
             (["-tls1_3", "-sigalgs", "ecdsa_secp256r1_sha256"], "ECDSA"),
             (["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"], "ECDSA"),
         ] {
-            let said = run(&mut s_client(&portcullis.site, address, &options)).text();
+            let output = run(&mut s_client(&portcullis.site, address, &options)).text();
             let expected = format!("Peer signature type: {signature}");
-            assert!(said.contains(&expected), "{listener} {options:?}: {said}");
+            assert!(output.contains(&expected), "{listener} {options:?}: {output}");
         }
     }
 }
 
 #[test]
-fn a_certificate_is_sent_with_its_intermediates() {
+fn certificate_is_sent_with_its_intermediates() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let middle = site.ca.intermediate("One").intermediate("Two");
     site.install("server", &middle.issue(Request::server(&["localhost"])));
     let portcullis = Portcullis::start(site, Listener::redis(&upstream));
@@ -133,9 +133,9 @@ fn a_certificate_is_sent_with_its_intermediates() {
 }
 
 #[test]
-fn a_key_is_read_in_every_form_that_openssl_writes() {
+fn key_is_read_in_every_form_that_openssl_writes() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let sec1 = openssl(&site, &["ec", "-in", "server.key"]);
     assert!(sec1.contains("BEGIN EC PRIVATE KEY"), "{sec1}");
     site.install("rsa", &site.ca.issue(Request::server(&["rsa.test"]).rsa()));
@@ -150,18 +150,18 @@ fn a_key_is_read_in_every_form_that_openssl_writes() {
 }
 
 #[test]
-fn a_session_ends_with_close_notify() {
+fn session_ends_with_close_notify() {
     let upstream = brief();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     for version in [&TLS12, &TLS13] {
         let mut connection = portcullis.client().speaking(version).connect();
         // An end without close_notify would be an error.
-        assert_eq!(connection.rest().unwrap(), b"good-bye\n");
+        assert_eq!(connection.rest().unwrap(), b"farewell\n");
     }
 }
 
 #[test]
-fn a_returning_client_resumes_its_tls_session() {
+fn returning_client_resumes_its_tls_session() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     for version in [&TLS12, &TLS13] {
@@ -177,10 +177,10 @@ fn a_returning_client_resumes_its_tls_session() {
 }
 
 #[test]
-fn openssl_resumes_its_session_with_a_client_certificate_too() {
+fn openssl_resumes_its_session_with_a_client_certificate() {
     let upstream = brief();
     for client_auth in ["none", "required"] {
-        let site = Site::new();
+        let site = TestDir::new();
         site.install("client", &site.ca.issue(Request::client("app")));
         let mut listener = Listener::redis(&upstream).tls(&format!("client_auth = \"{client_auth}\""));
         if client_auth == "required" {
@@ -190,29 +190,29 @@ fn openssl_resumes_its_session_with_a_client_certificate_too() {
         let address = portcullis.address("main");
         for version in ["-tls1_2", "-tls1_3"] {
             let first = [version, "-cert", "client.crt", "-key", "client.key", "-sess_out", "session"];
-            let said = run(&mut s_client(&portcullis.site, address, &first)).success();
-            assert!(said.contains("New, TLS"), "{said}");
+            let output = run(&mut s_client(&portcullis.site, address, &first)).success();
+            assert!(output.contains("New, TLS"), "{output}");
             let second = [version, "-cert", "client.crt", "-key", "client.key", "-sess_in", "session"];
-            let said = run(&mut s_client(&portcullis.site, address, &second)).success();
-            assert!(said.contains("Reused, TLS"), "{version} {client_auth}: {said}");
-            assert!(said.contains("good-bye"), "{said}");
+            let output = run(&mut s_client(&portcullis.site, address, &second)).success();
+            assert!(output.contains("Reused, TLS"), "{version} {client_auth}: {output}");
+            assert!(output.contains("farewell"), "{output}");
         }
     }
 }
 
 #[test]
-fn a_client_that_does_not_trust_the_certificate_is_explained_in_the_audit() {
+fn client_that_distrusts_the_certificate_is_explained_in_the_audit() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
-    let stranger = Authority::new("Another CA");
-    let client = crate::harness::Client::new(portcullis.address("main"), &stranger);
+    let untrusted = Authority::new("Another CA");
+    let client = crate::harness::Client::new(portcullis.address("main"), &untrusted);
     let stream = client.dial();
     let port = port(&stream);
     client.secure(stream).unwrap_err();
     let denied = portcullis.ending(port);
     assert_eq!(denied.reason(), "handshake_failed");
     let words = denied.0.to_string();
-    // What happened, with which certificate, and what to do in the clients that people use.
+    // The event has the failure, the certificate, and the fix for common clients.
     for word in ["does not accept our certificate", "CN=localhost", "sslrootcert", "--cacert"] {
         assert!(words.contains(word), "no {word} in {words}");
     }
@@ -220,9 +220,9 @@ fn a_client_that_does_not_trust_the_certificate_is_explained_in_the_audit() {
 }
 
 #[test]
-fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when_it_is_in_use() {
+fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     let [first, renewed] = [site.server(), site.server()];
     site.install("server", &first);
     site.write("wrong.crt", Authority::new("Another CA").pem());
@@ -230,13 +230,13 @@ fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when
     let refusing = |version: &str| {
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
         let options = [version, "-CAfile", "wrong.crt", "-verify_return_error"];
-        let told = run(&mut s_client(&portcullis.site, address, &options));
-        assert_ne!(told.code, Some(0), "{}", told.text());
+        let client_output = run(&mut s_client(&portcullis.site, address, &options));
+        assert_ne!(client_output.code, Some(0), "{}", client_output.text());
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "handshake_failed");
         denied.text("detail").to_owned()
     };
-    let assert_told = |since: &str, sha256: &str| {
+    let assert_reported = |since: &str, sha256: &str| {
         for version in ["-tls1_2", "-tls1_3"] {
             let detail = refusing(version);
             for words in
@@ -248,7 +248,7 @@ fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when
             }
         }
     };
-    assert_told("in use since the start at 20", &first.sha256());
+    assert_reported("in use since the start at 20", &first.sha256());
     let rotate = |leaf: &Leaf| {
         portcullis.applies(|| {
             portcullis.site.install("server", leaf);
@@ -256,11 +256,11 @@ fn openssl_that_does_not_trust_the_certificate_is_told_of_by_name_and_since_when
         });
     };
     rotate(&renewed);
-    assert_told("in use since the reload to generation 2 at 20", &renewed.sha256());
-    // A reload of something else does not make it younger, and one that brings it back does.
+    assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
+    // A reload of other files keeps its time of effect, and one that restores it sets a new time.
     portcullis.applies(|| portcullis.process.signal("HUP"));
-    assert_told("in use since the reload to generation 2 at 20", &renewed.sha256());
+    assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
     rotate(&first);
-    assert_told("in use since the reload to generation 4 at 20", &first.sha256());
+    assert_reported("in use since the reload to generation 4 at 20", &first.sha256());
     upstream.assert_untouched();
 }

@@ -1,4 +1,4 @@
-//! Names and texts that clients, upstreams and files choose are escaped and cut wherever they are shown. Decisions use the whole.
+//! Names and texts that clients, upstreams and files choose: output escapes and truncates them, decisions use them whole.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, Running, free_address, run};
 use crate::harness::upstream::showing;
-use crate::harness::{Authority, Client, Event, Leaf, Listener, Portcullis, Request, Site, Upstream, eventually};
+use crate::harness::{Authority, Client, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 
 const AUDIT_FILE: &str = "log.audit_file = \"audit.jsonl\"\n";
 
@@ -50,17 +50,17 @@ fn assert_bounded(line: &str) {
 }
 
 #[test]
-fn very_long_name_of_a_refused_client_is_cut_in_log_and_audit() {
+fn very_long_name_of_a_denied_client_is_truncated_in_log_and_audit() {
     let upstream = Upstream::silent();
     for format in ["json", "text"] {
-        let site = Site::new();
+        let site = TestDir::new();
         let address = free_address();
         let listener = requiring_certificates(&upstream).on(&[&address.to_string()]);
         let config = format!("log.format = \"{format}\"\n{AUDIT_FILE}{listener}");
         let leaf = very_long(&Authority::new("Foreign CA"));
         let fingerprint = leaf.sha256();
         let mut portcullis = Portcullis::start(site, config);
-        portcullis.event("a line that says ready", |event| event.0.to_string().contains("ready"));
+        portcullis.event("the line ready", |event| event.0.to_string().contains("ready"));
         let client = Client::new(address, &portcullis.site.ca).showing(leaf);
         client.attempt().1.unwrap_err();
         let (_, events) = portcullis.stop();
@@ -83,19 +83,19 @@ fn very_long_name_of_a_refused_client_is_cut_in_log_and_audit() {
     }
 }
 
-/// A running program whose log nobody reads.
+/// A running program whose log is not read.
 struct Unread {
     process: Running,
-    site: Site,
+    site: TestDir,
     address: SocketAddr,
 }
 
 impl Unread {
-    fn start(site: Site, address: SocketAddr, config: &str) -> Self {
+    fn start(site: TestDir, address: SocketAddr, config: &str) -> Self {
         site.write("portcullis.toml", config);
         let mut command = executable();
         command.args(["run", "-c"]).arg(site.path("portcullis.toml"));
-        // The pipe stays open in the child's handle, and nobody reads it.
+        // The pipe stays open in the handle of the child, and is never read.
         let process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()));
         eventually("it listens", || std::net::TcpStream::connect(address).ok());
         Self { process, site, address }
@@ -121,11 +121,11 @@ impl Unread {
 }
 
 #[test]
-fn refused_clients_with_very_long_names_leave_memory_bounded_while_nobody_reads_the_log() {
+fn denied_clients_with_very_long_names_use_bounded_memory_while_the_log_is_unread() {
     let upstream = Upstream::silent();
     let address = free_address();
     let listener = requiring_certificates(&upstream).on(&[&address.to_string()]).trusting(&["127.0.0.0/8"]);
-    let unread = Unread::start(Site::new(), address, &format!("{AUDIT_FILE}{listener}"));
+    let unread = Unread::start(TestDir::new(), address, &format!("{AUDIT_FILE}{listener}"));
     let leaf = very_long(&Authority::new("Foreign CA"));
     unread.refuse(&leaf, 1..2, 20);
     let before = unread.resident();
@@ -149,12 +149,12 @@ fn flood_of_long_lines_is_suppressed_by_bytes() {
     }
     let seconds = begun.elapsed().as_secs() + 1;
     let (_, events) = portcullis.stop();
-    let told: Vec<_> = events.iter().filter(|event| event.is("connection.denied")).collect();
+    let logged_denials: Vec<_> = events.iter().filter(|event| event.is("connection.denied")).collect();
     let suppressed = events.iter().filter(|event| event.is("denials.suppressed"));
     let suppressed: u64 = suppressed.map(|event| event.number("suppressed")).sum();
-    assert_eq!(told.len() as u64 + suppressed, REFUSED as u64);
+    assert_eq!(logged_denials.len() as u64 + suppressed, REFUSED as u64);
     // 500 KiB, then 1 KiB a second. Each of these lines counts as 2 KiB.
-    assert!((250..=250 + seconds).contains(&(told.len() as u64)), "{} in {seconds} s", told.len());
+    assert!((250..=250 + seconds).contains(&(logged_denials.len() as u64)), "{} in {seconds} s", logged_denials.len());
 }
 
 /// Runs a command, whose output must not contain invisible characters.
@@ -170,7 +170,7 @@ fn shown(portcullis: &Portcullis, arguments: &[&str]) -> Outcome {
 #[test]
 fn invisible_characters_are_escaped_in_log_audit_and_tables() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.ca.issue(Request::client(HIDDEN));
     site.write("client.crt", leaf.pem());
     site.install("second", &site.ca.issue(Request::server(&["second.test"]).organization(HIDDEN)));
@@ -233,9 +233,9 @@ fn invisible_characters_are_escaped_in_log_audit_and_tables() {
 }
 
 #[test]
-fn description_of_a_source_is_escaped_and_cut_in_the_audit() {
+fn description_of_a_source_is_escaped_and_truncated_in_the_audit() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, format!("{}{listener}", crate::reload::ON_SIGHUP));
@@ -255,8 +255,8 @@ fn description_of_a_source_is_escaped_and_cut_in_the_audit() {
 }
 
 #[test]
-fn certificate_of_an_upstream_is_escaped_and_cut_in_audit_and_status() {
-    let site = Site::new();
+fn certificate_of_an_upstream_is_escaped_and_truncated_in_audit_and_status() {
+    let site = TestDir::new();
     let name = format!("{HIDDEN}{}", "\u{1}".repeat(10_000));
     let many: Vec<String> = (0..400).map(|number| format!("a-name-of-an-upstream-{number}.test")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -286,12 +286,12 @@ fn certificate_of_an_upstream_is_escaped_and_cut_in_audit_and_status() {
 }
 
 #[test]
-fn names_that_differ_behind_the_cut_are_told_apart() {
+fn names_that_differ_after_the_truncation_are_distinguishable() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let long = "x".repeat(700);
     let [right, wrong] = ["right", "wrong"].map(|end| site.ca.issue(Request::client(&format!("{long}{end}"))));
-    // Its subject and the issuer of the other one in the file differ only after the cut.
+    // Its subject and the issuer of the other certificate differ only after the truncation.
     let pinned = Authority::new("One").issue(Request::client(&format!("{long}one")));
     let beside = Authority::new(&format!("{long}other")).issue(Request::client("beside"));
     site.write("pinned.crt", format!("{}{}", beside.pem(), pinned.pem()));

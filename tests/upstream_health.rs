@@ -1,4 +1,4 @@
-//! What `status` says of the upstream: the truth of the last dial, also of one that is alone, found out again without a client.
+//! The health of the upstream in `status`: the result of the last dial, updated without a client.
 
 use serde_json::Value;
 
@@ -6,25 +6,25 @@ use crate::harness::hosts;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{self, free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, startup};
-use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually};
-use crate::nodes::upstreams;
+use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
+use crate::upstream_selection::upstreams;
 
 fn start(listener: &Listener) -> Portcullis {
-    Portcullis::start(Site::new(), format!("{ADMIN}{listener}"))
+    Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
 
-/// What `status` has of the upstream's health, and of its first address.
+/// The health of the upstream in `status`, and its first address.
 fn status(portcullis: &Portcullis) -> (String, Value) {
     let listener = portcullis.status();
     (listener["upstream_health"].as_str().unwrap().to_owned(), listener["upstreams"][0].clone())
 }
 
-/// What `status` says to people.
+/// The text output of `status`.
 fn words(portcullis: &Portcullis) -> String {
     run(executable().args(["status", "--socket"]).arg(portcullis.site.path("admin.sock"))).success()
 }
 
-/// Has a client ask. It is told that there is no upstream.
+/// Sends a command as a client, and expects the error for an unreachable upstream.
 fn refused(portcullis: &Portcullis) {
     let mut client = portcullis.client().connect();
     client.send(b"PING\r\n");
@@ -32,16 +32,12 @@ fn refused(portcullis: &Portcullis) {
     assert!(portcullis.refusal(client.port()).starts_with("upstream_"));
 }
 
-fn lines(portcullis: &Portcullis, message: &str) -> Vec<Event> {
-    portcullis.events().into_iter().filter(|line| line.0["message"] == message).collect()
-}
-
 fn eventually_healthy(portcullis: &Portcullis) -> Value {
     eventually("it is healthy again", || Some(status(portcullis)).filter(|(health, _)| health == "healthy")).1
 }
 
 #[test]
-fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
+fn single_redis_recovers_without_a_client() {
     let mut redis = Redis::start();
     let portcullis = start(&Listener::redis(&redis));
     portcullis.address("main");
@@ -70,7 +66,7 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
     }
     assert!(words(&portcullis).contains("UNHEALTHY for "), "{}", words(&portcullis));
     refused(&portcullis);
-    assert_eq!(lines(&portcullis, "upstream unhealthy").len(), 1, "it is logged once");
+    portcullis.assert_count("it is logged once", 1, |line| line.0["message"] == "upstream unhealthy");
 
     redis.start_again();
     let again = eventually_healthy(&portcullis);
@@ -82,10 +78,10 @@ fn single_redis_that_stops_is_unhealthy_and_healthy_again_without_a_client() {
 }
 
 #[test]
-fn single_postgres_that_is_down_is_unhealthy_and_healthy_again_without_a_client() {
+fn single_postgres_recovers_without_a_client() {
     let port = free_port();
     let portcullis = start(&Listener::postgres(format!("127.0.0.1:{port}")));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     assert_eq!(portcullis.refusal(client.port()), "upstream_unreachable");
     assert_eq!(status(&portcullis).0, "unhealthy");
@@ -102,10 +98,10 @@ fn single_postgres_that_is_down_is_unhealthy_and_healthy_again_without_a_client(
 }
 
 #[test]
-fn session_at_a_single_postgres_makes_it_healthy() {
+fn session_makes_a_single_postgres_healthy() {
     let server = Postgres::start();
     let portcullis = start(&Listener::postgres(&server));
-    let mut client = portcullis.client().asking_first().connect();
+    let mut client = portcullis.client().with_ssl_request().connect();
     client.send(&startup(PROTOCOL_3_0, &[("user", "postgres")]));
     assert_eq!(client.receive(1), b"R");
     let (health, known) = status(&portcullis);
@@ -126,7 +122,7 @@ fn upstream_whose_tls_fails_is_unhealthy() {
 
 #[test]
 fn name_that_resolves_again_has_its_addresses_dialled_without_a_client() {
-    let (site, redis) = (Site::new(), Redis::start());
+    let (site, redis) = (TestDir::new(), Redis::start());
     hosts::name(&site, &[("other.test", &["127.0.0.1"])]);
     let listener = Listener::redis(format!("db.test:{}", redis.port()));
     let Some(portcullis) = hosts::start(site, format!("{ADMIN}{listener}")) else { return };
@@ -139,8 +135,8 @@ fn name_that_resolves_again_has_its_addresses_dialled_without_a_client() {
 }
 
 #[test]
-fn name_that_leads_elsewhere_has_its_new_address_dialled_without_a_client() {
-    let (site, redis) = (Site::new(), Redis::start());
+fn name_with_a_new_address_has_it_dialled_without_a_client() {
+    let (site, redis) = (TestDir::new(), Redis::start());
     hosts::name(&site, &[("db.test", &["127.0.0.30"])]);
     let listener = Listener::redis(format!("db.test:{}", redis.port()));
     let Some(portcullis) = hosts::start(site, format!("{ADMIN}{listener}")) else { return };
@@ -157,7 +153,7 @@ fn shortage_of_descriptors_does_not_make_an_upstream_unhealthy() {
     for upstreams_in_config in [format!("\"{one}\""), format!("[\"{one}\", \"{two}\"]")] {
         let upstream = format!("upstream = {upstreams_in_config}");
         let config = format!("{ADMIN}{}", Listener::redis("UPSTREAM"));
-        let portcullis = Portcullis::start(Site::new(), config.replace("upstream = \"UPSTREAM\"", &upstream));
+        let portcullis = Portcullis::start(TestDir::new(), config.replace("upstream = \"UPSTREAM\"", &upstream));
         let client = portcullis.client();
         client.connect().ask(b"PING\r\n", b"+PONG\r\n");
         let before = upstreams(&portcullis);

@@ -3,8 +3,8 @@
 use std::borrow::Borrow;
 use std::cell::OnceCell;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{Authority, Leaf, PATIENCE, wire};
+use super::{Authority, Leaf, WAIT_TIMEOUT, program, wire};
 
-/// How to call on a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
+/// Settings of a client of a listener. Connections made with one `Client` share their TLS sessions, so the second may resume.
 pub(crate) struct Client {
     address: SocketAddr,
     source: Option<IpAddr>,
@@ -24,7 +24,7 @@ pub(crate) struct Client {
     versions: Vec<&'static SupportedProtocolVersion>,
     alpn: Vec<Vec<u8>>,
     records: Option<usize>,
-    asks_first: bool,
+    ssl_request: bool,
     config: OnceCell<Arc<ClientConfig>>,
 }
 
@@ -41,7 +41,7 @@ impl Client {
             versions: rustls::ALL_VERSIONS.to_vec(),
             alpn: vec![],
             records: None,
-            asks_first: false,
+            ssl_request: false,
             config: OnceCell::new(),
         }
     }
@@ -55,7 +55,7 @@ impl Client {
         Self { address, ..self }
     }
 
-    /// Goes to another address from now on, with the TLS sessions that it has.
+    /// Connects to another address from now on, with the same TLS sessions.
     pub(crate) fn go_to(&mut self, address: SocketAddr) {
         self.address = address;
     }
@@ -85,8 +85,8 @@ impl Client {
     }
 
     /// Sends an SSLRequest first, as PostgreSQL's clients do.
-    pub(crate) fn asking_first(self) -> Self {
-        Self { asks_first: true, ..self }
+    pub(crate) fn with_ssl_request(self) -> Self {
+        Self { ssl_request: true, ..self }
     }
 
     /// A bare TCP connection.
@@ -95,14 +95,9 @@ impl Client {
     }
 
     pub(crate) fn try_dial(&self) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None)?;
-        if let Some(source) = self.source {
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-        }
-        socket.connect(&self.address.into())?;
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let stream = dial_from(self.source, self.address, None)?;
+        stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
+        stream.set_write_timeout(Some(WAIT_TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -119,7 +114,7 @@ impl Client {
     /// TLS on a connection that is already there.
     pub(crate) fn secure(&self, mut stream: TcpStream) -> io::Result<Connection> {
         let port = port(&stream);
-        if self.asks_first {
+        if self.ssl_request {
             stream.write_all(&wire::SSL_REQUEST)?;
             assert_eq!(wire::read_exactly(&mut stream, 1), b"S");
         }
@@ -130,8 +125,8 @@ impl Client {
         Ok(Connection { stream: StreamOwned::new(tls, stream), port })
     }
 
-    /// Tries to get in and to hear what an echoing upstream sends back. Returns the source port, and what stood in the
-    /// way: TLS 1.3 tells a client that its certificate is refused only when it reads.
+    /// Connects and reads what an echoing upstream sends back. Returns the source port, and the error. A TLS 1.3 client
+    /// learns that its certificate is rejected only when it reads.
     pub(crate) fn attempt(&self) -> (u16, io::Result<Connection>) {
         let stream = self.dial();
         let port = port(&stream);
@@ -144,12 +139,12 @@ impl Client {
         (port, connection)
     }
 
-    /// What it speaks, in words.
+    /// The TLS versions, as text.
     pub(crate) fn versions(&self) -> String {
         format!("{:?}", self.versions)
     }
 
-    /// The client's half of TLS, without a socket.
+    /// The client side of TLS, without a socket.
     pub(crate) fn tls(&self) -> ClientConnection {
         let name = ServerName::try_from(self.name.clone()).expect("a server name");
         ClientConnection::new(Arc::clone(self.config()), name).expect("a client can be made")
@@ -185,7 +180,7 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// The source port, by which audit events are told apart.
+    /// The source port, which identifies the audit events.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -228,7 +223,7 @@ impl Connection {
         bytes
     }
 
-    /// Says that nothing more will be sent (close_notify), and goes on receiving.
+    /// Sends close_notify, and continues to receive.
     pub(crate) fn finish_sending(&mut self) {
         self.stream.conn.send_close_notify();
         while self.stream.conn.wants_write() {
@@ -255,7 +250,44 @@ pub(crate) fn alert(error: &io::Error) -> Option<AlertDescription> {
     None
 }
 
-/// The port that a connection comes from, by which audit events are told apart.
+/// A TCP connection from a port that this process has not used before. Tests find audit events by their source port, and
+/// the kernel gives a port to two connections from different addresses, or in quick succession.
+#[allow(clippy::disallowed_methods, reason = "the target's family decides, folded or not")]
+pub(crate) fn dial_from(
+    source: Option<IpAddr>,
+    target: SocketAddr,
+    timeout: Option<Duration>,
+) -> io::Result<TcpStream> {
+    let any = match target.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    loop {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        // The port may have belonged to a connection that is in TIME_WAIT, from another run.
+        socket.set_reuse_address(true)?;
+        let source = SocketAddr::new(source.unwrap_or(any), program::next_client_port());
+        let connected = socket.bind(&source.into()).and_then(|()| match timeout {
+            Some(timeout) => socket.connect_timeout(&target.into(), timeout),
+            None => socket.connect(&target.into()),
+        });
+        match connected {
+            Ok(()) => return Ok(TcpStream::from(socket)),
+            // A server or another run has this port.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && is_local(source) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether this machine has the address, so that only its port can be what is not available.
+#[allow(clippy::disallowed_methods, reason = "an address of this machine is no client's")]
+fn is_local(address: SocketAddr) -> bool {
+    UdpSocket::bind((address.ip(), 0)).is_ok()
+}
+
+/// The source port of a connection, which identifies its audit events.
 pub(crate) fn port(stream: &TcpStream) -> u16 {
     stream.local_addr().expect("it is connected").port()
 }
@@ -263,5 +295,5 @@ pub(crate) fn port(stream: &TcpStream) -> u16 {
 /// Ends a TCP connection with an RST.
 pub(crate) fn reset(stream: TcpStream) {
     let linger = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    linger.expect("a socket can be told not to linger");
+    linger.expect("a socket takes a linger time");
 }

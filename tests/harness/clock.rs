@@ -1,5 +1,5 @@
-//! A wall clock of the program's own that a test sets while it runs, by libfaketime. Timeouts go by the monotonic clock,
-//! which stays as it is.
+//! A wall clock that a test sets while the program runs, by libfaketime. Timeouts use the monotonic clock,
+//! which does not change.
 
 use std::fmt::Display;
 use std::fs;
@@ -9,15 +9,15 @@ use std::path::PathBuf;
 use time::Duration;
 
 use super::portcullis::executable;
-use super::{Portcullis, Site};
+use super::{Portcullis, TestDir};
 
-/// A running program with a clock of its own.
+/// A running program with its own clock.
 #[derive(Debug)]
-pub(crate) struct Clocked(Portcullis);
+pub(crate) struct ClockedPortcullis(Portcullis);
 
-impl Clocked {
-    /// Starts with the right time.
-    pub(crate) fn start(site: Site, config: impl Display) -> Self {
+impl ClockedPortcullis {
+    /// Starts with the real time.
+    pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
         let file = site.path(FILE);
         site.write(FILE, "+0\n");
         let mut command = executable();
@@ -30,7 +30,7 @@ impl Clocked {
         Self(Portcullis::start_by(command, site, config))
     }
 
-    /// Sets its clock to so much after the right time, or before.
+    /// Sets its clock to this offset from the real time.
     pub(crate) fn set(&self, offset: Duration) {
         self.site.replace(FILE, format!("{:+}\n", offset.whole_seconds()));
     }
@@ -40,7 +40,7 @@ impl Clocked {
     }
 }
 
-impl Deref for Clocked {
+impl Deref for ClockedPortcullis {
     type Target = Portcullis;
 
     fn deref(&self) -> &Portcullis {
@@ -48,9 +48,9 @@ impl Deref for Clocked {
     }
 }
 
-impl Drop for Clocked {
+impl Drop for ClockedPortcullis {
     fn drop(&mut self) {
-        // The library leaves these where its process is killed.
+        // The library does not remove these files if its process is killed.
         let process = self.process.0.id();
         for file in ["faketime_shm_", "sem.faketime_sem_"] {
             let _ = fs::remove_file(format!("/dev/shm/{file}{process}"));
@@ -58,7 +58,7 @@ impl Drop for Clocked {
     }
 }
 
-/// What the clock says, in the site.
+/// The offset of the clock, in the directory of the test.
 const FILE: &str = "clock";
 
 fn library() -> PathBuf {

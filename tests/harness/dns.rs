@@ -1,5 +1,5 @@
-//! DNS servers: dnsmasq, and one that does what no proper server does. Both are on port 53 of 127.0.0.1, in a network of
-//! the test's own.
+//! DNS servers: dnsmasq, and one that sends invalid answers. Both are on port 53 of 127.0.0.1, in a separate
+//! network for each test.
 
 use std::net::{IpAddr, UdpSocket};
 use std::panic::resume_unwind;
@@ -8,10 +8,10 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::Site;
+use super::TestDir;
 use super::program::{Running, command, run, serve_on};
 
-/// Runs a test in a network of its own, in which there is nothing but 127.0.0.0/8 and ::1, all ports free. Only root may
+/// Runs a test in a separate network with only 127.0.0.0/8 and ::1, in which all ports are free. Only root may
 /// make one and use it from a thread; others skip the test.
 pub(crate) fn alone(test: impl FnOnce() + Send) {
     let alone = || {
@@ -26,7 +26,7 @@ pub(crate) fn alone(test: impl FnOnce() + Send) {
     thread::scope(|scope| scope.spawn(alone).join().unwrap_or_else(|panic| resume_unwind(panic)));
 }
 
-/// A real server, with what a file of the site has, for the domain `test`.
+/// A real server for the domain `test`, with the records in a file of the directory.
 #[derive(Debug)]
 pub(crate) struct Dnsmasq(Running);
 
@@ -34,7 +34,7 @@ const RECORDS: &str = "records";
 
 impl Dnsmasq {
     /// Options are those of dnsmasq, such as `local-ttl=1`.
-    pub(crate) fn start(site: &Site, options: &[&str], records: &[(&str, &[&str])]) -> Self {
+    pub(crate) fn start(site: &TestDir, options: &[&str], records: &[(&str, &[&str])]) -> Self {
         write(site, records);
         let server = serve_on(53, "started, version", |port| {
             let mut command = command("dnsmasq");
@@ -54,51 +54,51 @@ impl Dnsmasq {
         Self(server.expect("the port is free in a network of one's own"))
     }
 
-    /// Has these records from now on.
-    pub(crate) fn have(&self, site: &Site, records: &[(&str, &[&str])]) {
+    /// Uses these records from now on.
+    pub(crate) fn have(&self, site: &TestDir, records: &[(&str, &[&str])]) {
         write(site, records);
         self.0.signal("HUP");
     }
 }
 
-fn write(site: &Site, records: &[(&str, &[&str])]) {
+fn write(site: &TestDir, records: &[(&str, &[&str])]) {
     let line = |(name, ips): &(&str, &[&str])| ips.iter().map(|ip| format!("{ip} {name}\n")).collect::<String>();
     site.write(RECORDS, records.iter().map(line).collect::<String>());
 }
 
-/// A server that answers whatever it is asked for in one way.
+/// A server that gives every query the same kind of answer.
 #[derive(Debug)]
-pub(crate) struct OddServer {
+pub(crate) struct FakeDnsServer {
     socket: Arc<UdpSocket>,
     shared: Arc<Mutex<Shared>>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    way: Way,
+    way: DnsAnswer,
     questions: usize,
     over: bool,
 }
 
-/// How to answer.
+/// The kind of answer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Way {
-    /// With these addresses, for so many seconds.
-    Well(&'static [&'static str], u32),
-    /// Not at all.
+pub(crate) enum DnsAnswer {
+    /// These addresses, with this TTL in seconds.
+    Good(&'static [&'static str], u32),
+    /// No answer.
     Silent,
-    /// With a code (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED), and nothing else.
+    /// A response code only (2 is SERVFAIL, 3 NXDOMAIN, 5 REFUSED).
     Code(u8),
-    /// That there is more than has room, which TCP would have; but there is no TCP.
+    /// Truncated, so that the client would have to use TCP; but there is no TCP.
     Truncated,
-    /// With a record that is none.
+    /// With an invalid record.
     Garbled,
-    /// Well for IPv4, and with SERVFAIL for IPv6.
+    /// Addresses for IPv4, and SERVFAIL for IPv6.
     Half(&'static [&'static str], u32),
 }
 
-impl OddServer {
-    pub(crate) fn start(way: Way) -> Self {
+impl FakeDnsServer {
+    pub(crate) fn start(way: DnsAnswer) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:53").expect("the port is free in a network of one's own");
         let (socket, shared) = (Arc::new(socket), Arc::new(Mutex::new(Shared { way, questions: 0, over: false })));
         let (serving, state) = (Arc::clone(&socket), Arc::clone(&shared));
@@ -121,27 +121,27 @@ impl OddServer {
         Self { socket, shared }
     }
 
-    /// Answers in another way from now on.
-    pub(crate) fn answer(&self, way: Way) {
+    /// Gives another kind of answer from now on.
+    pub(crate) fn answer(&self, way: DnsAnswer) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).way = way;
     }
 
-    /// How many questions came so far.
+    /// The number of queries so far.
     pub(crate) fn questions(&self) -> usize {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).questions
     }
 }
 
-impl Drop for OddServer {
+impl Drop for FakeDnsServer {
     fn drop(&mut self) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).over = true;
-        // Wakes the serving thread, which then sees that it is over.
+        // Wakes the serving thread, which then ends.
         let address = self.socket.local_addr().expect("it is bound");
         let _ = self.socket.send_to(b"", address);
     }
 }
 
-fn answer(question: &[u8], way: Way) -> Option<Vec<u8>> {
+fn answer(question: &[u8], way: DnsAnswer) -> Option<Vec<u8>> {
     // The name begins behind the header, and its type and class follow it.
     let end = 12 + question[12..].iter().position(|byte| *byte == 0).expect("a name") + 5;
     let (kind, mut answer) = (question[end - 3], question[..end].to_vec());
@@ -149,15 +149,15 @@ fn answer(question: &[u8], way: Way) -> Option<Vec<u8>> {
         answer[2..12].copy_from_slice(&[flags[0], flags[1], 0, 1, 0, records, 0, 0, 0, 0])
     };
     match way {
-        Way::Silent => return None,
-        Way::Half(..) if kind == 28 => set([0x81, 0x82], 0),
-        Way::Code(code) => set([0x81, 0x80 | code], 0),
-        Way::Truncated => set([0x83, 0x80], 0),
-        Way::Garbled => {
+        DnsAnswer::Silent => return None,
+        DnsAnswer::Half(..) if kind == 28 => set([0x81, 0x82], 0),
+        DnsAnswer::Code(code) => set([0x81, 0x80 | code], 0),
+        DnsAnswer::Truncated => set([0x83, 0x80], 0),
+        DnsAnswer::Garbled => {
             set([0x81, 0x80], 1);
             answer.extend([0xc0, 0xff, 0, kind, 0, 1]);
         }
-        Way::Well(ips, seconds) | Way::Half(ips, seconds) => {
+        DnsAnswer::Good(ips, seconds) | DnsAnswer::Half(ips, seconds) => {
             let ips = ips.iter().map(|ip| ip.parse::<IpAddr>().expect("an address"));
             let of_kind: Vec<Vec<u8>> = ips
                 .filter(|ip| ip.is_ipv4() == (kind == 1))

@@ -21,14 +21,14 @@ pub(crate) struct Haproxy {
 }
 
 impl Haproxy {
-    /// In front of the listener `main`, to which it speaks as `options` say: `send-proxy`, `source 127.0.0.9`.
+    /// In front of the listener `main`; `options` are those of its `server` line: `send-proxy`, `source 127.0.0.9`.
     pub(crate) fn before(portcullis: &Portcullis, options: &str) -> Self {
         Self::on("127.0.0.1:0", "", &format!("server main {} {options}", portcullis.address("main")))
     }
 
     /// At this address, whose `bind` has `options`, with further lines of its section.
     pub(crate) fn on(address: &str, options: &str, lines: &str) -> Self {
-        // It takes its listening socket over, so the port is its own from the start and nobody has to wait for it.
+        // It inherits its listening socket, so that its port is known and open from the start.
         let listener = TcpListener::bind(address).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
@@ -51,13 +51,13 @@ impl Haproxy {
         self.address
     }
 
-    /// The first line of its log with these words, waited for.
+    /// Waits for the first log line with these words.
     pub(crate) fn line(&self, words: &str) -> String {
         let line = self.log.after(0, words, |line: &Event| line.0.as_str().is_some_and(|line| line.contains(words)));
         line.0.as_str().expect("a line of text").to_owned()
     }
 
-    /// A client that comes here and means the listener `main`.
+    /// A client that connects here to reach the listener `main`.
     pub(crate) fn client(&self, portcullis: &Portcullis) -> Client {
         portcullis.client().at(self.address)
     }

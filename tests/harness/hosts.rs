@@ -1,35 +1,35 @@
-//! Names that a test gives and takes: an `/etc/hosts`, or a `/etc/resolv.conf`, that only the programs of the test see.
+//! Host names of a test: an `/etc/hosts` or `/etc/resolv.conf` that only the programs of the test read.
 
 use std::fmt::Display;
 use std::process::Command;
 
 use super::program::{command, run};
-use super::{Portcullis, Site, portcullis};
+use super::{Portcullis, TestDir, portcullis};
 
-/// What the program under test reads in place of `/etc/hosts` lies in this file of the site.
+/// The file that the program under test reads in place of `/etc/hosts`.
 const FILE: &str = "hosts";
 
-/// Gives each name its addresses, and takes all other names away.
-pub(crate) fn name(site: &Site, entries: &[(&str, &[&str])]) {
+/// Sets the addresses of all names. Other names do not exist.
+pub(crate) fn name(site: &TestDir, entries: &[(&str, &[&str])]) {
     let line = |(name, ips): &(&str, &[&str])| ips.iter().map(|ip| format!("{ip} {name}\n")).collect::<String>();
-    // In place: the program sees the file itself, and not its name.
+    // Written in place, because the mount is of the inode and not of the name.
     site.write(FILE, entries.iter().map(line).collect::<String>());
     site.write("nsswitch.conf", "hosts: files\n");
-    // Nobody is there: what a test does is no concern of the machine's servers.
+    // No server is there: a test must not query the servers of the machine.
     site.write("resolv.conf", "nameserver 127.99.99.99\n");
 }
 
-/// Has names looked up at the server that is on 127.0.0.1 where the program runs, and nowhere else.
-pub(crate) fn ask_the_dns(site: &Site, options: &str) {
+/// Resolves names only by the server on 127.0.0.1.
+pub(crate) fn resolve_by_dns(site: &TestDir, options: &str) {
     site.write(FILE, "");
     site.write("nsswitch.conf", "hosts: dns\n");
-    // Shorter than the system's resolver has it by itself, so that a server that does not answer is known for it soon.
+    // Shorter than the defaults, so that a server that does not answer times out soon.
     site.write("resolv.conf", format!("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n{options}\n"));
 }
 
-/// The built program, in a namespace of its own in which only the names of this site exist. The kernel, or whoever runs
-/// the tests, may forbid namespaces; then there is none.
-pub(crate) fn executable(site: &Site) -> Option<Command> {
+/// The built program, in a namespace in which only the names of this directory exist. The kernel or the environment of
+/// the tests may forbid namespaces; then the result is `None`.
+pub(crate) fn executable(site: &TestDir) -> Option<Command> {
     let possible = run(inside(site).arg("true")).code == Some(0);
     if !possible {
         eprintln!("skipped: no mount namespace may be made here");
@@ -42,18 +42,18 @@ pub(crate) fn executable(site: &Site) -> Option<Command> {
 }
 
 /// A started program.
-pub(crate) fn start(site: Site, config: impl Display) -> Option<Portcullis> {
+pub(crate) fn start(site: TestDir, config: impl Display) -> Option<Portcullis> {
     let command = executable(&site)?;
     Some(Portcullis::start_by(command, site, config))
 }
 
 /// A command whose program is the next argument.
-fn inside(site: &Site) -> Command {
+fn inside(site: &TestDir) -> Command {
     let script = "set -e; for file in hosts nsswitch.conf resolv.conf; do \
                   [ ! -f \"$0/$file\" ] || mount --bind \"$0/$file\" \"/etc/$file\"; done; \
                   exec setpriv --pdeathsig KILL -- \"$@\"";
     let mut command = command("unshare");
-    // As its own root, the way an unprivileged user may have mounts.
+    // With its own user namespace, in which an unprivileged user may mount.
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]).arg(site.directory());
     command
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-/// One listener named `main` on a free port of 127.0.0.1 that trusts 127.0.0.1, until told otherwise.
+/// One listener named `main` on a free port of 127.0.0.1 that trusts 127.0.0.1 by default.
 #[derive(Debug, Clone)]
 pub(crate) struct Listener {
     pub(crate) name: String,

@@ -1,4 +1,4 @@
-//! What Portcullis says on its standard output, as it says it.
+//! The log lines of Portcullis, read as they are written.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +19,7 @@ impl Event {
         self.0["event"] == name
     }
 
-    /// Whether this tells how a connection from this source port ended.
+    /// Whether this is the last event of a connection from this source port.
     pub(crate) fn ends(&self, source_port: u16) -> bool {
         (self.is("connection.denied") || self.is("connection.closed")) && self.0["source_port"] == source_port
     }
@@ -74,12 +74,12 @@ impl Log {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything so far.
+    /// All lines so far.
     pub(crate) fn events(&self) -> Vec<Event> {
         self.lines().events.clone()
     }
 
-    /// Everything there will ever be: waits for the program to close its end.
+    /// All lines until the program closes the pipe.
     pub(crate) fn to_the_end(&self) -> Vec<Event> {
         self.wait("the end of the log", |lines| lines.ended.then(|| lines.events.clone()))
     }
@@ -94,14 +94,14 @@ impl Log {
     }
 
     fn wait<T>(&self, what: &str, look: impl Fn(&Lines) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         let mut lines = self.lines();
         loop {
             if let Some(found) = look(&lines) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what}: not in the log within {PATIENCE:?}");
+            assert!(!left.is_zero(), "{what}: not in the log within {WAIT_TIMEOUT:?}");
             let waited = self.0.1.wait_timeout(lines, left);
             lines = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

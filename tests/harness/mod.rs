@@ -1,5 +1,5 @@
-//! What the tests stand on: a certificate authority, the program under test, the databases behind it, the clients in
-//! front of it. A test is a world in three lines: upstream up, Portcullis up, client in.
+//! Shared parts of the tests: certificate authority, program under test, databases and clients. A test starts an upstream,
+//! then Portcullis, then clients.
 
 pub(crate) mod client;
 pub(crate) mod clock;
@@ -16,7 +16,7 @@ pub(crate) mod postgres;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod redis;
-pub(crate) mod site;
+pub(crate) mod test_dir;
 pub(crate) mod upstream;
 pub(crate) mod wire;
 
@@ -24,28 +24,29 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, Connection};
-pub(crate) use clock::Clocked;
+pub(crate) use clock::ClockedPortcullis;
 pub(crate) use haproxy::Haproxy;
 pub(crate) use listener::Listener;
 pub(crate) use log::Event;
-pub(crate) use pki::{Authority, Leaf, Request, TakesBack};
+pub(crate) use pki::{Authority, CrlContent, Leaf, Request};
 pub(crate) use portcullis::Portcullis;
 pub(crate) use postgres::Postgres;
 pub(crate) use redis::Redis;
-pub(crate) use site::Site;
+pub(crate) use test_dir::TestDir;
 pub(crate) use upstream::Upstream;
 
-/// How long anything that has to happen may take before a test gives up on it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for anything that has to happen. A test that passes never waits this long, so it is long enough
+/// for a machine that is busy with other work.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Looks until `look` finds something. Only for what sends no word when it changes (a file, /proc, a process's end).
+/// Polls until `look` finds something. Only for changes without a notification, such as of files, /proc and processes.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {WAIT_TIMEOUT:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,4 +1,4 @@
-//! nginx, as a proxy behind Portcullis that takes PROXY headers and notes what they say.
+//! nginx, as a proxy behind Portcullis that reads PROXY headers and logs them.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::eventually;
 use super::program::{self, Running};
 
-/// A running `nginx` that passes one port on.
+/// A running `nginx` that forwards one port.
 #[derive(Debug)]
 pub(crate) struct Nginx {
     _process: Running,
@@ -20,15 +20,15 @@ pub(crate) struct Nginx {
 impl Nginx {
     pub(crate) fn before(upstream: impl Display) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        // The last thing it says before it serves.
+        // The last line before it serves.
         let (process, port) = program::serve("getrlimit", |port| server(&directory, port, &upstream));
         Self { _process: process, directory, port }
     }
 
-    /// The first client that it was told of, once that has gone: address, port, and where it connected to.
-    pub(crate) fn told(&self) -> String {
+    /// The first client that a header announced, logged when it closes: address, port, and the address that it connected to.
+    pub(crate) fn first_client(&self) -> String {
         eventually("nginx notes a connection", || {
-            let log = fs::read_to_string(self.directory.path().join("told.log")).unwrap_or_default();
+            let log = fs::read_to_string(self.directory.path().join("clients.log")).unwrap_or_default();
             log.split_once('\n').map(|(first, _)| first.to_owned())
         })
     }
@@ -39,8 +39,8 @@ fn server(directory: &TempDir, port: u16, upstream: &impl Display) -> Command {
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
          daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr notice;\nevents {{}}\n\
          stream {{\n\
-             log_format told '$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port';\n\
-             access_log told.log told;\n\
+             log_format clients '$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port';\n\
+             access_log clients.log clients;\n\
              server {{ listen 127.0.0.1:{port} proxy_protocol; proxy_pass {upstream}; }}\n\
          }}\n"
     );

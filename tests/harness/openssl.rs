@@ -1,4 +1,4 @@
-//! OpenSSL's own client, which knows nothing of rustls.
+//! The client of OpenSSL, which shares no code with rustls.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -6,17 +6,17 @@ use std::process::{ChildStdin, Command, Stdio};
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Event, Portcullis, Site};
+use super::{Event, Portcullis, TestDir};
 
-/// `openssl s_client` that verifies what it meets and stays until the server ends the connection.
-pub(crate) fn s_client(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
+/// `openssl s_client` that verifies the server and stays until the server closes the connection.
+pub(crate) fn s_client(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = typed(site, address, options);
     command.arg("-ign_eof");
     command
 }
 
-/// The same, as if at a terminal: a line that is a single letter may be a command to it.
-fn typed(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
+/// The same as at a terminal: a line with a single letter may be a command to the client.
+fn typed(site: &TestDir, address: SocketAddr, options: &[&str]) -> Command {
     let mut command = program::command("openssl");
     command.args(["s_client", "-connect", &address.to_string()]);
     command.args(["-verify_return_error", "-CAfile"]).arg(site.path("ca.crt"));
@@ -24,16 +24,16 @@ fn typed(site: &Site, address: SocketAddr, options: &[&str]) -> Command {
     command
 }
 
-/// A running `openssl s_client` to which one types.
+/// A running `openssl s_client` with input from the test.
 #[derive(Debug)]
-pub(crate) struct Dialogue {
+pub(crate) struct InteractiveClient {
     _running: Running,
     keyboard: ChildStdin,
     screen: Log,
     errors: Log,
 }
 
-impl Dialogue {
+impl InteractiveClient {
     pub(crate) fn with(portcullis: &Portcullis, options: &[&str]) -> Self {
         let mut command = typed(&portcullis.site, portcullis.address("main"), options);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -44,14 +44,14 @@ impl Dialogue {
         Self { _running: running, keyboard, screen, errors }
     }
 
-    /// Types a line, and waits for `answer` among what the server says.
+    /// Types a line, and waits for `answer` in the output of the server.
     pub(crate) fn ask(&mut self, line: &str, answer: &str) {
         let seen = self.screen.events().len();
         self.enter(line);
         self.screen.after(seen, answer, |line| has(line, answer));
     }
 
-    /// Types a command to the client itself, and waits until it says that it does so.
+    /// Types a command to the client itself, and waits until its output confirms that.
     pub(crate) fn order(&mut self, letter: &str, word: &str) {
         let seen = self.errors.events().len();
         self.enter(letter);
@@ -63,13 +63,13 @@ impl Dialogue {
     }
 }
 
-/// Not at the beginning of the line: openssl may have half a line of its own on the screen.
+/// Not only at the beginning of the line: openssl may have printed half a line already.
 fn has(line: &Event, words: &str) -> bool {
     line.0.as_str().is_some_and(|line| line.contains(words))
 }
 
-/// Runs any other `openssl` command among the files of a site.
-pub(crate) fn openssl(site: &Site, arguments: &[&str]) -> String {
+/// Runs any other `openssl` command in the directory.
+pub(crate) fn openssl(site: &TestDir, arguments: &[&str]) -> String {
     let mut command = program::command("openssl");
     program::run(command.args(arguments).current_dir(site.directory())).success()
 }

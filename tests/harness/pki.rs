@@ -1,4 +1,4 @@
-//! Certificates for one test: authorities, and what they issue.
+//! Certificates for one test: authorities, and the certificates that they issue.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use x509_parser::prelude::FromDer;
 #[derive(Debug)]
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    /// The certificates between what it issues and the root, nearest first. Empty for a root.
+    /// The certificates between an issued one and the root, nearest first. Empty for a root.
     path: Vec<Certificate>,
 }
 
@@ -32,7 +32,7 @@ impl Authority {
         Self::root(authority_params(name))
     }
 
-    /// A root that ran out a while ago.
+    /// A root that has expired.
     pub(crate) fn expired(name: &str) -> Self {
         let mut params = authority_params(name);
         params.not_before -= Duration::days(1000);
@@ -40,14 +40,14 @@ impl Authority {
         Self::root(params)
     }
 
-    /// A root that is valid until so many seconds from now.
+    /// A root that expires after this many seconds.
     pub(crate) fn brief(name: &str, seconds: i64) -> Self {
         let mut params = authority_params(name);
         params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
         Self::root(params)
     }
 
-    /// What issues certificates below an authority, though its own certificate is no CA's.
+    /// An issuer whose own certificate is not that of a CA.
     pub(crate) fn below_a_leaf(issuer: &Self, name: &str) -> Self {
         let key = KeyPair::generate().expect("an ECDSA key can be made");
         let below = CertifiedIssuer::signed_by(dated(name), key, &issuer.issuer).expect("an authority can sign a leaf");
@@ -55,7 +55,7 @@ impl Authority {
         Self { path: vec![own], issuer: below }
     }
 
-    /// A root that may issue for one directory name only.
+    /// A root whose name constraints permit one directory name only.
     pub(crate) fn limited_to_a_directory(name: &str) -> Self {
         let mut params = authority_params(name);
         let permitted_subtrees = vec![GeneralSubtree::DirectoryName(DistinguishedName::new())];
@@ -108,24 +108,24 @@ impl Authority {
         Leaf { path: [&[own], self.path.as_slice()].concat(), key }
     }
 
-    /// Its revocation list as PEM, good until so many days from now; negative is in the past.
+    /// Its CRL as PEM, which expires after this many days; negative is in the past.
     pub(crate) fn revoking(&self, leaves: &[&Leaf], until: i64) -> String {
-        let list = leaves.iter().fold(TakesBack::nothing(1), |list, leaf| list.and(leaf.der()));
+        let list = leaves.iter().fold(CrlContent::nothing(1), |list, leaf| list.and(leaf.der()));
         self.list(list.brief(until * 86_400)).pem()
     }
 
-    /// Signs what it has taken back.
-    pub(crate) fn list(&self, takes_back: TakesBack) -> List {
-        List(takes_back.0.signed_by(&self.issuer).expect("an authority can sign a list"))
+    /// Signs a CRL with this content.
+    pub(crate) fn list(&self, content: CrlContent) -> List {
+        List(content.0.signed_by(&self.issuer).expect("an authority can sign a list"))
     }
 }
 
-/// What an authority takes back before its time.
+/// The content of a CRL.
 #[derive(Debug)]
-pub(crate) struct TakesBack(CertificateRevocationListParams);
+pub(crate) struct CrlContent(CertificateRevocationListParams);
 
-impl TakesBack {
-    /// Nothing yet, in the list of this number, the next of which is due tomorrow.
+impl CrlContent {
+    /// No revoked certificate, with this CRL number; nextUpdate is tomorrow.
     pub(crate) fn nothing(number: u64) -> Self {
         let now = OffsetDateTime::now_utc();
         Self(CertificateRevocationListParams {
@@ -138,7 +138,7 @@ impl TakesBack {
         })
     }
 
-    /// This certificate too: whatever has its number.
+    /// Revokes the serial number of this certificate too.
     pub(crate) fn and(mut self, certificate: &CertificateDer<'_>) -> Self {
         let (_, parsed) = X509Certificate::from_der(certificate).expect("a test's certificate can be read");
         self.0.revoked_certs.push(RevokedCertParams {
@@ -150,7 +150,7 @@ impl TakesBack {
         self
     }
 
-    /// So many serial numbers of 16 bytes, which no test's certificate has.
+    /// Revokes this many serial numbers of 16 bytes, which no certificate of a test has.
     pub(crate) fn and_many(mut self, count: u64) -> Self {
         let revocation_time = self.0.this_update;
         self.0.revoked_certs.extend((0..count).map(|number| RevokedCertParams {
@@ -162,7 +162,7 @@ impl TakesBack {
         self
     }
 
-    /// About the certificates of CAs only, whatever it names.
+    /// Limits the CRL to the certificates of CAs.
     pub(crate) fn about_authorities(mut self) -> Self {
         let distribution_point = CrlDistributionPoint { uris: vec!["http://ca.test/list".to_owned()] };
         let scope = Some(CrlScope::CaCertsOnly);
@@ -170,20 +170,20 @@ impl TakesBack {
         self
     }
 
-    /// The next list is due after so many seconds; negative is in the past.
+    /// Sets nextUpdate to this many seconds from now; negative is in the past.
     pub(crate) fn brief(mut self, seconds: i64) -> Self {
         self.0.next_update = OffsetDateTime::now_utc() + Duration::seconds(seconds);
         self.0.this_update = self.0.this_update.min(self.0.next_update - Duration::HOUR);
         self
     }
 
-    /// When the next list is due, to the second as it stands in the list.
+    /// nextUpdate, rounded to the second as in the CRL.
     pub(crate) fn ends(&self) -> OffsetDateTime {
         self.0.next_update.replace_nanosecond(0).expect("a second has a beginning")
     }
 }
 
-/// A signed revocation list.
+/// A signed CRL.
 #[derive(Debug)]
 pub(crate) struct List(CertificateRevocationList);
 
@@ -214,7 +214,7 @@ fn dated(name: &str) -> CertificateParams {
     params
 }
 
-/// What a certificate is asked for.
+/// The properties of a requested certificate.
 #[derive(Debug)]
 pub(crate) struct Request {
     params: CertificateParams,
@@ -234,7 +234,7 @@ impl Key {
         match self {
             Self::Ecdsa => KeyPair::generate(),
             Self::Ed25519 => KeyPair::generate_for(&PKCS_ED25519).and_then(|key| {
-                // Without the public key behind it, which OpenSSL does not read.
+                // Without the public key at its end, which OpenSSL does not read.
                 let seed = key.serialize_der()[16..48].to_vec();
                 let head = *b"\x30\x2e\x02\x01\0\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
                 KeyPair::try_from([&head[..], &seed].concat())
@@ -285,13 +285,13 @@ impl Request {
         self
     }
 
-    /// That of a CA, as `openssl req -x509` makes it.
+    /// The request of a CA, as `openssl req -x509` makes it.
     pub(crate) fn authority(mut self) -> Self {
         self.params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         self
     }
 
-    /// Runs out after so many seconds.
+    /// Expires after this many seconds.
     pub(crate) fn brief(mut self, seconds: i64) -> Self {
         self.params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
         self
@@ -314,7 +314,7 @@ impl Request {
         Self { key: Key::Rsa4096, ..self }
     }
 
-    /// Valid from and until so many days from now; negative is in the past.
+    /// Valid from and until this many days from now; negative is in the past.
     pub(crate) fn valid(mut self, from: i64, until: i64) -> Self {
         let now = OffsetDateTime::now_utc();
         self.params.not_before = now + Duration::days(from);
@@ -330,7 +330,7 @@ fn subject_name(name: &str) -> SanType {
     }
 }
 
-/// A certificate that is not an authority's, with its key and what leads to its root.
+/// An end-entity certificate, with its key and the chain to its root.
 #[derive(Debug)]
 pub(crate) struct Leaf {
     path: Vec<Certificate>,
@@ -338,18 +338,18 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
-    /// The certificate and the intermediates, as a server's certificate file has them.
+    /// The certificate and the intermediates, as in the certificate file of a server.
     pub(crate) fn pem(&self) -> String {
         self.path.iter().map(|certificate| certificate.pem.as_str()).collect()
     }
 
-    /// The same certificate and key once more.
+    /// A copy of the certificate and its key.
     pub(crate) fn copied(&self) -> Self {
         let key = KeyPair::try_from(self.key.serialize_der()).expect("a key can be read again");
         Self { path: self.path.clone(), key }
     }
 
-    /// With these certificates behind its own.
+    /// With these certificates after it.
     pub(crate) fn followed_by(mut self, authorities: &[Authority]) -> Self {
         let others = authorities.iter().map(|one| Certificate { der: one.der().clone(), pem: one.pem() });
         self.path.extend(others);
@@ -372,7 +372,7 @@ impl Leaf {
         &self.path[0].der
     }
 
-    /// What nobody else has issued.
+    /// A serial number that no other certificate has.
     pub(crate) fn by_itself(request: Request) -> Self {
         let key = request.key.generate();
         let certificate = request.params.self_signed(&key).expect("a leaf can sign itself");

@@ -1,4 +1,4 @@
-//! The program under test: started, listened to, signalled, ended.
+//! The program under test: start, log, signals, end.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -13,21 +13,21 @@ use serde_json::Value;
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Listener, PATIENCE, Site, eventually};
+use super::{Client, Event, Listener, TestDir, WAIT_TIMEOUT, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
 pub(crate) struct Portcullis {
     pub(crate) process: Running,
-    pub(crate) site: Site,
+    pub(crate) site: TestDir,
     log: Log,
     errors: Log,
 }
 
-/// Where the built program is.
+/// The path of the built program.
 pub(crate) const EXECUTABLE: &str = env!("CARGO_BIN_EXE_portcullis");
 
-/// Has the control channel at `admin.sock` in the site, where [`Portcullis::status`] asks.
+/// Configures the admin socket `admin.sock` in the directory, which [`Portcullis::status`] uses.
 pub(crate) const ADMIN: &str = "admin.listen = \"unix:admin.sock\"\n";
 
 /// The built program.
@@ -38,18 +38,18 @@ pub(crate) fn executable() -> Command {
 }
 
 impl Portcullis {
-    /// One listener, in a site of its own.
+    /// One listener, in a new directory.
     pub(crate) fn before(listener: Listener) -> Self {
-        Self::start(Site::new(), listener)
+        Self::start(TestDir::new(), listener)
     }
 
     /// A whole configuration, beside the files it names.
-    pub(crate) fn start(site: Site, config: impl Display) -> Self {
+    pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
         Self::start_by(executable(), site, config)
     }
 
-    /// The same by a command that ends in the program's path: with a limit, with an environment.
-    pub(crate) fn start_by(mut command: Command, site: Site, config: impl Display) -> Self {
+    /// The same with a command that ends in the path of the program, for example with a limit or an environment.
+    pub(crate) fn start_by(mut command: Command, site: TestDir, config: impl Display) -> Self {
         site.write("portcullis.toml", config);
         command.args([OsStr::new("run"), OsStr::new("-c")]).arg(site.path("portcullis.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -82,7 +82,7 @@ impl Portcullis {
         ports.map(|text| text.parse().expect("address")).collect()
     }
 
-    /// The first event that matches, waited for.
+    /// Waits for the first event that matches.
     pub(crate) fn event(&self, what: &str, matches: impl Fn(&Event) -> bool) -> Event {
         self.log.after(0, what, matches)
     }
@@ -92,35 +92,43 @@ impl Portcullis {
         self.log.after(seen, what, matches)
     }
 
-    /// How the connection from this source port ended.
+    /// The last event of the connection from this source port.
     pub(crate) fn ending(&self, source_port: u16) -> Event {
         self.event("the end of the connection", |event| event.ends(source_port))
     }
 
-    /// Why it was refused; it must not have been let in.
+    /// Why it was denied; it must not have been admitted.
     pub(crate) fn refusal(&self, source_port: u16) -> String {
         let ending = self.ending(source_port);
-        assert!(ending.is("connection.denied"), "it was let in: {}", ending.0);
+        assert!(ending.is("connection.denied"), "it was admitted: {}", ending.0);
         ending.reason().to_owned()
     }
 
-    /// How the connection from this source port was let in.
+    /// The event that the connection from this source port was admitted.
     pub(crate) fn opened(&self, source_port: u16) -> Event {
         self.event("the opening of the connection", |event| {
             event.is("connection.opened") && event.0["source_port"] == source_port
         })
     }
 
+    /// Waits for this many events that match, and checks that there are no more. A client may be answered before the log
+    /// has the line.
+    pub(crate) fn assert_count(&self, what: &str, count: usize, matches: impl Fn(&Event) -> bool) {
+        let counted = || self.events().iter().filter(|event| matches(event)).count();
+        eventually(what, || (counted() >= count).then_some(()));
+        assert_eq!(counted(), count, "{what}");
+    }
+
     pub(crate) fn events(&self) -> Vec<Event> {
         self.log.events()
     }
 
-    /// How many lines the log has now: what comes later is the answer to what is done next.
+    /// The number of log lines so far. Later lines are the effect of what the test does next.
     pub(crate) fn seen(&self) -> usize {
         self.log.events().len()
     }
 
-    /// What came on standard error so far.
+    /// Standard error so far.
     pub(crate) fn errors(&self) -> String {
         text_of(&self.errors.events())
     }
@@ -132,14 +140,14 @@ impl Portcullis {
         self.event_after(seen, "a reload", |event| event.is("reload.applied") || event.is("reload.rejected"))
     }
 
-    /// The same, for a change that has to be taken.
+    /// The same, for a change that must be applied.
     pub(crate) fn applies(&self, change: impl FnOnce()) -> Event {
         let event = self.reload_after(change);
         assert!(event.is("reload.applied"), "{}", event.0);
         event
     }
 
-    /// Writes a new configuration and makes it known with SIGHUP.
+    /// Writes a new configuration and sends SIGHUP.
     pub(crate) fn reconfigure(&self, config: impl Display) -> Event {
         self.reload_after(|| {
             self.site.replace("portcullis.toml", config);
@@ -147,13 +155,13 @@ impl Portcullis {
         })
     }
 
-    /// Ends the program with SIGTERM. Returns its exit code and everything it said.
+    /// Ends the program with SIGTERM. Returns its exit code and all log lines.
     pub(crate) fn stop(&mut self) -> (Option<i32>, Vec<Event>) {
         self.process.signal("TERM");
         (self.process.exit_code(), self.log.to_the_end())
     }
 
-    /// What `status` has of the first listener, once there is somebody to answer.
+    /// The first listener in `status`, once the program answers.
     pub(crate) fn status(&self) -> Value {
         let answer = eventually("an answer of status", || {
             let mut command = executable();
@@ -164,7 +172,7 @@ impl Portcullis {
         answer["listeners"][0].clone()
     }
 
-    /// What `sessions list` has, once there is somebody to answer.
+    /// The sessions in `sessions list`, once the program answers.
     pub(crate) fn sessions(&self) -> Vec<Value> {
         let answer = eventually("an answer of sessions list", || {
             let mut command = executable();
@@ -175,15 +183,15 @@ impl Portcullis {
         answer["sessions"].as_array().expect("a list").clone()
     }
 
-    /// Asks at the admin socket without a command in between, which takes longer. Returns the status and the answer.
+    /// Sends a request to the admin socket directly, which is faster than a command. Returns the status and the body.
     pub(crate) fn ask(&self, method: &str, target: &str) -> (u16, Value) {
         self.ask_with(method, target, "")
     }
 
     /// The same with a body.
     pub(crate) fn ask_with(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
-        let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("somebody answers");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
+        let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("the program answers");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket takes a timeout");
         let head = format!("host: portcullis\r\nconnection: close\r\ncontent-length: {}", body.len());
         let request = format!("{method} {target} HTTP/1.1\r\n{head}\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).expect("it can be asked");
@@ -198,13 +206,13 @@ impl Portcullis {
         self.kib("VmRSS:")
     }
 
-    /// The most memory that was in use at once, in KiB.
+    /// The peak of memory in use, in KiB.
     pub(crate) fn peak_resident(&self) -> u64 {
         self.kib("VmHWM:")
     }
 
-    /// Memory of its own in use, in KiB: without the pages of the program's file, which are read in as it gets to new code.
-    pub(crate) fn own_memory(&self) -> u64 {
+    /// Anonymous memory in use, in KiB: without the pages of the program's file, which are read as new code runs.
+    pub(crate) fn anonymous_memory(&self) -> u64 {
         self.kib("RssAnon:")
     }
 
@@ -231,7 +239,7 @@ impl Portcullis {
         number.expect("an rchar line").parse().expect("a number")
     }
 
-    /// How many files it has open.
+    /// The number of open files.
     pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(self.proc("fd")).expect("it runs").count()
     }

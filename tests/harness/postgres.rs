@@ -1,4 +1,4 @@
-//! A private PostgreSQL.
+//! A PostgreSQL server for one test.
 
 use std::env;
 use std::fmt::{self, Display, Formatter};
@@ -11,18 +11,18 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
-use super::{Authority, Leaf, Site, eventually};
+use super::{Authority, Leaf, TestDir, eventually};
 
-/// Who may do what: everybody everything, but `keyed` has to know a password.
+/// All users may do everything without a password, except `keyed`, which needs one.
 const HBA: &str = "local all all trust\n\
                    host all keyed 127.0.0.1/32 scram-sha-256\n\
                    host all all 127.0.0.1/32 trust\n";
-/// The same where nobody comes without TLS: `certified` needs a certificate of that name, `keyed` a password.
+/// The same with TLS required: `certified` needs a certificate of that name, `keyed` a password.
 const HBA_TLS: &str = "local all all trust\n\
                        hostssl all keyed 127.0.0.1/32 scram-sha-256\n\
                        hostssl all certified 127.0.0.1/32 trust clientcert=verify-full\n\
                        hostssl all all 127.0.0.1/32 trust\n";
-/// The same where nobody comes without a certificate either, but those who follow it.
+/// The same with a certificate required too, except for standbys.
 const HBA_CERTIFIED: &str = "local all all trust\n\
                              local replication all trust\n\
                              hostssl all keyed 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n\
@@ -43,8 +43,8 @@ impl Postgres {
         Self::serve(copied(), &[])
     }
 
-    /// One that has TLS, shows `own`, and knows clients by the site's CA.
-    pub(crate) fn with_tls(site: &Site, own: &Leaf) -> Self {
+    /// One with TLS that presents `own` and verifies clients by the CA of the directory.
+    pub(crate) fn with_tls(site: &TestDir, own: &Leaf) -> Self {
         let directory = copied();
         install(&directory, own, &site.ca.pem());
         keep(&directory, "pg_hba.conf", HBA_TLS);
@@ -61,13 +61,13 @@ impl Postgres {
         Self { process, directory, port }
     }
 
-    /// Shows another certificate from now on, and knows clients by these CAs.
-    pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
+    /// Presents another certificate from now on, and verifies clients by these CAs.
+    pub(crate) fn use_certificate(&self, own: &Leaf, clients: &str) {
         install(&self.directory, own, clients);
         self.reread();
     }
 
-    /// A server that others may follow, and that knows a password of `keyed`.
+    /// A primary, with a password for `keyed`.
     pub(crate) fn primary() -> Self {
         let directory = copied();
         keep(&directory, "pg_hba.conf", &format!("local replication all trust\n{HBA}"));
@@ -89,7 +89,7 @@ impl Postgres {
         standby
     }
 
-    /// Shows this certificate, and takes no TCP connection without TLS from now on, nor one without a certificate of this CA.
+    /// Presents this certificate from now on, and requires TLS and a client certificate of this CA on TCP connections.
     pub(crate) fn demand_certificates(&self, own: &Leaf, clients: &Authority) {
         install(&self.directory, own, &clients.pem());
         keep(&self.directory, "pg_hba.conf", HBA_CERTIFIED);
@@ -104,7 +104,7 @@ impl Postgres {
         assert_eq!(self.direct("select pg_promote()"), "t");
     }
 
-    /// Tells it to end: `TERM` when the last session has, `INT` now, `QUIT` at once. `STOP` and `CONT`.
+    /// Sends a signal: `TERM` waits for the last session, `INT` ends them, `QUIT` ends at once. `STOP` and `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         self.process.signal(name);
     }
@@ -114,7 +114,7 @@ impl Postgres {
         self.process.exit_code();
     }
 
-    /// Starts it again where it was.
+    /// Starts it again on the same port.
     pub(crate) fn start_again(&mut self) {
         let again = program::serve_on(self.port, READY, |port| server(&self.directory, port));
         self.process = again.expect("nobody else took the port");
@@ -125,13 +125,13 @@ impl Postgres {
         self.directory.path().join(format!(".s.PGSQL.{}", self.port))
     }
 
-    /// Asks this role for its password at the Unix socket, too.
+    /// Requires a password of this role at the Unix socket, too.
     pub(crate) fn ask_for_passwords_at_its_socket(&self, role: &str) {
         keep(&self.directory, "pg_hba.conf", &format!("local all {role} scram-sha-256\n{HBA}"));
         self.reread();
     }
 
-    /// Has it read its files anew, and waits until it has.
+    /// Reloads its configuration, and waits for that.
     fn reread(&self) {
         let before = self.direct("select pg_conf_load_time()");
         self.process.signal("HUP");
@@ -140,7 +140,7 @@ impl Postgres {
         });
     }
 
-    /// What it answers to SQL over its Unix socket, past Portcullis.
+    /// The result of SQL over its Unix socket, not through Portcullis.
     pub(crate) fn direct(&self, sql: &str) -> String {
         program::run(self.psql().args(["-c", sql])).success().trim_end().to_owned()
     }
@@ -163,7 +163,7 @@ impl Display for Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // An immediate shutdown, which takes its children along and frees its shared memory.
+        // An immediate shutdown, which ends its children and frees its shared memory.
         if self.process.0.try_wait().is_ok_and(|ended| ended.is_none()) {
             self.process.signal("QUIT");
             self.process.exit_code();
@@ -171,7 +171,7 @@ impl Drop for Postgres {
     }
 }
 
-/// A client program of PostgreSQL, without what its user has set up for it at home and in the environment.
+/// A client program of PostgreSQL, without settings from the home directory and the environment.
 pub(crate) fn client(name: &str) -> Command {
     let mut command = program::command(name);
     for (variable, _) in env::vars_os() {
@@ -191,7 +191,7 @@ fn server(directory: &TempDir, port: u16) -> Command {
     command
 }
 
-/// A directory with a cluster of its own.
+/// A directory with a new cluster.
 fn copied() -> TempDir {
     let directory = directory();
     program::run(Command::new("cp").arg("-a").arg(template()).arg(data(&directory))).success();
@@ -207,7 +207,7 @@ fn template() -> &'static Path {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let template = kept.join(format!("postgres-{major}-of-{}", user()));
         if !template.exists() {
-            // Made where the server's user may go, kept where the build's files are.
+            // Made where the user of the server has access, kept in the build directory.
             let directory = directory();
             let mut initdb = as_servant("initdb");
             initdb.args(["-U", "app", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
@@ -223,14 +223,14 @@ fn template() -> &'static Path {
     })
 }
 
-/// Lays a certificate, its key, and the CAs of clients where the server looks for them.
+/// Writes a certificate, its key, and the CAs of clients where the server reads them.
 fn install(directory: &TempDir, own: &Leaf, clients: &str) {
     keep(directory, "server.crt", &own.pem());
     keep(directory, "server.key", &own.key_pem());
     keep(directory, "root.crt", clients);
 }
 
-/// Writes a file that nobody but the server can read.
+/// Writes a file that only the server can read.
 fn keep(directory: &TempDir, name: &str, text: &str) {
     let (path, beside) = (data(directory).join(name), data(directory).join("beside"));
     fs::write(&beside, text).expect("a file can be written");
@@ -257,7 +257,7 @@ fn own(path: &Path) {
     }
 }
 
-/// PostgreSQL refuses to run as root, so root's tests have it run as its own user.
+/// PostgreSQL refuses to run as root, so that tests of root run it as its own user.
 fn as_servant(program: &str) -> Command {
     let path = program::find(program);
     let mut command = program::tied(&path);

@@ -1,7 +1,8 @@
-//! Other programs: found or named with the Debian package that has them, bounded in time, ended with the test.
+//! Other programs: found or reported with their Debian package, limited in time, ended with the test.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,9 +10,9 @@ use std::sync::mpsc;
 use std::{env, fs, thread};
 
 use super::log::Log;
-use super::{Event, PATIENCE, eventually};
+use super::{Event, WAIT_TIMEOUT, eventually};
 
-/// A command that dies with the test's thread, whatever becomes of the test.
+/// A command that is killed when the thread of the test ends.
 pub(crate) fn command(name: &str) -> Command {
     tied(&find(name))
 }
@@ -21,6 +22,38 @@ pub(crate) fn tied(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
+}
+
+/// A command that runs its arguments in a process group. All of the group is killed when the test's thread ends, however it
+/// ends: `--pdeathsig` alone reaches a shell and not the programs that the shell has started.
+pub(crate) fn supervised() -> Command {
+    // If the parent has ended before the first line, no signal will come.
+    const SUPERVISOR: &str = "trap 'kill -KILL 0' TERM; [ $PPID = $0 ] || exit 1; \"$@\" & wait $!";
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--", "sh", "-c", SUPERVISOR, &std::process::id().to_string()]);
+    command.process_group(0);
+    command
+}
+
+/// A process that was started by [`supervised`], and its group.
+#[derive(Debug)]
+pub(crate) struct Group(pub(crate) Running);
+
+impl Group {
+    /// The command lines of the group's processes that still run.
+    pub(crate) fn left(&self) -> String {
+        let mut list = Command::new("pgrep");
+        list.args(["--runstates", "D,R,S,T", "--list-full", "--pgroup", &self.0.0.id().to_string()]);
+        String::from_utf8_lossy(&list.output().expect("procps is installed").stdout).into_owned()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let group = format!("kill -KILL -- -{}", self.0.0.id());
+        // An error means that no process is left.
+        let _ = Command::new("sh").args(["-c", &group]).stderr(Stdio::null()).status();
+    }
 }
 
 /// Where a program is. PostgreSQL's own are preferred to Debian's wrappers in /usr/bin.
@@ -52,7 +85,7 @@ fn package(name: &str) -> &str {
     }
 }
 
-/// A process that is ended when the test is.
+/// A process that is killed at the end of the test.
 #[derive(Debug)]
 pub(crate) struct Running(pub(crate) Child);
 
@@ -80,14 +113,14 @@ impl Drop for Running {
     }
 }
 
-/// Sends a signal with the shell's own `kill`: a test binary without unsafe code has no other.
+/// Sends a signal with `kill` of the shell, which needs no unsafe code.
 pub(crate) fn signal(process: u32, name: &str) {
     let sent = Command::new("sh").args(["-c", &format!("kill -{name} {process}")]).output();
     let sent = sent.expect("every system has sh");
     assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
 }
 
-/// What a program left behind.
+/// The result of a program.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
@@ -122,7 +155,7 @@ pub(crate) fn run(command: &mut Command) -> Outcome {
     run_with_input(command, b"")
 }
 
-/// Runs a command to its end, and feeds it. The input stays open until the command has read it all.
+/// Runs a command to its end with this input. The input stays open until the command has read it all.
 pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
     command.stdin(Stdio::piped());
     if input.is_empty() {
@@ -136,13 +169,13 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
         let _ = stdin.write_all(input);
     }
     let what = format!("{command:?} ends");
-    let stdout = stdout.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: not in time"));
-    let stderr = stderr.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}: not in time"));
+    let stdout = stdout.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("{what}: not in time"));
+    let stderr = stderr.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("{what}: not in time"));
     let status = running.0.wait().expect("a child can be waited for");
     Output { status, stdout, stderr }.into()
 }
 
-/// Reads a pipe to its end in a thread of its own, so that two pipes cannot block each other.
+/// Reads a pipe to its end in a separate thread, so that two pipes cannot block each other.
 fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -153,8 +186,8 @@ fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// A server that cannot say which port it took: started on one that was free a moment ago, and on another when somebody
-/// else was quicker.
+/// A server that cannot report its port: started on one that was free a moment ago, and on another when another
+/// process takes it first.
 pub(crate) fn serve(ready: &str, command: impl Fn(u16) -> Command) -> (Running, u16) {
     loop {
         let port = free_port();
@@ -172,35 +205,52 @@ pub(crate) fn serve_on(port: u16, ready: &str, command: impl Fn(u16) -> Command)
     command.stdout(input.try_clone().expect("a pipe can be cloned")).stderr(input);
     let server = Running::start(&mut command);
     drop(command);
-    let says = |line: &Event, words: &str| line.0.as_str().is_some_and(|line| line.contains(words));
+    let contains = |line: &Event, words: &str| line.0.as_str().is_some_and(|line| line.contains(words));
     let taken = "Address already in use";
-    let line = Log::of(output).after(0, ready, |line| says(line, ready) || says(line, taken));
-    says(&line, ready).then_some(server)
+    let line = Log::of(output).after(0, ready, |line| contains(line, ready) || contains(line, taken));
+    contains(&line, ready).then_some(server)
 }
 
-/// A port of 127.0.0.1 on which nobody listens, and which is given to nobody else.
+/// A port of 127.0.0.1 where no server listens, and which is given to no other test.
 pub(crate) fn free_port() -> u16 {
     free("127.0.0.1").port()
 }
 
-/// An address that nothing else here uses, for what cannot start on port 0.
+/// An address that no other test uses, for programs that cannot start on port 0.
 pub(crate) fn free_address() -> SocketAddr {
     free("127.77.0.1")
 }
 
-/// Ports that the kernel gives to nobody by itself (net.ipv4.ip_local_port_range): neither to whoever binds port 0, nor to a
-/// client, which could otherwise connect to itself. Each is given once by this process; others begin elsewhere.
-fn free(host: &str) -> SocketAddr {
-    const FIRST: u32 = 12_000;
-    const COUNT: u32 = 20_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(7919);
-    let next = || FIRST + begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-    let free = || TcpListener::bind((host, u16::try_from(next()).expect("it is a port"))).ok()?.local_addr().ok();
-    (0..COUNT).find_map(|_| free()).expect("a port is free")
+/// Ports outside net.ipv4.ip_local_port_range, which the kernel assigns to no socket by itself. This process uses each port
+/// once before it uses one again. Other processes begin elsewhere. Servers and clients have separate ranges.
+struct Ports {
+    first: u32,
+    count: u32,
+    next: AtomicU32,
 }
 
-/// Lets this process, and what it starts from now on, have several thousand files open.
+static SERVER_PORTS: Ports = Ports { first: 12_000, count: 5_000, next: AtomicU32::new(0) };
+static CLIENT_PORTS: Ports = Ports { first: 17_000, count: 15_000, next: AtomicU32::new(0) };
+
+impl Ports {
+    fn next(&self) -> u16 {
+        let begin = std::process::id().wrapping_mul(7919);
+        let number = begin.wrapping_add(self.next.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(self.first + number % self.count).expect("it is a port")
+    }
+}
+
+fn free(host: &str) -> SocketAddr {
+    let free = || TcpListener::bind((host, SERVER_PORTS.next())).ok()?.local_addr().ok();
+    (0..SERVER_PORTS.count).find_map(|_| free()).expect("a port is free")
+}
+
+/// The source port of the next client.
+pub(crate) fn next_client_port() -> u16 {
+    CLIENT_PORTS.next()
+}
+
+/// Raises the limit of open files of this process and its future children to several thousand.
 pub(crate) fn allow_many_files() {
     let own = std::process::id().to_string();
     run(command("prlimit").args(["--pid", &own, "--nofile=8192:"])).success();

@@ -1,4 +1,4 @@
-//! PROXY headers, made and taken apart by the specification and by nothing of ours.
+//! PROXY headers, written and parsed according to the specification and without code of Portcullis.
 #![allow(clippy::disallowed_methods, reason = "a header has the address that it has, folded or not")]
 
 use std::collections::BTreeMap;
@@ -42,18 +42,18 @@ pub(crate) fn vector(kind: u8, value: &[u8]) -> Vec<u8> {
     [&[kind], &length.to_be_bytes()[..], value].concat()
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Told {
-    /// `LOCAL`, `TCP4`, `TCP6`, or the words of version 1.
+pub(crate) struct ReceivedHeader {
+    /// `LOCAL`, `TCP4`, `TCP6`, or the family of version 1.
     pub(crate) kind: String,
     pub(crate) from: Option<SocketAddr>,
     pub(crate) to: Option<SocketAddr>,
     pub(crate) vectors: BTreeMap<u8, Vec<u8>>,
 }
 
-impl Told {
-    /// Reads a header and not a byte more.
+impl ReceivedHeader {
+    /// Reads exactly one header.
     pub(crate) fn read(stream: &mut impl Read) -> Self {
         let beginning = read_exactly(stream, 13);
         if beginning.starts_with(SIGNATURE) {
@@ -101,7 +101,7 @@ impl Told {
         self.vectors.get(&kind).map(|value| String::from_utf8(value.clone()).expect("UTF-8"))
     }
 
-    /// What it says of the client's TLS: the bits, the verdict on its certificate, and the rest.
+    /// The client's TLS in the header: the bits, the verification result of its certificate, and the rest.
     pub(crate) fn tls(&self) -> Option<(u8, u32, Self)> {
         let value = self.vectors.get(&0x20)?;
         let verdict = u32::from_be_bytes(value[1..5].try_into().expect("four bytes"));

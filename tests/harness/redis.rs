@@ -1,4 +1,4 @@
-//! A private Redis.
+//! A Redis server for one test.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs;
@@ -8,12 +8,12 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::program::{self, Running};
-use super::{Leaf, Site};
+use super::{Leaf, TestDir};
 
 const READY: &str = "Ready to accept connections";
 
-/// The option of one with TLS that asks its clients for no certificate.
-pub(crate) const ANYBODY: &[&str] = &["--tls-auth-clients", "no"];
+/// The option with which a server with TLS requires no client certificate.
+pub(crate) const ANY_CLIENT: &[&str] = &["--tls-auth-clients", "no"];
 
 /// A `redis-server` on a free port of 127.0.0.1 and on a Unix socket, with nothing written to disk.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct Redis {
     process: Option<Running>,
     directory: TempDir,
     port: u16,
-    /// How it is met at its port.
+    /// The options for its port.
     options: Vec<String>,
 }
 
@@ -30,9 +30,9 @@ impl Redis {
         Self::start_with(tempfile::tempdir().expect("a temporary directory can be made"), &["--port"])
     }
 
-    /// One that speaks nothing but TLS at its port, shows `own`, knows clients by the site's CA, and has these options
+    /// One that accepts only TLS, presents `own`, verifies clients by the CA of the directory, and has these options
     /// besides.
-    pub(crate) fn with_tls(site: &Site, own: &Leaf, options: &[&str]) -> Self {
+    pub(crate) fn with_tls(site: &TestDir, own: &Leaf, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         install(&directory, "first", own, &site.ca.pem());
         let files =
@@ -46,15 +46,15 @@ impl Redis {
         Self { process: Some(process), directory, port, options }
     }
 
-    /// Shows another certificate from now on, and knows clients by these CAs.
-    pub(crate) fn turn_to(&self, own: &Leaf, clients: &str) {
+    /// Presents another certificate from now on, and verifies clients by these CAs.
+    pub(crate) fn use_certificate(&self, own: &Leaf, clients: &str) {
         install(&self.directory, "next", own, clients);
         let settings = ["tls-cert-file", "next.crt", "tls-key-file", "next.key", "tls-ca-cert-file", "next-ca.crt"];
-        let said = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();
-        assert_eq!(said, "OK\n");
+        let output = program::run(self.cli().args(["CONFIG", "SET"]).args(settings)).success();
+        assert_eq!(output, "OK\n");
     }
 
-    /// With more of its options.
+    /// With further options.
     pub(crate) fn with(options: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         Self::start_with(directory, &[options, &["--port"]].concat())
@@ -74,18 +74,18 @@ impl Redis {
         self.directory.path().join("redis.sock")
     }
 
-    /// Kills it, and returns when it is gone.
+    /// Kills it, and waits for its end.
     pub(crate) fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Starts it again, empty, where it was.
+    /// Starts it again, empty, on the same port.
     pub(crate) fn start_again(&mut self) {
         let again = program::serve_on(self.port, READY, |port| server(&self.directory, port, &self.options));
         self.process = Some(again.expect("nobody else took the port"));
     }
 
-    /// A command with the connection options of this server, without TLS and past Portcullis.
+    /// A command with the connection options of this server, without TLS and not through Portcullis.
     pub(crate) fn cli(&self) -> Command {
         let mut command = program::command("redis-cli");
         command.arg("-s").arg(self.socket());
@@ -93,7 +93,7 @@ impl Redis {
     }
 }
 
-/// Lays a certificate, its key, and the CAs of clients beside the server.
+/// Writes a certificate, its key, and the CAs of clients into the directory of the server.
 fn install(directory: &TempDir, name: &str, own: &Leaf, clients: &str) {
     let files = [(".crt", own.pem()), (".key", own.key_pem()), ("-ca.crt", clients.to_owned())];
     for (ending, text) in files {
@@ -102,7 +102,7 @@ fn install(directory: &TempDir, name: &str, own: &Leaf, clients: &str) {
     }
 }
 
-/// Of an option that stands twice the last one counts. The last of all is the one that the port is for.
+/// Redis uses the last one of a repeated option. The very last option gets the port.
 fn server(directory: &TempDir, port: u16, options: &[String]) -> Command {
     let mut command = program::command("redis-server");
     command.current_dir(directory.path()).args(["--bind", "127.0.0.1", "--save", ""]);

@@ -1,4 +1,4 @@
-//! Upstreams that do what a test tells them.
+//! Upstreams whose behaviour a test chooses.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{Read, Write};
@@ -9,12 +9,12 @@ use std::thread;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::{Leaf, PATIENCE, eventually};
+use super::{Leaf, WAIT_TIMEOUT, eventually};
 
 /// A connection inside TLS.
 pub(crate) type Secured = StreamOwned<ServerConnection, TcpStream>;
 
-/// TLS that shows this certificate and asks for none.
+/// TLS that presents this certificate and requests none.
 pub(crate) fn showing(own: &Leaf) -> ServerConfig {
     let config = ServerConfig::builder().with_no_client_auth();
     config.with_single_cert(own.path(), own.key_der()).expect("a test's certificate is usable")
@@ -45,12 +45,12 @@ impl Upstream {
     pub(crate) fn echo() -> Self {
         Self::new(|mut stream| {
             let mut back = stream.try_clone().expect("a socket can be cloned");
-            // The client may go away at any time.
+            // The client may close at any time.
             let _ = std::io::copy(&mut stream, &mut back);
         })
     }
 
-    /// Takes everything, says nothing, remembers what came.
+    /// Reads everything, sends nothing, remembers what came.
     pub(crate) fn silent() -> Self {
         Self::sharing(|mut stream, shared| {
             let mut buffer = [0; 4096];
@@ -61,7 +61,7 @@ impl Upstream {
         })
     }
 
-    /// Takes one of PostgreSQL's startup packets, remembers it, and ends, as a server does after a CancelRequest.
+    /// Reads one PostgreSQL startup packet, remembers it, and closes, as a server does after a CancelRequest.
     pub(crate) fn brief() -> Self {
         Self::sharing(|mut stream, shared| {
             let mut length = [0; 4];
@@ -75,16 +75,16 @@ impl Upstream {
         })
     }
 
-    /// Says its piece at once, and then takes everything.
-    pub(crate) fn saying(piece: &'static [u8]) -> Self {
+    /// Sends these bytes at once, and then reads everything.
+    pub(crate) fn sending(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         })
     }
 
-    /// Says its piece and that it has no more to say, and then takes everything.
-    pub(crate) fn saying_and_ending(piece: &'static [u8]) -> Self {
+    /// Sends these bytes, ends its sending direction, and then reads everything.
+    pub(crate) fn sending_and_closing(piece: &'static [u8]) -> Self {
         Self::new(move |mut stream| {
             let _ = stream.write_all(piece);
             let _ = stream.shutdown(Shutdown::Write);
@@ -98,7 +98,7 @@ impl Upstream {
         Self::new(move |mut stream| {
             let mut tls = ServerConnection::new(Arc::clone(&config)).expect("a server can be made");
             while tls.is_handshaking() {
-                // Who refuses us is of interest to the test at the other end.
+                // The test checks at the other end why the handshake failed.
                 if tls.complete_io(&mut stream).is_err() {
                     return;
                 }
@@ -133,29 +133,29 @@ impl Upstream {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Nobody has connected yet: a connection made now is the first one that is taken from the queue.
+    /// No client has connected yet: a connection made now is the first one that is accepted.
     pub(crate) fn assert_untouched(&self) {
         let _mine = TcpStream::connect(self.address).expect("the upstream is up");
         eventually("the upstream takes a connection", || (self.connections() > 0).then_some(()));
-        assert_eq!(self.connections(), 1, "somebody reached the upstream");
-        assert!(self.received().is_empty(), "somebody said something to the upstream");
+        assert_eq!(self.connections(), 1, "a client reached the upstream");
+        assert!(self.received().is_empty(), "the upstream received bytes");
     }
 
-    /// Whoever has connected has gone again without a word. For an upstream that remembers what comes.
-    pub(crate) fn assert_told_nothing(&self) {
-        // Taken from the queue after all that came before.
+    /// All clients have closed again without a byte. For an upstream that remembers what came.
+    pub(crate) fn assert_received_nothing(&self) {
+        // Accepted after all earlier connections.
         drop(TcpStream::connect(self.address).expect("the upstream is up"));
         let ended = || self.shared.ended.load(Ordering::SeqCst);
-        eventually("everybody has gone", || (ended() > 0 && ended() == self.connections()).then_some(()));
-        assert_eq!(self.received().escape_ascii().to_string(), "", "somebody said something to the upstream");
+        eventually("all clients have closed", || (ended() > 0 && ended() == self.connections()).then_some(()));
+        assert_eq!(self.received().escape_ascii().to_string(), "", "the upstream received bytes");
     }
 
-    /// What came so far, from all connections together.
+    /// The bytes received so far, from all connections together.
     pub(crate) fn received(&self) -> Vec<u8> {
         self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for so many bytes.
+    /// Waits for this many bytes.
     pub(crate) fn receives(&self, count: usize) -> Vec<u8> {
         eventually("the upstream receives the bytes", || {
             Some(self.received()).filter(|received| received.len() >= count)
@@ -172,7 +172,7 @@ impl Display for Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, which then sees that it is over.
-        let _ = TcpStream::connect_timeout(&self.address, PATIENCE);
+        // Wakes the accepting thread, which then ends.
+        let _ = TcpStream::connect_timeout(&self.address, WAIT_TIMEOUT);
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes as they stand on the wire.
+//! Bytes on the wire.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
@@ -8,7 +8,7 @@ pub(crate) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub(crate) const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
 pub(crate) const PROTOCOL_3_0: u32 = 3 << 16;
 pub(crate) const PROTOCOL_3_2: u32 = PROTOCOL_3_0 + 2;
-/// A version that does not exist: servers answer it with what they have, and a proxy has no opinion.
+/// A version that does not exist: servers answer with the versions that they support, and a proxy relays it.
 pub(crate) const PROTOCOL_GREASE: u32 = PROTOCOL_3_0 + 9999;
 const CANCEL_REQUEST: u32 = 80_877_102;
 
@@ -31,7 +31,7 @@ pub(crate) fn cancel(process: u32, key: &[u8]) -> Vec<u8> {
     packet(CANCEL_REQUEST, &[&process.to_be_bytes(), key].concat())
 }
 
-/// The fields of an ErrorResponse that has to be all there is.
+/// The fields of an ErrorResponse, which must be the only message.
 pub(crate) fn error_response(bytes: &[u8]) -> BTreeMap<char, String> {
     assert_eq!(bytes.first(), Some(&b'E'), "no ErrorResponse: {}", bytes.escape_ascii());
     let length = u32::from_be_bytes(bytes[1..5].try_into().expect("four bytes"));
@@ -44,8 +44,8 @@ pub(crate) fn error_response(bytes: &[u8]) -> BTreeMap<char, String> {
     fields.collect()
 }
 
-/// All that still comes before the other side closes, politely or not.
-pub(crate) fn last_words(stream: &mut TcpStream) -> Vec<u8> {
+/// All bytes until the other side closes or resets the connection.
+pub(crate) fn read_until_closed(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -53,14 +53,14 @@ pub(crate) fn last_words(stream: &mut TcpStream) -> Vec<u8> {
             Ok(0) => return bytes,
             Ok(count) => bytes.extend(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return bytes,
-            // A process that was stopped and continued sees this where a socket has a timeout.
+            // A process that was stopped and continued gets this error on a socket with a timeout.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("not closed: {error}"),
         }
     }
 }
 
-/// Exactly so many bytes.
+/// Exactly this many bytes.
 pub(crate) fn read_exactly(stream: &mut impl Read, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     stream.read_exact(&mut bytes).expect("that many bytes come");

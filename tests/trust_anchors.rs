@@ -1,8 +1,8 @@
-//! Trust anchors: what a CA in a bundle has to be, and what its certificates cost.
+//! Trust anchors: the requirements for a CA in a bundle, and the cost of its certificates.
 
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Portcullis, Request, Site, TakesBack, Upstream};
+use crate::harness::{Authority, CrlContent, Event, Leaf, Portcullis, Request, TestDir, Upstream};
 use crate::revocation::{assert_ended, assert_lives, session, start, wanting};
 
 fn app(authority: &Authority) -> Leaf {
@@ -19,14 +19,14 @@ fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
 
 /// A listener that trusts one CA, with further lines of its TLS.
 fn trusting(authority: &Authority, upstream: &Upstream, lines: &[&str]) -> Portcullis {
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("clients.pem", authority.pem());
     let lines: Vec<_> = ["client_ca = \"clients.pem\""].iter().chain(lines).copied().collect();
     start(site, &[&wanting(upstream, &lines)])
 }
 
 #[test]
-fn expired_anchor_vouches_for_nobody_unless_its_dates_are_ignored() {
+fn expired_anchor_is_rejected_unless_its_dates_are_ignored() {
     let (upstream, old) = (Upstream::echo(), Authority::expired("Old CA"));
     let portcullis = trusting(&old, &upstream, &[]);
     let denied = refused(&portcullis, &app(&old));
@@ -50,10 +50,10 @@ fn session_ends_when_its_anchor_expires() {
 }
 
 #[test]
-fn client_that_no_list_of_its_ca_covers_is_refused() {
-    let (upstream, site, clients) = (Upstream::echo(), Site::new(), Authority::new("Clients CA"));
+fn client_that_no_crl_of_its_ca_covers_is_denied() {
+    let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let [named, unnamed] = [app(&clients), app(&clients)];
-    let list = clients.list(TakesBack::nothing(1).and(named.der()).about_authorities());
+    let list = clients.list(CrlContent::nothing(1).and(named.der()).about_authorities());
     site.write("clients.pem", clients.pem());
     site.write("clients.crl", list.pem());
     let lines = ["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""];
@@ -67,7 +67,7 @@ fn client_that_no_list_of_its_ca_covers_is_refused() {
 }
 
 #[test]
-fn looping_intermediates_are_refused_and_others_are_served() {
+fn looping_intermediates_are_rejected_and_other_clients_served() {
     let (upstream, clients) = (Upstream::echo(), Authority::new("Clients CA"));
     let portcullis = trusting(&clients, &upstream, &[]);
     for name in ["Loop CA", "Clients CA"] {

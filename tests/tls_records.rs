@@ -1,14 +1,14 @@
-//! TLS records as clients may cut them: small, large, padded, in parts, with new keys in the middle.
+//! TLS records as clients may send them: small, large, padded, fragmented, with key updates.
 
 use std::io::{Read, Write};
 
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::harness::openssl::Dialogue;
+use crate::harness::openssl::InteractiveClient;
 use crate::harness::pki::sha256;
 use crate::harness::program::run;
-use crate::harness::{Authority, Connection, Listener, Portcullis, Redis, Request, Site, Upstream};
+use crate::harness::{Authority, Connection, Listener, Portcullis, Redis, Request, TestDir, Upstream};
 
 /// A Redis that has a value of so many bytes under `big`, and what its answer to `GET big` is.
 fn redis_with_big(length: usize) -> (Redis, Vec<u8>) {
@@ -27,11 +27,11 @@ fn assert_gets_big(client: &mut Connection, answer: &[u8]) {
 }
 
 #[test]
-fn openssl_takes_new_keys_in_the_middle_of_a_session() {
+fn openssl_key_update_within_a_session_is_accepted() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
-        let mut client = Dialogue::with(&portcullis, &["-tls1_3", "-ciphersuites", suite]);
+        let mut client = InteractiveClient::with(&portcullis, &["-tls1_3", "-ciphersuites", suite]);
         client.ask("PING", "+PONG");
         // `K` asks the server to do the same, `k` does not.
         for letter in ["K", "k", "k", "K", "K"] {
@@ -46,7 +46,7 @@ fn openssl_takes_new_keys_in_the_middle_of_a_session() {
 }
 
 #[test]
-fn openssl_may_pad_its_records_and_make_them_small() {
+fn openssl_padded_and_small_records_are_accepted() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let long = "x".repeat(4000);
@@ -57,16 +57,16 @@ fn openssl_may_pad_its_records_and_make_them_small() {
         &["-tls1_2", "-max_send_frag", "512"],
         &["-tls1_2", "-split_send_frag", "512"],
     ] {
-        let mut client = Dialogue::with(&portcullis, options);
+        let mut client = InteractiveClient::with(&portcullis, options);
         client.ask("PING", "+PONG");
         client.ask(&format!("ECHO {long}"), &long);
     }
 }
 
 #[test]
-fn openssl_shows_a_certificate_in_parts() {
+fn fragmented_certificate_of_openssl_is_accepted() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let mut middle = site.ca.intermediate("0");
     for number in 1..6 {
         middle = middle.intermediate(&number.to_string());
@@ -76,15 +76,16 @@ fn openssl_shows_a_certificate_in_parts() {
     let portcullis = Portcullis::start(site, listener);
     for version in ["-tls1_2", "-tls1_3"] {
         let shown = ["-cert", "client.crt", "-key", "client.key", "-cert_chain", "client.crt"];
-        let mut client = Dialogue::with(&portcullis, &[&[version, "-max_send_frag", "512"], &shown[..]].concat());
+        let mut client =
+            InteractiveClient::with(&portcullis, &[&[version, "-max_send_frag", "512"], &shown[..]].concat());
         client.ask("PING", "+PONG");
     }
 }
 
 #[test]
-fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
+fn longest_rsa_4096_chain_is_accepted_in_records_of_any_size() {
     let redis = Redis::start();
-    let site = Site::new();
+    let site = TestDir::new();
     let root = Authority::rsa_4096("root");
     let mut middle = root.rsa_4096_intermediate("0");
     for number in 1..6 {
@@ -101,15 +102,15 @@ fn longest_chain_of_rsa_4096_certificates_is_accepted_in_whatever_records() {
         for fragment in ["512", "16384"] {
             let shown = ["-cert", "client.crt", "-key", "client.key", "-cert_chain", "client.crt"];
             let options = [&[version, "-max_send_frag", fragment], &shown[..]].concat();
-            Dialogue::with(&portcullis, &options).ask("PING", "+PONG");
+            InteractiveClient::with(&portcullis, &options).ask("PING", "+PONG");
         }
     }
 }
 
 #[test]
-fn client_that_sends_more_than_72_kib_in_its_handshake_is_refused() {
+fn handshake_of_more_than_72_kib_is_rejected() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = |size: usize| site.ca.issue(Request::client("app").organization(&"x".repeat(size)));
     // The message of both is below 64 KiB. In records of 32 bytes it is at least 6/5 of that.
     let (short, long) = (leaf(15_000), leaf(64_000));
@@ -127,7 +128,7 @@ fn client_that_sends_more_than_72_kib_in_its_handshake_is_refused() {
 }
 
 #[test]
-fn records_of_the_smallest_size_and_of_one_byte_come_and_go() {
+fn smallest_records_are_relayed_both_ways() {
     let (redis, answer) = redis_with_big(4 << 20);
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for version in [&TLS12, &TLS13] {
@@ -147,7 +148,7 @@ fn records_of_the_smallest_size_and_of_one_byte_come_and_go() {
 }
 
 #[test]
-fn a_client_may_dribble_all_of_tls_byte_by_byte() {
+fn tls_sent_byte_by_byte_is_accepted() {
     let (redis, answer) = redis_with_big(1 << 20);
     let portcullis = Portcullis::before(Listener::redis(&redis));
     for version in [&TLS12, &TLS13] {
@@ -168,7 +169,7 @@ fn a_client_may_dribble_all_of_tls_byte_by_byte() {
     }
 }
 
-/// Sends what there is to send, each byte in a segment of its own.
+/// Sends all bytes, each in a separate segment.
 fn dribble(tls: &mut ClientConnection, socket: &mut impl Write) {
     let mut bytes = Vec::new();
     while tls.wants_write() {
@@ -180,7 +181,7 @@ fn dribble(tls: &mut ClientConnection, socket: &mut impl Write) {
 }
 
 #[test]
-fn keys_change_both_ways_while_much_is_on_its_way() {
+fn key_updates_during_a_transfer_lose_no_byte() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::tcp(&upstream));
     let mut client = portcullis.client().speaking(&TLS13).connect();

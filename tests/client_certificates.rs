@@ -1,4 +1,4 @@
-//! Client certificates: who is let in, who is not, and what the audit says of either.
+//! Client certificates: which are admitted, which are denied, and the audit events of both.
 
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, HandshakeKind};
@@ -7,7 +7,7 @@ use crate::harness::client::alert;
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::ON_SIGHUP;
 
 /// A listener that asks for certificates of the CA in `clients.pem`.
@@ -16,14 +16,14 @@ fn asking(client_auth: &str, upstream: &Upstream) -> Listener {
 }
 
 /// A site whose `clients.pem` has one CA, which is returned.
-fn site() -> (Site, Authority) {
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+fn site() -> (TestDir, Authority) {
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
     (site, clients)
 }
 
 #[test]
-fn a_client_with_the_right_certificate_is_let_in_and_named() {
+fn client_with_a_trusted_certificate_is_admitted_and_named() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, asking("required", &upstream));
@@ -41,7 +41,7 @@ fn a_client_with_the_right_certificate_is_let_in_and_named() {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_refused_before_the_upstream_hears_of_it() {
+fn client_without_a_certificate_is_denied_before_the_upstream_is_dialled() {
     let upstream = Upstream::silent();
     let (site, _) = site();
     let portcullis = Portcullis::start(site, asking("required", &upstream));
@@ -54,16 +54,16 @@ fn a_client_without_a_certificate_is_refused_before_the_upstream_hears_of_it() {
 }
 
 #[test]
-fn a_bad_certificate_is_refused_for_the_right_reason() {
+fn each_bad_certificate_is_denied_with_its_reason() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
-    let stranger = Authority::new("Another CA");
-    // The same name as the CA that is trusted, and another key.
+    let untrusted = Authority::new("Another CA");
+    // The same name as the trusted CA, with another key.
     let impostor = Authority::new("Clients CA");
     let portcullis = Portcullis::start(site, asking("required", &upstream));
     for version in [&TLS12, &TLS13] {
         for (leaf, reason) in [
-            (stranger.issue(Request::client("app")), "client_certificate_unknown_ca"),
+            (untrusted.issue(Request::client("app")), "client_certificate_unknown_ca"),
             (impostor.issue(Request::client("app")), "client_certificate_unknown_ca"),
             (clients.issue(Request::client("app").valid(-20, -10)), "client_certificate_expired"),
             (clients.issue(Request::client("app").valid(10, 20)), "client_certificate_invalid"),
@@ -78,15 +78,15 @@ fn a_bad_certificate_is_refused_for_the_right_reason() {
 }
 
 #[test]
-fn a_refused_client_is_told_by_an_alert() {
+fn denied_client_receives_an_alert() {
     let upstream = Upstream::silent();
     let (site, clients) = site();
-    let stranger = Authority::new("Another CA");
+    let untrusted = Authority::new("Another CA");
     let portcullis = Portcullis::start(site, asking("required", &upstream));
     let client = || portcullis.client().speaking(&TLS13);
     for (client, expected) in [
         (client(), AlertDescription::CertificateRequired),
-        (client().showing(stranger.issue(Request::client("app"))), AlertDescription::UnknownCA),
+        (client().showing(untrusted.issue(Request::client("app"))), AlertDescription::UnknownCA),
         (client().showing(clients.issue(Request::client("app").valid(-20, -10))), AlertDescription::CertificateExpired),
     ] {
         let error = client.attempt().1.unwrap_err();
@@ -95,9 +95,9 @@ fn a_refused_client_is_told_by_an_alert() {
 }
 
 #[test]
-fn a_ca_made_anew_under_its_old_name_is_an_unknown_one() {
+fn recreated_ca_with_the_old_name_is_unknown() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     for directory in ["old", "new"] {
         run(executable().args(["certs", "init", directory]).current_dir(site.directory())).success();
     }
@@ -108,8 +108,8 @@ fn a_ca_made_anew_under_its_old_name_is_an_unknown_one() {
     for version in ["-tls1_2", "-tls1_3"] {
         let options = [version, "-cert", "old/client.crt", "-key", "old/client.key"];
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
-        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
-        assert!(told.contains("alert unknown ca"), "{version}: {told}");
+        let stderr = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(stderr.contains("alert unknown ca"), "{version}: {stderr}");
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "client_certificate_unknown_ca");
     }
@@ -117,7 +117,7 @@ fn a_ca_made_anew_under_its_old_name_is_an_unknown_one() {
 }
 
 #[test]
-fn a_bundle_that_begins_with_a_byte_order_mark_loses_no_certificate() {
+fn bundle_with_a_byte_order_mark_is_read_completely() {
     let upstream = Upstream::echo();
     let (site, first) = site();
     let second = Authority::new("Second CA");
@@ -129,7 +129,7 @@ fn a_bundle_that_begins_with_a_byte_order_mark_loses_no_certificate() {
 }
 
 #[test]
-fn a_certificate_of_an_intermediate_is_traced_to_its_root() {
+fn certificate_of_an_intermediate_is_verified_up_to_its_root() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, asking("required", &upstream));
@@ -138,7 +138,7 @@ fn a_certificate_of_an_intermediate_is_traced_to_its_root() {
 }
 
 #[test]
-fn where_certificates_are_optional_none_is_fine_and_a_bad_one_is_not() {
+fn optional_certificate_may_be_missing_and_must_be_valid() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let portcullis = Portcullis::start(site, asking("optional", &upstream));
@@ -158,7 +158,7 @@ fn where_certificates_are_optional_none_is_fine_and_a_bad_one_is_not() {
 }
 
 #[test]
-fn where_no_certificate_is_asked_for_none_is_looked_at() {
+fn certificate_is_ignored_without_client_auth() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
     let leaf = Authority::new("Another CA").issue(Request::client("app"));
@@ -168,7 +168,7 @@ fn where_no_certificate_is_asked_for_none_is_looked_at() {
 }
 
 #[test]
-fn every_certificate_of_a_bundle_lets_its_clients_in() {
+fn every_ca_of_a_bundle_is_a_trust_anchor() {
     let upstream = Upstream::echo();
     let (site, first) = site();
     let twins = [Authority::new("Twin CA"), Authority::new("Twin CA")];
@@ -200,7 +200,7 @@ fn every_certificate_of_a_bundle_lets_its_clients_in() {
 }
 
 #[test]
-fn a_resumed_session_is_identified_again_after_a_reload() {
+fn resumed_session_is_authorized_again_after_a_reload() {
     for version in [&TLS12, &TLS13] {
         let upstream = Upstream::echo();
         let (site, clients) = site();
@@ -223,7 +223,7 @@ fn a_resumed_session_is_identified_again_after_a_reload() {
 }
 
 #[test]
-fn a_session_of_one_listener_opens_no_other() {
+fn tls_session_of_one_listener_is_not_resumed_on_another() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     site.write("others.pem", Authority::new("Others CA").pem());
@@ -243,7 +243,7 @@ fn a_session_of_one_listener_opens_no_other() {
 }
 
 #[test]
-fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
+fn denial_names_the_reload_that_removed_the_ca() {
     let upstream = Upstream::echo();
     let (site, clients) = site();
     let pinned = Authority::new("Anybody's CA").issue(Request::client("pinned"));
@@ -266,12 +266,12 @@ fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
         })
     };
     assert_eq!(change(&Authority::new("Other CA").pem()).number("generation"), 3);
-    let told = |name: &str, version: &str| {
+    let denial_of = |name: &str, version: &str| {
         let (address, seen) = (portcullis.address("main"), portcullis.seen());
         let [certificate, key] = ["crt", "key"].map(|ending| format!("{name}.{ending}"));
         let options = [version, "-cert", &certificate, "-key", &key];
-        let told = run(&mut s_client(&portcullis.site, address, &options)).stderr;
-        assert!(told.contains("alert unknown ca"), "{version}: {told}");
+        let stderr = run(&mut s_client(&portcullis.site, address, &options)).stderr;
+        assert!(stderr.contains("alert unknown ca"), "{version}: {stderr}");
         let denied = portcullis.event_after(seen, "a refusal", |event| event.is("connection.denied"));
         assert_eq!(denied.reason(), "client_certificate_unknown_ca");
         denied.text("detail").to_owned()
@@ -281,15 +281,15 @@ fn what_was_taken_out_lately_is_named_with_the_reload_that_did_it() {
             ("pinned", ["CN=pinned (issued by CN=Anybody's CA", "CN=pinned was removed by the reload to generation 2"]),
             ("app", ["CN=app (issued by CN=Clients CA", "CN=Clients CA was removed by the reload to generation 3"]),
         ] {
-            let detail = told(name, version);
+            let detail = denial_of(name, version);
             for words in words {
                 assert!(detail.contains(words), "{version}: no {words} in {detail}");
             }
         }
     }
-    // Once it is back there is nothing to tell.
+    // Once the CA is trusted again, nothing is reported.
     change(&whole);
     portcullis.client().showing(&leaf).attempt().1.unwrap();
-    let detail = told("pinned", "-tls1_3");
+    let detail = denial_of("pinned", "-tls1_3");
     assert!(detail.contains("generation 2") && !detail.contains("Clients CA was removed"), "{detail}");
 }

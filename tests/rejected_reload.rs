@@ -1,27 +1,27 @@
-//! Reloads that have to be refused, and how they heal.
+//! Reloads that are rejected, and how they succeed later.
 
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
 use crate::config::broken_rules;
+use crate::file_watcher::watching;
 use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{free_address, run};
-use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
 use crate::reload::{ON_SIGHUP, served};
-use crate::watch::watching;
 
 #[test]
-fn the_same_mistake_is_reported_once_however_often_it_is_looked_at() {
+fn repeated_error_is_reported_once() {
     let upstream = Upstream::echo();
     let config = format!("reload.watch = true\nreload.poll = \"200ms\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), &config);
+    let portcullis = Portcullis::start(TestDir::new(), &config);
     portcullis.address("main");
     let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", "[[listener"));
     assert!(rejected.is("reload.rejected"), "{}", rejected.0);
-    // Time for several polls.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    let (before, several) = (portcullis.bytes_read(), 4 * config.len() as u64);
+    eventually("it polls again, several times", || (portcullis.bytes_read() > before + several).then_some(()));
     assert_eq!(portcullis.events().iter().filter(|event| event.is("reload.rejected")).count(), 1);
     portcullis.applies(|| portcullis.site.replace("portcullis.toml", &config));
 }
@@ -37,9 +37,9 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
     assert!(rejected.text("error").contains(file), "{file} is not named: {}", rejected.0);
     assert_eq!(served(portcullis), before);
     portcullis.client().connect().ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.0.9").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.refusal(port(&stranger)), "untrusted_source");
+    let mut untrusted = portcullis.client().from("127.0.0.9").dial();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+    assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     portcullis.applies(|| {
         portcullis.site.replace(file, mended);
         portcullis.process.signal("HUP");
@@ -48,9 +48,9 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
 }
 
 #[test]
-fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
+fn rejected_reload_changes_nothing_until_the_file_is_fixed() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("clients.pem", site.ca.pem());
     site.write("sources.toml", "rule = []\n");
     let listener = Listener::redis(&upstream)
@@ -94,10 +94,10 @@ fn a_bad_reload_changes_nothing_and_is_healed_by_mending_the_file() {
 }
 
 #[test]
-fn a_port_in_use_rejects_the_whole_reload() {
+fn port_in_use_rejects_the_whole_reload() {
     let upstream = Upstream::echo();
     let main = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{main}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
     portcullis.address("main");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -122,7 +122,7 @@ fn a_port_in_use_rejects_the_whole_reload() {
 }
 
 #[test]
-fn a_bad_reload_heals_by_itself_when_the_watched_file_is_mended() {
+fn rejected_reload_is_retried_when_the_watched_file_is_fixed() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let leaf = portcullis.site.server();
@@ -134,11 +134,11 @@ fn a_bad_reload_heals_by_itself_when_the_watched_file_is_mended() {
 }
 
 #[test]
-fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
+fn rejected_reload_is_retried_when_its_port_becomes_free() {
     let upstream = Upstream::echo();
     let polling = "reload.watch = false\nreload.poll = \"200ms\"\n";
     let main = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{polling}{main}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{polling}{main}"));
     portcullis.address("main");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -149,7 +149,7 @@ fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
         assert!(rejected.text("error").contains(words), "no {words} in {}", rejected.0);
     }
 
-    // It goes on trying, and does not go on complaining.
+    // The reload is retried, and the error is logged only once.
     let (before, several) = (portcullis.bytes_read(), 4 * config.len() as u64);
     eventually("it looks again", || (portcullis.bytes_read() > before + several).then_some(()));
     portcullis.applies(|| drop(taken));
@@ -158,9 +158,9 @@ fn a_port_that_becomes_free_is_taken_without_a_file_being_touched() {
 }
 
 #[test]
-fn a_list_of_broken_rules_is_rejected_in_few_words() {
+fn many_broken_rules_are_rejected_with_a_short_error() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write("sources.toml", "rule = []\n");
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
@@ -187,10 +187,10 @@ const MISPLACED: [&str; 6] = [
 ];
 
 #[test]
-fn misplaced_secrets_are_repeated_by_no_command_and_no_line() {
+fn misplaced_secrets_appear_in_no_output_and_no_log_line() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).to_string();
-    let mut portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{ON_SIGHUP}{listener}"));
     portcullis.address("main");
     let socket = portcullis.site.path("admin.sock");
     let [file, alone] = ["portcullis.toml", "alone.toml"].map(|name| portcullis.site.path(name));

@@ -1,4 +1,4 @@
-//! Load balancers in front: a PROXY header has to come from them, counts from nobody else, and says whose source is judged.
+//! PROXY headers from load balancers: who must send one, who is ignored, and which address is authorized.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -12,15 +12,15 @@ use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, command, run};
 use crate::harness::proxy::{v1, v2, v2_between, vector};
-use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, last_words, read_exactly, startup};
+use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, cancel, read_exactly, read_until_closed, startup};
 use crate::harness::{
-    Client, Connection, Event, Haproxy, Listener, Portcullis, Postgres, Redis, Site, Upstream, eventually,
+    Client, Connection, Event, Haproxy, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually,
 };
 use crate::postgres::{connector, conninfo, psql};
 use crate::preface::trickle;
 use crate::reload::ON_SIGHUP;
 
-/// Where the load balancers of these tests connect from. No rule trusts it.
+/// The address of the load balancers of these tests. No rule trusts it.
 const BALANCER: &str = "127.0.0.9";
 
 /// HAProxy's ways to announce a client.
@@ -36,7 +36,7 @@ fn haproxy(portcullis: &Portcullis, way: &str) -> Haproxy {
     Haproxy::before(portcullis, &format!("source {BALANCER} {way}"))
 }
 
-/// Somebody at a load balancer's address who can send what it likes.
+/// A client at the address of a load balancer that can send any bytes.
 fn balancer(portcullis: &Portcullis) -> Client {
     portcullis.client().from(BALANCER)
 }
@@ -48,7 +48,7 @@ fn announced(client: &Client, header: &[u8]) -> Connection {
     client.secure(stream).unwrap()
 }
 
-/// A session for this client by the word of a load balancer.
+/// A session for this client, announced by a load balancer.
 fn session(portcullis: &Portcullis, from: &str) -> Connection {
     let mut connection = announced(&balancer(portcullis), &v1(from, "192.0.2.1:6380"));
     connection.ask(b"hello", b"hello");
@@ -62,11 +62,11 @@ fn ending(portcullis: &Portcullis, balancer_port: u16) -> Event {
     })
 }
 
-/// Why bytes from a load balancer are refused. Nothing may be answered.
+/// The denial of these bytes from a load balancer. It gets no answer.
 fn refusal(portcullis: &Portcullis, bytes: &[u8]) -> Event {
     let mut stream = balancer(portcullis).dial();
     stream.write_all(bytes).unwrap();
-    assert_eq!(last_words(&mut stream), b"", "{}", bytes.escape_ascii());
+    assert_eq!(read_until_closed(&mut stream), b"", "{}", bytes.escape_ascii());
     let denied = ending(portcullis, port(&stream));
     assert!(denied.is("connection.denied"), "{}", denied.0);
     denied
@@ -80,7 +80,7 @@ fn cli(portcullis: &Portcullis, address: SocketAddr) -> Command {
 }
 
 #[test]
-fn redis_cli_gets_through_haproxy_however_it_announces_its_clients() {
+fn redis_cli_works_through_haproxy_with_each_header_version() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).behind(&[BALANCER]));
     for way in WAYS {
@@ -94,7 +94,7 @@ fn redis_cli_gets_through_haproxy_however_it_announces_its_clients() {
 }
 
 #[test]
-fn psql_and_tokio_postgres_get_through_haproxy() {
+fn psql_and_tokio_postgres_work_through_haproxy() {
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).behind(&[BALANCER]));
     for way in WAYS {
@@ -105,6 +105,8 @@ fn psql_and_tokio_postgres_get_through_haproxy() {
         let mut parameters = tokio_postgres::Config::new();
         parameters.host("localhost").hostaddr([127, 0, 0, 1].into()).port(haproxy.address().port());
         parameters.user("app").dbname("postgres").ssl_mode(SslMode::Require);
+        portcullis.event("the end of psql's session", |event| event.is("connection.closed"));
+        let seen = portcullis.seen();
         Runtime::new().unwrap().block_on(async {
             let (client, connection) = parameters.connect(connector(&portcullis)).await.unwrap();
             let asked = async {
@@ -114,13 +116,13 @@ fn psql_and_tokio_postgres_get_through_haproxy() {
             let (ended, ()) = tokio::join!(connection, asked);
             ended.unwrap();
         });
-        let told = portcullis.events().into_iter().rfind(|event| event.is("connection.opened")).unwrap();
-        assert_eq!((told.text("source"), told.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
+        let reported = portcullis.event_after(seen, "an opening", |event| event.is("connection.opened"));
+        assert_eq!((reported.text("source"), reported.text("balancer")), ("127.0.0.1", BALANCER), "{way}");
     }
 }
 
 #[test]
-fn the_announced_address_is_judged_and_audited_and_the_balancers_is_not() {
+fn announced_address_is_authorized_and_audited_instead_of_the_load_balancer() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["127.0.0.2"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener);
@@ -137,9 +139,9 @@ fn the_announced_address_is_judged_and_audited_and_the_balancers_is_not() {
             assert_ne!(event.number("balancer_port"), u64::from(client_port));
             assert_eq!(event.text("rule"), "ip_addr:127.0.0.2");
         }
-        let mut stranger = haproxy.client(&portcullis).from("127.0.0.3").dial();
-        assert_eq!(last_words(&mut stranger), b"");
-        let denied = portcullis.ending(port(&stranger));
+        let mut untrusted = haproxy.client(&portcullis).from("127.0.0.3").dial();
+        assert_eq!(read_until_closed(&mut untrusted), b"");
+        let denied = portcullis.ending(port(&untrusted));
         assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"), "{way}");
         assert_eq!(denied.text("balancer"), BALANCER);
         assert_eq!(denied.text("detail"), "no rule trusts this address");
@@ -148,10 +150,10 @@ fn the_announced_address_is_judged_and_audited_and_the_balancers_is_not() {
 }
 
 #[test]
-fn clients_of_ipv6_and_of_ipv4_at_a_socket_for_both_are_who_they_are() {
+fn ipv4_and_ipv6_clients_on_a_dual_stack_socket_keep_their_addresses() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["127.0.0.2", "::1"]);
-    // Its own address comes to this socket as ::ffff:127.0.0.9.
+    // Its own address arrives at this socket as ::ffff:127.0.0.9.
     let portcullis = Portcullis::before(listener.behind(&[BALANCER]));
     let main = portcullis.address("main").port();
     for way in WAYS {
@@ -171,14 +173,14 @@ fn clients_of_ipv6_and_of_ipv4_at_a_socket_for_both_are_who_they_are() {
             let opened = portcullis.opened(connection.port());
             assert_eq!((opened.text("source"), opened.text("balancer")), (source, BALANCER), "{way}");
         }
-        let mut stranger = at("127.0.0.1", &both).from("127.0.0.3").dial();
-        assert_eq!(last_words(&mut stranger), b"");
-        assert_eq!(portcullis.ending(port(&stranger)).text("source"), "127.0.0.3");
+        let mut untrusted = at("127.0.0.1", &both).from("127.0.0.3").dial();
+        assert_eq!(read_until_closed(&mut untrusted), b"");
+        assert_eq!(portcullis.ending(port(&untrusted)).text("source"), "127.0.0.3");
     }
 }
 
 #[test]
-fn a_mapped_address_is_the_ipv4_one_however_it_is_written() {
+fn mapped_address_is_treated_as_ipv4_in_every_notation() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["10.1.2.0/24"]).behind(&[BALANCER]));
     let to = "[::ffff:192.0.2.1]:6380";
@@ -198,7 +200,7 @@ fn a_mapped_address_is_the_ipv4_one_however_it_is_written() {
 }
 
 #[test]
-fn a_header_and_the_beginning_of_tls_may_come_in_one_segment_or_byte_by_byte() {
+fn header_and_tls_are_read_in_one_segment_or_byte_by_byte() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
     let crowded = vector(0xea, &[0x16; 4096 - 12 - 3]);
@@ -209,7 +211,7 @@ fn a_header_and_the_beginning_of_tls_may_come_in_one_segment_or_byte_by_byte() {
         v2_between("10.1.2.3:7001", "192.0.2.1:6380", &crowded),
     ];
     for header in headers {
-        // What it says first is what has been read too far, if anything was.
+        // If Portcullis read too far, the missing bytes are the first ones that the client sends.
         let client = balancer(&portcullis);
         let mut hello = client.tls();
         let mut together = header.clone();
@@ -234,7 +236,7 @@ fn a_header_and_the_beginning_of_tls_may_come_in_one_segment_or_byte_by_byte() {
 }
 
 #[test]
-fn a_postgres_client_may_follow_its_header_at_once_as_it_may_without_one() {
+fn postgres_client_may_send_its_first_packet_with_the_header() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
     let client = balancer(&portcullis);
@@ -244,16 +246,16 @@ fn a_postgres_client_may_follow_its_header_at_once_as_it_may_without_one() {
     let mut connection = client.secure(stream).unwrap();
     let hello = startup(PROTOCOL_3_0, &[("user", "app")]);
     connection.ask(&hello, &hello);
-    // And no more than it may: what comes behind SSLRequest in clear is an injection behind a balancer, too.
+    // Plaintext after SSLRequest is an injection behind a load balancer, too.
     let header = v1("10.1.2.3:7002", "192.0.2.1:5432");
     let mut stream = client.dial();
     stream.write_all(&[&header[..], &SSL_REQUEST, b"\x16\x03\x01"].concat()).unwrap();
-    assert!(!last_words(&mut stream).starts_with(b"S"));
+    assert!(!read_until_closed(&mut stream).starts_with(b"S"));
     assert_eq!(portcullis.ending(7002).reason(), "protocol_violation");
 }
 
 #[test]
-fn a_balancer_that_begins_with_something_else_is_missing_its_header() {
+fn load_balancer_without_a_header_is_denied_with_proxy_header_missing() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         // Also where a rule trusts its own address.
@@ -272,7 +274,7 @@ fn a_balancer_that_begins_with_something_else_is_missing_its_header() {
 }
 
 #[test]
-fn a_broken_header_is_invalid_and_said_to_be_so() {
+fn broken_header_is_denied_with_proxy_header_invalid() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]));
     let ends = ("10.1.2.3:7001", "192.0.2.1:6380");
@@ -296,20 +298,20 @@ fn a_broken_header_is_invalid_and_said_to_be_so() {
         assert!(denied.text("detail").contains(why), "{}: {}", bytes.escape_ascii(), denied.0);
         assert_eq!(denied.text("source"), BALANCER);
     }
-    // One that ends in the middle.
+    // A header that ends in the middle.
     let mut stream = balancer(&portcullis).dial();
     stream.write_all(b"PROXY TCP4 10.1.2").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(ending(&portcullis, port(&stream)).reason(), "proxy_header_invalid");
     upstream.assert_untouched();
 }
 
 #[test]
-fn a_header_that_takes_its_time_is_cut_off_by_the_handshake_deadline() {
+fn slow_header_is_closed_at_the_handshake_timeout() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0"]).behind(&[BALANCER]);
-    let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"300ms\""));
+    let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"2s\""));
     let headers = [v1("10.1.2.3:7001", "192.0.2.1:6380"), v2_between("10.1.2.3:7001", "192.0.2.1:6380", &[0; 40])];
     for header in headers {
         let mut stream = balancer(&portcullis).dial();
@@ -318,18 +320,18 @@ fn a_header_that_takes_its_time_is_cut_off_by_the_handshake_deadline() {
         // The time for it and for TLS is one.
         let mut stream = balancer(&portcullis).dial();
         stream.write_all(&v1("10.1.2.3:7009", "192.0.2.1:6380")).unwrap();
-        assert_eq!(last_words(&mut stream), b"");
+        assert_eq!(read_until_closed(&mut stream), b"");
         let denied = ending(&portcullis, port(&stream));
         assert_eq!((denied.reason(), denied.text("source")), ("handshake_timeout", "10.1.2.3"));
     }
     let mut silent = balancer(&portcullis).dial();
-    assert_eq!(last_words(&mut silent), b"");
+    assert_eq!(read_until_closed(&mut silent), b"");
     assert_eq!(ending(&portcullis, port(&silent)).reason(), "handshake_timeout");
     upstream.assert_untouched();
 }
 
 #[test]
-fn nobody_else_is_believed() {
+fn header_of_an_untrusted_proxy_is_ignored() {
     let upstream = Upstream::silent();
     let headers = [
         v1("10.1.2.3:7001", "192.0.2.1:6380"),
@@ -350,18 +352,18 @@ fn nobody_else_is_believed() {
                 portcullis.client().tls().write_tls(&mut hello).unwrap();
                 let mut stream = portcullis.client().dial();
                 stream.write_all(&hello).unwrap();
-                let words = last_words(&mut stream);
-                assert!(!words.starts_with(b"\x16"), "it was let in: {}", words.escape_ascii());
+                let words = read_until_closed(&mut stream);
+                assert!(!words.starts_with(b"\x16"), "it was admitted: {}", words.escape_ascii());
                 let denied = portcullis.ending(port(&stream));
                 assert_eq!((denied.reason(), denied.text("source")), (reason, "127.0.0.1"));
                 assert!(denied.text("detail").contains("the client sent a PROXY header"), "{}", denied.0);
                 assert!(!denied.has("balancer"), "{}", denied.0);
             }
-            // A stranger is one, whatever it says.
-            let mut stranger = portcullis.client().from("127.0.0.3").dial();
-            let _ = stranger.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
-            assert_eq!(last_words(&mut stranger), b"");
-            let denied = portcullis.ending(port(&stranger));
+            // An untrusted source stays untrusted, whatever header it sends.
+            let mut untrusted = portcullis.client().from("127.0.0.3").dial();
+            let _ = untrusted.write_all(&v1("127.0.0.1:7001", "192.0.2.1:6380"));
+            assert_eq!(read_until_closed(&mut untrusted), b"");
+            let denied = portcullis.ending(port(&untrusted));
             assert_eq!((denied.reason(), denied.text("source")), ("untrusted_source", "127.0.0.3"));
         }
     }
@@ -369,18 +371,18 @@ fn nobody_else_is_believed() {
 }
 
 #[test]
-fn a_client_cannot_speak_for_another_by_a_second_header() {
+fn second_header_does_not_change_the_client_address() {
     let upstream = Upstream::silent();
     for (listener, reason) in
         [(Listener::redis(&upstream), "plaintext_refused"), (Listener::postgres(&upstream), "protocol_violation")]
     {
         let listener = listener.trusting(&["10.0.0.0/8"]).behind(&[BALANCER, "10.1.2.3"]);
         let portcullis = Portcullis::before(listener);
-        // What the balancer announces is a client, even where that has a balancer's address.
+        // The announced address is that of a client, even if a load balancer has the same address.
         let header = [v1("10.1.2.3:7001", "192.0.2.1:1"), v1("10.6.6.6:7002", "192.0.2.1:1")].concat();
         let mut stream = balancer(&portcullis).dial();
         stream.write_all(&header).unwrap();
-        last_words(&mut stream);
+        read_until_closed(&mut stream);
         let denied = ending(&portcullis, port(&stream));
         assert_eq!((denied.reason(), denied.text("source")), (reason, "10.1.2.3"));
     }
@@ -388,7 +390,7 @@ fn a_client_cannot_speak_for_another_by_a_second_header() {
 }
 
 #[test]
-fn a_balancers_own_connection_is_judged_by_its_own_address() {
+fn load_balancer_local_connection_is_authorized_by_its_own_address() {
     let upstream = Upstream::echo();
     let own =
         [b"PROXY UNKNOWN\r\n".to_vec(), b"PROXY UNKNOWN 10.1.2.3 x\r\n".to_vec(), v2(0x20, 0, b""), v2(0x21, 0, b"")];
@@ -410,7 +412,7 @@ fn a_balancers_own_connection_is_judged_by_its_own_address() {
 }
 
 #[test]
-fn health_checks_find_it_well_and_disturb_nobody() {
+fn load_balancer_health_checks_pass_and_reach_no_upstream() {
     let upstream = Upstream::echo();
     let start = || Portcullis::before(Listener::redis(&upstream).behind(&[BALANCER]));
     // Checks are announced as clients are: by the balancer's own addresses in version 1, and LOCAL in version 2.
@@ -445,9 +447,9 @@ fn health_checks_find_it_well_and_disturb_nobody() {
 }
 
 #[test]
-fn health_check_after_the_first_is_only_counted() {
+fn repeated_health_checks_are_counted_and_not_logged() {
     let upstream = Upstream::echo();
-    // One kind is rejected when it is accepted, one is rejected by its header, and one says nothing.
+    // One kind is rejected when it is accepted, one by its header, and one sends nothing.
     for (checks, from) in [("true", BALANCER), ("[\"127.0.0.0/28\"]", BALANCER), ("[\"127.0.0.7\"]", "127.0.0.7")] {
         let listener = Listener::redis(&upstream).trusting(&["10.1.2.3"]);
         let behind = format!("proxy_protocol = {{ trusted = [\"{BALANCER}\"], health_checks = {checks} }}");
@@ -457,13 +459,13 @@ fn health_check_after_the_first_is_only_counted() {
             let mut stream = checker.dial();
             let _ = stream.write_all(&header);
             let _ = stream.shutdown(Shutdown::Write);
-            last_words(&mut stream);
+            read_until_closed(&mut stream);
         }
-        // What speaks for a client, or sends something else, is none.
-        let mut stranger = balancer(&portcullis).dial();
-        stranger.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
-        last_words(&mut stranger);
-        assert_eq!(ending(&portcullis, port(&stranger)).text("source"), "10.6.6.6");
+        // A header for a client, or other bytes, are no health check.
+        let mut untrusted = balancer(&portcullis).dial();
+        untrusted.write_all(&v1("10.6.6.6:7001", "192.0.2.1:6380")).unwrap();
+        read_until_closed(&mut untrusted);
+        assert_eq!(ending(&portcullis, port(&untrusted)).text("source"), "10.6.6.6");
         assert_eq!(refusal(&portcullis, b"*1\r\n$4\r\nPING\r\n").reason(), "proxy_header_missing");
         portcullis.stop();
         let events = portcullis.events();
@@ -486,12 +488,12 @@ fn checking(portcullis: &Portcullis, options: &str) -> Haproxy {
 }
 
 #[test]
-fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() {
+fn removed_announced_source_or_load_balancer_ends_sessions() {
     let upstream = Upstream::echo();
     let config = |trusting: &[&str], behind: &[&str]| {
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(trusting).behind(behind))
     };
-    let portcullis = Portcullis::start(Site::new(), config(&["10.1.0.0/16", "10.2.0.0/16"], &[BALANCER]));
+    let portcullis = Portcullis::start(TestDir::new(), config(&["10.1.0.0/16", "10.2.0.0/16"], &[BALANCER]));
     let mut kept = session(&portcullis, "10.1.0.1:7001");
     let gone = session(&portcullis, "10.2.0.1:7002");
     assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &[BALANCER])).is("reload.applied"));
@@ -502,7 +504,7 @@ fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() 
     // Another way to write the same balancers.
     assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &["127.0.0.8/31"])).is("reload.applied"));
     kept.ask(b"still here", b"still here");
-    // Its word was all that this session was let in by.
+    // This session was admitted only because of this load balancer.
     assert!(portcullis.reconfigure(config(&["10.1.0.0/16"], &["127.0.0.8"])).is("reload.applied"));
     let revoked =
         portcullis.event("a revocation", |event| event.is("session.revoked") && event.0["source_port"] == 7001);
@@ -512,12 +514,12 @@ fn sessions_end_with_the_rule_for_the_announced_address_and_with_the_balancer() 
 }
 
 #[test]
-fn who_loses_its_balancer_on_the_way_in_does_not_get_in() {
+fn load_balancer_removed_during_the_handshake_denies_its_client() {
     let upstream = Upstream::silent();
     let config = |behind: &str| {
         format!("{ON_SIGHUP}{}", Listener::redis(&upstream).trusting(&["10.1.0.0/16"]).behind(&[behind]))
     };
-    let portcullis = Portcullis::start(Site::new(), config(BALANCER));
+    let portcullis = Portcullis::start(TestDir::new(), config(BALANCER));
     let client = balancer(&portcullis);
     let mut waiting = client.dial();
     waiting.write_all(&v1("10.1.0.1:7001", "192.0.2.1:1")).unwrap();
@@ -530,12 +532,12 @@ fn who_loses_its_balancer_on_the_way_in_does_not_get_in() {
     assert!(words.rest().unwrap().starts_with(b"-DENIED"));
     assert_eq!(portcullis.refusal(7001), "untrusted_source");
     silent.write_all(&v1("10.1.0.1:7003", "192.0.2.1:1")).unwrap();
-    assert_eq!(last_words(&mut silent), b"");
+    assert_eq!(read_until_closed(&mut silent), b"");
     assert_eq!(portcullis.refusal(7003), "untrusted_source");
 }
 
 #[test]
-fn limits_count_by_the_announced_address() {
+fn limits_count_the_announced_address() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.0.0.0/8"]).behind(&[BALANCER]);
     let listener = listener.limit("max_connections_per_source = 1").limit("connection_rate_per_source = \"3/h\"");
@@ -556,7 +558,7 @@ fn limits_count_by_the_announced_address() {
 }
 
 #[test]
-fn observe_mode_asks_for_the_announced_address() {
+fn observe_mode_checks_the_announced_address() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener.key("enforcement = \"observe\""));
@@ -564,15 +566,15 @@ fn observe_mode_asks_for_the_announced_address() {
     assert!(!portcullis.opened(7001).has("would_deny"));
     let opened = portcullis.opened(7002);
     assert_eq!((opened.text("would_deny"), opened.text("balancer")), ("untrusted_source", BALANCER));
-    // Who has to announce and does not is no matter of trust.
+    // A missing header is denied in observe mode, too.
     assert_eq!(refusal(&portcullis, b"PING\r\n").reason(), "proxy_header_missing");
 }
 
 #[test]
-fn sessions_list_shows_clients_and_their_balancer() {
+fn sessions_list_shows_the_client_and_its_load_balancer() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.1.2.3", "127.0.0.1"]).behind(&[BALANCER]);
-    let portcullis = Portcullis::start(Site::new(), format!("{ADMIN}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
     let behind = session(&portcullis, "10.1.2.3:7001");
     let mut direct = portcullis.client().connect();
     direct.ask(b"hello", b"hello");
@@ -591,7 +593,7 @@ fn sessions_list_shows_clients_and_their_balancer() {
 }
 
 #[test]
-fn a_listener_without_tls_takes_announced_clients_and_hands_on_what_follows() {
+fn plaintext_listener_accepts_a_header_and_relays_the_rest() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).without_tls().behind(&[BALANCER]));
     for way in WAYS {
@@ -610,24 +612,24 @@ fn a_listener_without_tls_takes_announced_clients_and_hands_on_what_follows() {
 }
 
 #[test]
-fn a_query_is_cancelled_through_a_load_balancer() {
+fn query_is_cancelled_through_a_load_balancer() {
     let upstream = Upstream::brief();
     let portcullis = Portcullis::before(Listener::postgres(&upstream).trusting(&["10.1.2.3"]).behind(&[BALANCER]));
     let packet = cancel(77, &[1, 2, 3, 4]);
     let mut stream = balancer(&portcullis).dial();
     stream.write_all(&[v1("10.1.2.3:7001", "192.0.2.1:1"), packet.clone()].concat()).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     let forwarded = portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
     assert_eq!((forwarded.text("source"), forwarded.text("balancer")), ("10.1.2.3", BALANCER));
     assert_eq!(upstream.received(), packet);
     stream = balancer(&portcullis).dial();
     stream.write_all(&[v1("10.6.6.6:7002", "192.0.2.1:1"), packet].concat()).unwrap();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(7002), "untrusted_source");
     assert_eq!(upstream.connections(), 1);
 }
 
-/// The same bytes at every run.
+/// Pseudo-random bytes, the same in every run.
 fn noise(seed: u32, count: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
@@ -640,7 +642,7 @@ fn noise(seed: u32, count: usize) -> Vec<u8> {
 }
 
 #[test]
-fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
+fn hostile_headers_are_denied_and_reach_no_upstream() {
     let upstream = Upstream::silent();
     let listener = Listener::redis(&upstream).trusting(&["0.0.0.0/0", "::/0"]).behind(&[BALANCER]);
     let portcullis = Portcullis::before(listener.limit("handshake_timeout = \"500ms\""));
@@ -680,13 +682,13 @@ fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
         drop(stream);
     }
     // Many are only counted.
-    let told = |event: &Event| match event.is("denials.suppressed") {
+    let reported = |event: &Event| match event.is("denials.suppressed") {
         true => event.number("suppressed"),
         false => u64::from(event.is("connection.denied")),
     };
     eventually("all are refused", || {
-        let told: u64 = portcullis.events().iter().map(told).sum();
-        (told >= 400).then_some(())
+        let reported: u64 = portcullis.events().iter().map(reported).sum();
+        (reported >= 400).then_some(())
     });
     for denied in portcullis.events().iter().filter(|event| event.is("connection.denied")) {
         let known = [
@@ -702,18 +704,18 @@ fn hostile_headers_neither_hurt_nor_reach_the_upstream() {
     }
     eventually("all sockets are closed", || (portcullis.open_files() <= files).then_some(()));
     assert_eq!(portcullis.errors(), "");
-    assert_eq!(upstream.connections(), 1, "somebody reached the upstream");
+    assert_eq!(upstream.connections(), 1, "a client reached the upstream");
     announced(&client, &v1("10.1.2.3:7777", "192.0.2.1:1")).send(b"hello");
     portcullis.opened(7777);
 }
 
-fn asked(site: &Site, arguments: &[&str]) -> Outcome {
+fn asked(site: &TestDir, arguments: &[&str]) -> Outcome {
     run(executable().args(arguments).args(["-c", "portcullis.toml"]).current_dir(site.directory()))
 }
 
 #[test]
-fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
-    let site = Site::new();
+fn explain_reports_that_rules_do_not_apply_to_a_load_balancer() {
+    let site = TestDir::new();
     let listener = Listener::redis("127.0.0.1:6379").trusting(&["10.0.0.0/16"]);
     site.write("portcullis.toml", listener.behind(&["10.0.0.5", "192.0.2.0/28"]));
     let explain = |source| asked(&site, &["explain", "--listener", "main", "--source", source]);
@@ -738,8 +740,8 @@ fn explain_tells_that_a_balancer_is_not_judged_by_rules() {
 }
 
 #[test]
-fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them() {
-    let site = Site::new();
+fn check_shows_load_balancers_and_warns_if_they_are_also_sources() {
+    let site = TestDir::new();
     let check = |trusting: &[&str], behind: &[&str]| {
         let listener = Listener::redis("127.0.0.1:6379").trusting(trusting).behind(behind);
         site.write("portcullis.toml", listener.upstream("proxy_protocol = \"v2\""));
@@ -752,9 +754,9 @@ fn check_shows_balancers_and_what_is_announced_and_warns_of_clients_among_them()
     assert!(words.contains("192.0.2.0/28  (health checks from this address are refused"), "{words}");
     assert!(!words.contains("warning"), "{words}");
     let report: Value = serde_json::from_str(&json).unwrap();
-    let told = &report["listeners"][0]["proxy_protocol"];
-    assert_eq!(told["trusted"], serde_json::json!(["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]));
-    assert_eq!(told["upstream"], "v2");
+    let reported = &report["listeners"][0]["proxy_protocol"];
+    assert_eq!(reported["trusted"], serde_json::json!(["10.0.0.5", "192.0.2.0/28", "2001:db8::/64"]));
+    assert_eq!(reported["upstream"], "v2");
 
     let (wide, _) = check(&["192.0.2.0/24"], &["10.0.0.0/15", "2001:db8::/47", "10.0.0.0/16"]);
     assert_eq!(wide.matches("can announce any client address").count(), 2, "{wide}");

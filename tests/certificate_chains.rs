@@ -1,21 +1,21 @@
-//! Certificates and hellos of unusual kinds: what is accepted, and what is said of the others.
+//! Unusual certificates, chains and ClientHellos: what is accepted, and how the others are reported.
 
 use rustls::version::{TLS12, TLS13};
 
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::revocation::{assert_lives, session, start, wanting};
 
 const GREETING: &str = "greetings";
 
-/// An upstream that says so, and ends the connection, on which `openssl s_client` ends too.
+/// An upstream that sends this and closes the connection, which ends `openssl s_client`.
 fn greeting() -> Upstream {
-    Upstream::saying_and_ending(GREETING.as_bytes())
+    Upstream::sending_and_closing(GREETING.as_bytes())
 }
 
-/// What the audit says of a client that shows a certificate and is refused.
+/// The audit event of a client that presents a certificate and is denied.
 fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
     let (port, attempt) = portcullis.client().showing(leaf).attempt();
     attempt.unwrap_err();
@@ -26,7 +26,7 @@ fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
 
 #[test]
 fn handshakes_succeed_when_the_names_of_the_cas_are_longer_than_tls_allows() {
-    let (upstream, site, clients) = (Upstream::echo(), Site::new(), Authority::new("Clients CA"));
+    let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let long = "x".repeat(60);
     let others = (0..800).map(|number| Authority::new(&format!("CA {number} {long}")).pem());
     site.write("clients.pem", others.chain([clients.pem()]).collect::<String>());
@@ -41,20 +41,20 @@ fn handshakes_succeed_when_the_names_of_the_cas_are_longer_than_tls_allows() {
 
 #[test]
 fn server_certificate_with_a_critical_extension_is_served() {
-    let (upstream, site) = (greeting(), Site::new());
+    let (upstream, site) = (greeting(), TestDir::new());
     let leaf = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).with_critical_policies());
     site.install("server", &leaf);
     let portcullis = start(site, &[&Listener::redis(&upstream)]);
     for version in ["-tls1_2", "-tls1_3"] {
         // OpenSSL verifies such a chain; rustls does not.
-        let said = run(&mut s_client(&portcullis.site, portcullis.address("main"), &[version])).text();
-        assert!(said.contains("Verify return code: 0 (ok)") && said.contains(GREETING), "{version}: {said}");
+        let output = run(&mut s_client(&portcullis.site, portcullis.address("main"), &[version])).text();
+        assert!(output.contains("Verify return code: 0 (ok)") && output.contains(GREETING), "{version}: {output}");
     }
 }
 
 #[test]
 fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() {
-    let (upstream, site, clients) = (greeting(), Site::new(), Authority::new("Clients CA"));
+    let (upstream, site, clients) = (greeting(), TestDir::new(), Authority::new("Clients CA"));
     let leaf = clients.issue(Request::client("app").with_critical_policies());
     site.write("clients.pem", clients.pem());
     site.write("app.pem", leaf.pem());
@@ -68,8 +68,8 @@ fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() 
         run(&mut s_client(&portcullis.site, portcullis.address(listener), &options)).text()
     };
     for version in ["-tls1_2", "-tls1_3"] {
-        let said = show("pinned", version);
-        assert!(said.contains(GREETING), "{version}: {said}");
+        let output = show("pinned", version);
+        assert!(output.contains(GREETING), "{version}: {output}");
     }
     let seen = portcullis.seen();
     show("ca", "-tls1_3");
@@ -80,8 +80,8 @@ fn client_certificate_with_a_critical_extension_is_accepted_when_it_is_pinned() 
 }
 
 #[test]
-fn each_cause_of_an_unusable_chain_has_its_own_words() {
-    let (upstream, site, clients) = (Upstream::echo(), Site::new(), Authority::new("Clients CA"));
+fn each_unusable_chain_has_its_own_error() {
+    let (upstream, site, clients) = (Upstream::echo(), TestDir::new(), Authority::new("Clients CA"));
     let own_ca = Leaf::by_itself(Request::client("own").authority());
     let below_a_leaf = Authority::below_a_leaf(&clients, "Leaf that issues");
     site.write("clients.pem", format!("{}{}", clients.pem(), own_ca.pem()));
@@ -99,8 +99,8 @@ fn each_cause_of_an_unusable_chain_has_its_own_words() {
 }
 
 #[test]
-fn ca_with_name_constraints_that_cannot_be_checked_is_warned_of() {
-    let (upstream, site) = (Upstream::echo(), Site::new());
+fn unsupported_name_constraints_of_a_ca_give_a_warning() {
+    let (upstream, site) = (Upstream::echo(), TestDir::new());
     site.write("clients.pem", Authority::limited_to_a_directory("Limited CA").pem());
     let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
     let checked = run(executable().arg("check").arg("-c").arg(portcullis.site.path("portcullis.toml")));
@@ -109,9 +109,9 @@ fn ca_with_name_constraints_that_cannot_be_checked_is_warned_of() {
 }
 
 #[test]
-fn hello_that_is_too_old_is_described_in_the_words_of_the_field() {
+fn too_old_client_hello_is_reported_with_its_version() {
     let upstream = Upstream::silent();
-    let portcullis = start(Site::new(), &[&Listener::redis(&upstream)]);
+    let portcullis = start(TestDir::new(), &[&Listener::redis(&upstream)]);
     for (options, words) in [
         (&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"][..], "TLS 1.2"),
         (&["-tls1_2", "-cipher", "AES128-SHA:@SECLEVEL=0"], "too old"),
@@ -128,13 +128,13 @@ fn hello_that_is_too_old_is_described_in_the_words_of_the_field() {
 }
 
 #[test]
-fn server_name_with_a_trailing_dot_chooses_the_certificate_of_the_name_without() {
-    let (upstream, site) = (greeting(), Site::new());
+fn server_name_with_a_trailing_dot_selects_the_certificate() {
+    let (upstream, site) = (greeting(), TestDir::new());
     site.install("a", &site.ca.issue(Request::server(&["a.test"])));
     let portcullis = start(site, &[&Listener::redis(&upstream).certificates(&["server", "a"])]);
     for name in ["a.test", "a.test.", "A.Test."] {
         let mut client = s_client(&portcullis.site, portcullis.address("main"), &["-servername", name]);
-        let said = run(&mut client).text();
-        assert!(said.contains("subject=CN = a.test"), "{name}: {said}");
+        let output = run(&mut client).text();
+        assert!(output.contains("subject=CN = a.test"), "{name}: {output}");
     }
 }

@@ -1,4 +1,4 @@
-//! Sessions over every combination of legs, with TLS and without: how they end, what arrives, what they cost.
+//! Sessions over every combination of TLS, TCP and Unix socket: how they end, what arrives, what they use.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use crate::harness::client::reset;
-use crate::harness::redis::ANYBODY;
+use crate::harness::redis::ANY_CLIENT;
 use crate::harness::upstream::showing;
-use crate::harness::{Event, PATIENCE, Portcullis, Redis, Site, eventually, wire};
+use crate::harness::{Event, Portcullis, Redis, TestDir, WAIT_TIMEOUT, eventually, wire};
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that differ all along.
+/// Bytes without a short period.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|place| place.to_le_bytes()[place % 3] ^ 0x5a).collect()
 }
@@ -33,7 +33,7 @@ enum Kind {
 
 const UPSTREAMS: [Kind; 3] = [Kind::Tcp, Kind::Unix, Kind::Tls];
 
-/// An end of a session, outside Portcullis.
+/// The socket of a client or an upstream.
 enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -42,7 +42,7 @@ enum Wire {
 }
 
 impl Wire {
-    /// Has no more to say, and goes on listening.
+    /// Ends its sending direction, and continues to receive.
     fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -77,12 +77,12 @@ impl Wire {
 }
 
 impl Read for Wire {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(room),
-            Self::Unix(stream) => stream.read(room),
-            Self::Client(stream) => stream.read(room),
-            Self::Server(stream) => stream.read(room),
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+            Self::Client(stream) => stream.read(buffer),
+            Self::Server(stream) => stream.read(buffer),
         }
     }
 }
@@ -108,7 +108,7 @@ impl Write for Wire {
 }
 
 /// An upstream of this kind in a site, with a thread for each connection. Returns its lines of `[listener.upstream]`.
-fn upstream(site: &Site, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'static) -> String {
+fn upstream(site: &TestDir, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'static) -> String {
     let serve = Arc::new(serve);
     if kind == Kind::Unix {
         let path = site.path("upstream.sock");
@@ -160,7 +160,7 @@ fn listeners(protocol: &str, upstream: &str, limits: &str) -> String {
 }
 
 fn before(kind: Kind, limits: &str, serve: impl Fn(Wire) + Send + Sync + 'static) -> Portcullis {
-    let site = Site::new();
+    let site = TestDir::new();
     let upstream = upstream(&site, kind, serve);
     let portcullis = Portcullis::start(site, listeners("tcp", &upstream, limits));
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
@@ -171,8 +171,8 @@ fn client(portcullis: &Portcullis, name: &str) -> Wire {
     match name {
         "socket" => {
             let stream = UnixStream::connect(portcullis.site.path("portcullis.sock")).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+            stream.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
             Wire::Unix(stream)
         }
         "plain" => Wire::Tcp(portcullis.client_of(name).dial()),
@@ -180,12 +180,12 @@ fn client(portcullis: &Portcullis, name: &str) -> Wire {
     }
 }
 
-/// How the only session since then ended.
+/// The last event of the only session since then.
 fn closed(portcullis: &Portcullis, seen: usize) -> Event {
     portcullis.event_after(seen, "the end of the session", |event| event.is("connection.closed"))
 }
 
-/// Does something for every combination of legs.
+/// Runs a test for every combination of transports.
 fn for_all(
     limits: &str,
     serve: impl Fn(Wire) + Send + Sync + Clone + 'static,
@@ -206,13 +206,13 @@ fn for_all(
 }
 
 #[test]
-fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
+fn half_closed_client_receives_the_whole_answer_over_all_transports() {
     let answer = Arc::new(pattern(64 * MIB));
-    let said = Arc::clone(&answer);
+    let output = Arc::clone(&answer);
     let serve = move |mut stream: Wire| {
         let question = stream.read_all();
         let size: usize = String::from_utf8(question).unwrap().parse().unwrap();
-        stream.write_all(&said[..size]).unwrap();
+        stream.write_all(&output[..size]).unwrap();
         stream.finish().unwrap();
     };
     for_all("", serve, |portcullis, kind, name| {
@@ -231,17 +231,17 @@ fn a_client_that_ends_its_side_gets_the_whole_answer_over_any_legs() {
 }
 
 #[test]
-fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
+fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
     let serve = |mut stream: Wire| {
-        stream.write_all(b"go on").unwrap();
+        stream.write_all(b"again").unwrap();
         stream.finish().unwrap();
-        // What is wrong here shows in the count.
+        // A fault here shows in the count.
         stream.read_all();
     };
     for_all("", serve, |portcullis, _, name| {
         let seen = portcullis.seen();
         let mut client = client(portcullis, name);
-        assert_eq!(client.read_all(), b"go on");
+        assert_eq!(client.read_all(), b"again");
         client.write_all(&pattern(2 * MIB)).unwrap();
         client.finish().unwrap();
         let closed = closed(portcullis, seen);
@@ -251,33 +251,33 @@ fn an_upstream_that_ends_its_side_hears_the_client_out_over_any_legs() {
 }
 
 #[test]
-fn a_half_closed_session_ends_in_silence_and_not_before_over_any_legs() {
+fn half_close_timeout_counts_from_the_last_byte_over_all_transports() {
     let serve = |mut stream: Wire| {
         stream.read_all();
-        // Longer in all than the silence may last.
-        for _ in 0..6 {
+        // Longer in total than the timeout.
+        for _ in 0..12 {
             thread::sleep(Duration::from_millis(200));
             stream.write_all(b"more").unwrap();
         }
-        // Says no more, and stays for longer than anybody waits.
-        thread::sleep(PATIENCE);
+        // Sends no more, and stays open for longer than any timeout.
+        thread::sleep(WAIT_TIMEOUT);
     };
-    for_all("half_close_timeout = \"600ms\"", serve, |portcullis, _, name| {
+    for_all("half_close_timeout = \"2s\"", serve, |portcullis, _, name| {
         let seen = portcullis.seen();
         let begun = Instant::now();
         let mut client = client(portcullis, name);
         client.finish().unwrap();
-        let mut heard = vec![0; 24];
-        client.read_exact(&mut heard).unwrap();
-        assert_eq!(heard, b"more".repeat(6));
+        let mut received = vec![0; 48];
+        client.read_exact(&mut received).unwrap();
+        assert_eq!(received, b"more".repeat(12));
         let closed = closed(portcullis, seen);
         assert_eq!(closed.reason(), "half_close_timeout");
-        assert!(begun.elapsed() >= Duration::from_millis(1800), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= Duration::from_millis(4_400), "{:?}", begun.elapsed());
     });
 }
 
 #[test]
-fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_cut() {
+fn truncated_upstream_stream_is_delivered_and_marked_as_truncated_over_all_transports() {
     let serve = |mut stream: Wire| {
         wire::read_exactly(&mut stream, 1);
         stream.write_all(&pattern(3 * MIB)).unwrap();
@@ -288,9 +288,9 @@ fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_
         let seen = portcullis.seen();
         let mut client = client(&portcullis, name);
         client.write_all(b"?").unwrap();
-        let mut heard = Vec::new();
-        let end = client.read_to_end(&mut heard);
-        assert!(heard == pattern(3 * MIB), "{name}: {} bytes", heard.len());
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received);
+        assert!(received == pattern(3 * MIB), "{name}: {} bytes", received.len());
         match name {
             "secured" => assert_eq!(end.unwrap_err().kind(), ErrorKind::UnexpectedEof),
             _ => drop(end.unwrap()),
@@ -303,8 +303,8 @@ fn what_an_upstream_said_before_it_was_cut_off_arrives_and_tls_says_that_it_was_
 }
 
 #[test]
-fn whoever_goes_however_nothing_of_a_session_is_left() {
-    // The upstream does as it is told. Either of them may find that the other one has gone already.
+fn ended_session_leaves_nothing_however_either_side_closes() {
+    // The upstream executes commands. Either side may find that the other one has closed already.
     let serve = |mut stream: Wire| {
         let mut word = [0];
         while stream.read_exact(&mut word).is_ok() {
@@ -357,42 +357,42 @@ fn whoever_goes_however_nothing_of_a_session_is_left() {
 }
 
 #[test]
-fn a_slow_reader_costs_little_memory_over_any_legs() {
+fn slow_reader_uses_little_memory_over_all_transports() {
     /// In KiB. One reading of 64 KiB, held or sealed; the rest is for the allocator and the log.
-    const MOST: u64 = 384;
+    const MAX_GROWTH: u64 = 384;
     let serve = |mut stream: Wire| {
         wire::read_exactly(&mut stream, 1);
         let piece = pattern(MIB);
         while stream.write_all(&piece).is_ok() {}
     };
     for_all("", serve, |portcullis, kind, name| {
-        // Another has had such an answer before, so that all the code and the worker's buffers are there.
+        // An earlier client has read such an answer, so that code and buffers are already loaded.
         let mut earlier = client(portcullis, name);
         earlier.write_all(b"?").unwrap();
         wire::read_exactly(&mut earlier, 8 * MIB);
         let seen = portcullis.seen();
         earlier.reset();
         closed(portcullis, seen);
-        let before = portcullis.own_memory();
+        let before = portcullis.anonymous_memory();
         let mut client = client(portcullis, name);
         client.write_all(b"?").unwrap();
         wire::read_exactly(&mut client, 1);
-        // Nothing moves any more when it has used no time for a while.
+        // The transfer has stopped when the process uses no CPU for a while.
         let mut last = portcullis.cpu_ticks();
-        eventually("everybody waits", || {
+        eventually("both sides wait", || {
             thread::sleep(Duration::from_millis(100));
             let now = portcullis.cpu_ticks();
             (std::mem::replace(&mut last, now) == now).then_some(())
         });
-        let grown = portcullis.own_memory().saturating_sub(before);
-        assert!(grown <= MOST, "{name} client, {kind:?} upstream: {grown} KiB more");
+        let grown = portcullis.anonymous_memory().saturating_sub(before);
+        assert!(grown <= MAX_GROWTH, "{name} client, {kind:?} upstream: {grown} KiB more");
     });
 }
 
 #[test]
-fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
-    let site = Site::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+fn blocked_redis_clients_survive_reloads_over_all_transports() {
+    let site = TestDir::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let upstream = format!("address = \"{redis}\"\ntls = \"verify-full\"\nca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, listeners("redis", &upstream, ""));
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
@@ -427,10 +427,10 @@ fn those_who_wait_for_redis_in_tls_stay_over_reloads() {
 }
 
 #[test]
-fn a_pipeline_and_then_the_end_is_answered_to_the_last_word() {
+fn pipeline_before_a_half_close_is_answered_completely() {
     let redis = Redis::start();
     for upstream in [format!("address = \"{redis}\""), format!("address = \"unix:{}\"", redis.socket().display())] {
-        let portcullis = Portcullis::start(Site::new(), listeners("redis", &upstream, ""));
+        let portcullis = Portcullis::start(TestDir::new(), listeners("redis", &upstream, ""));
         portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
         for name in CLIENTS {
             let mut client = client(&portcullis, name);

@@ -1,20 +1,20 @@
-//! Who may come in: trusted sources, before anything else.
+//! Trusted sources: the first check of every connection.
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::client::port;
-use crate::harness::{Listener, Portcullis, Site, Upstream, eventually, wire};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
-fn an_untrusted_source_is_closed_before_a_byte() {
+fn untrusted_source_is_closed_before_the_first_byte() {
     let upstream = Upstream::silent();
     for listener in [Listener::redis(&upstream), Listener::postgres(&upstream), Listener::tcp(&upstream)] {
         let portcullis = Portcullis::before(listener);
-        let mut stranger = portcullis.client().from("127.0.0.2").dial();
-        // It has sent nothing, and still nobody waits for it.
-        assert_eq!(wire::last_words(&mut stranger), b"");
-        let denied = portcullis.ending(port(&stranger));
+        let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+        // It has sent nothing, and it is closed at once all the same.
+        assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+        let denied = portcullis.ending(port(&untrusted));
         assert_eq!(denied.reason(), "untrusted_source");
         assert_eq!(denied.text("source"), "127.0.0.2");
         assert_eq!(denied.text("listener"), "main");
@@ -24,30 +24,30 @@ fn an_untrusted_source_is_closed_before_a_byte() {
 }
 
 #[test]
-fn an_untrusted_source_gets_no_answer_to_a_tls_handshake() {
+fn untrusted_source_gets_no_answer_to_a_tls_handshake() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
-    let stranger = portcullis.client().from("127.0.0.2");
-    let mut stream = stranger.dial();
+    let untrusted = portcullis.client().from("127.0.0.2");
+    let mut stream = untrusted.dial();
     // The connection may be gone before the hello is written.
-    let _ = stranger.tls().write_tls(&mut stream);
-    assert_eq!(wire::last_words(&mut stream), b"");
+    let _ = untrusted.tls().write_tls(&mut stream);
+    assert_eq!(wire::read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
 }
 
 #[test]
-fn an_empty_list_lets_nobody_in() {
+fn empty_source_list_admits_no_client() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&[]));
     let mut stream = portcullis.client().dial();
-    assert_eq!(wire::last_words(&mut stream), b"");
+    assert_eq!(wire::read_until_closed(&mut stream), b"");
     assert_eq!(portcullis.refusal(port(&stream)), "untrusted_source");
     upstream.assert_untouched();
 }
 
 #[test]
-fn the_longest_matching_rule_is_the_one_in_the_audit() {
+fn audit_names_the_longest_matching_rule() {
     let upstream = Upstream::echo();
     let sources = ["127.0.0.0/8", "127.0.0.1", "0.0.0.0/0"];
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&sources));
@@ -61,7 +61,7 @@ fn the_longest_matching_rule_is_the_one_in_the_audit() {
 }
 
 #[test]
-fn an_ipv4_mapped_source_is_judged_as_ipv4() {
+fn ipv4_mapped_source_is_judged_as_ipv4() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).on(&["[::]:0"]));
     let mut here = portcullis.address("main");
@@ -72,18 +72,18 @@ fn an_ipv4_mapped_source_is_judged_as_ipv4() {
     assert_eq!(opened.text("source"), "127.0.0.1");
     assert_eq!(opened.text("rule"), "ip_addr:127.0.0.1");
 
-    let mut stranger = portcullis.client().at(here).from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
-    assert_eq!(portcullis.ending(port(&stranger)).text("source"), "127.0.0.2");
+    let mut untrusted = portcullis.client().at(here).from("127.0.0.2").dial();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+    assert_eq!(portcullis.ending(port(&untrusted)).text("source"), "127.0.0.2");
 }
 
 #[test]
-fn a_rule_for_a_mapped_address_means_the_ipv4_one() {
+fn rule_for_a_mapped_address_means_the_ipv4_one() {
     let upstream = Upstream::echo();
     let portcullis = Portcullis::before(Listener::redis(&upstream).trusting(&["::ffff:127.0.0.0/120"]));
     portcullis.client().connect().ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.1.1").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
+    let mut untrusted = portcullis.client().from("127.0.1.1").dial();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn all_of_ipv6_does_not_include_ipv4() {
     let mut address = portcullis.address("main");
     address.set_ip("127.0.0.1".parse().unwrap());
     let mut ipv4 = portcullis.client().at(address).dial();
-    assert_eq!(wire::last_words(&mut ipv4), b"");
+    assert_eq!(wire::read_until_closed(&mut ipv4), b"");
     assert_eq!(portcullis.refusal(port(&ipv4)), "untrusted_source");
 
     address.set_ip("::1".parse().unwrap());
@@ -104,7 +104,7 @@ fn all_of_ipv6_does_not_include_ipv4() {
 }
 
 #[test]
-fn an_ipv6_only_listener_does_not_answer_ipv4() {
+fn ipv6_only_listener_does_not_answer_ipv4() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["::1", "127.0.0.1"]);
     let portcullis = Portcullis::before(listener.key("ipv6_only = true"));
@@ -117,26 +117,26 @@ fn an_ipv6_only_listener_does_not_answer_ipv4() {
 }
 
 #[test]
-fn observing_lets_a_stranger_in_and_says_that_it_would_not_have() {
+fn observe_mode_admits_an_untrusted_source_and_logs_would_deny() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).key("enforcement = \"observe\"");
     let mut portcullis = Portcullis::before(listener);
-    let mut stranger = portcullis.client().from("127.0.0.2").connect();
-    stranger.ask(b"hello", b"hello");
-    assert_eq!(portcullis.opened(stranger.port()).text("would_deny"), "untrusted_source");
+    let mut untrusted = portcullis.client().from("127.0.0.2").connect();
+    untrusted.ask(b"hello", b"hello");
+    assert_eq!(portcullis.opened(untrusted.port()).text("would_deny"), "untrusted_source");
 
     let mut trusted = portcullis.client().connect();
     trusted.ask(b"hello", b"hello");
     assert!(!portcullis.opened(trusted.port()).has("would_deny"));
-    drop((stranger, trusted));
+    drop((untrusted, trusted));
     let (_, events) = portcullis.stop();
     assert!(!events.iter().any(|event| event.is("connection.denied")));
 }
 
 #[test]
-fn the_sources_file_and_the_configured_rules_count_together() {
+fn sources_file_adds_to_the_configured_rules() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     site.write(
         "sources.toml",
         r#"
@@ -161,12 +161,12 @@ fn the_sources_file_and_the_configured_rules_count_together() {
         client.ask(b"hello", b"hello");
         assert_eq!(portcullis.opened(client.port()).text("rule"), rule);
     }
-    let mut stranger = portcullis.client().from("127.0.0.2").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
+    let mut untrusted = portcullis.client().from("127.0.0.2").dial();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
 }
 
 #[test]
-fn a_rule_can_be_a_table_with_a_description_and_an_expiry() {
+fn rule_table_accepts_description_and_expiry() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&[]).to_string().replace(
         "trusted_sources = []",
@@ -176,37 +176,37 @@ fn a_rule_can_be_a_table_with_a_description_and_an_expiry() {
             { type = "ip_addr", value = "127.0.0.3", description = "left", expires_at = 2020-01-31T00:00:00Z },
         ]"#,
     );
-    let portcullis = Portcullis::start(Site::new(), listener);
+    let portcullis = Portcullis::start(TestDir::new(), listener);
     for source in ["127.0.0.1", "127.0.0.2"] {
         portcullis.client().from(source).connect().ask(b"hello", b"hello");
     }
     let mut expired = portcullis.client().from("127.0.0.3").dial();
-    assert_eq!(wire::last_words(&mut expired), b"");
+    assert_eq!(wire::read_until_closed(&mut expired), b"");
     assert_eq!(portcullis.refusal(port(&expired)), "untrusted_source");
 }
 
 #[test]
-fn a_rule_lets_in_until_the_moment_it_expires() {
+fn rule_admits_until_it_expires() {
     let upstream = Upstream::echo();
     let soon = (OffsetDateTime::now_utc() + Duration::seconds(3)).format(&Rfc3339).unwrap();
     let listener = Listener::redis(&upstream).trusting(&[]).to_string().replace(
         "trusted_sources = []",
         &format!(r#"trusted_sources = [{{ type = "ip_addr", value = "127.0.0.1", expires_at = {soon} }}]"#),
     );
-    let portcullis = Portcullis::start(Site::new(), listener);
+    let portcullis = Portcullis::start(TestDir::new(), listener);
     let client = portcullis.client();
     client.connect().ask(b"hello", b"hello");
     let refused = eventually("the rule expires", || {
         let (port, connection) = client.attempt();
         connection.is_err().then_some(port)
     });
-    // It may have been let in a moment before, and found expired a moment after: on its way in, or as a session.
+    // It may have been admitted just before the expiry and closed just after it: in its handshake, or as a session.
     let ending = portcullis.ending(refused);
     assert!(matches!(ending.reason(), "untrusted_source" | "rule_expired"), "{}", ending.0);
 }
 
 #[test]
-fn a_listener_serves_all_of_its_addresses() {
+fn listener_serves_all_its_addresses() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).on(&["127.0.0.1:0", "127.0.0.2:0", "[::1]:0"]).trusting(&[
         "127.0.0.1",
@@ -223,26 +223,26 @@ fn a_listener_serves_all_of_its_addresses() {
 
 #[test]
 fn each_listener_has_its_own_sources_and_upstream() {
-    let (one, two) = (Upstream::saying(b"one"), Upstream::saying(b"two"));
+    let (one, two) = (Upstream::sending(b"one"), Upstream::sending(b"two"));
     let config = format!(
         "{}{}",
         Listener::redis(&one).named("one").trusting(&["127.0.0.1"]),
         Listener::tcp(&two).named("two").trusting(&["127.0.0.2"]),
     );
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     assert_eq!(portcullis.client_of("one").connect().receive(3), b"one");
     assert_eq!(portcullis.client_of("two").from("127.0.0.2").connect().receive(3), b"two");
     for (listener, source) in [("one", "127.0.0.2"), ("two", "127.0.0.1")] {
-        let mut stranger = portcullis.client_of(listener).from(source).dial();
-        assert_eq!(wire::last_words(&mut stranger), b"");
-        assert_eq!(portcullis.ending(port(&stranger)).text("listener"), listener);
+        let mut untrusted = portcullis.client_of(listener).from(source).dial();
+        assert_eq!(wire::read_until_closed(&mut untrusted), b"");
+        assert_eq!(portcullis.ending(port(&untrusted)).text("listener"), listener);
     }
 }
 
 #[test]
 fn twenty_thousand_rules_load_and_match() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let rules = (0..20_000_u32).map(|number| {
         let [_, high, middle, low] = number.to_be_bytes();
         format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.{high}.{middle}.{low}\"\n")
@@ -252,6 +252,6 @@ fn twenty_thousand_rules_load_and_match() {
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, listener);
     portcullis.client().from("127.0.0.2").connect().ask(b"hello", b"hello");
-    let mut stranger = portcullis.client().from("127.0.0.3").dial();
-    assert_eq!(wire::last_words(&mut stranger), b"");
+    let mut untrusted = portcullis.client().from("127.0.0.3").dial();
+    assert_eq!(wire::read_until_closed(&mut untrusted), b"");
 }

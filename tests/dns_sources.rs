@@ -1,4 +1,4 @@
-//! Sources that are host names: looked up again and again, by the system's own resolver.
+//! Trusted sources that are host names, resolved periodically by the resolver of the system.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::harness::hosts::{executable, name, start};
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::run;
-use crate::harness::{Connection, Event, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// Keeps its state in the site.
+/// Keeps its state in the directory.
 pub(crate) const STATE: &str = "state.directory = \"state\"\n";
 
 const RULE: &str = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";
@@ -24,8 +24,8 @@ fn config(upstream: &Upstream, rules: &[&str]) -> String {
     )
 }
 
-fn site(ips: &[&str]) -> Site {
-    let site = Site::new();
+fn site(ips: &[&str]) -> TestDir {
+    let site = TestDir::new();
     name(&site, &[("app.test", ips)]);
     site
 }
@@ -38,25 +38,26 @@ fn let_in(portcullis: &Portcullis, source: &str) -> Connection {
     portcullis.client().from(source).attempt().1.unwrap()
 }
 
-/// The event that tells of addresses of the name.
-fn told(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
+/// The event about addresses of the name.
+fn source_event(portcullis: &Portcullis, seen: usize, event: &str, addresses: &str) -> Event {
     let words = format!("{event} with {addresses}");
     portcullis.event_after(seen, &words, |line| line.is(event) && line.0["addresses"] == addresses)
 }
 
-/// What `status` has of the first name.
+/// The first name in `status`.
 fn status(portcullis: &Portcullis) -> Value {
     portcullis.status()["dns_sources"][0].clone()
 }
 
 fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
     let texts = ["message", "detail", "error", "warning"];
-    let says = |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
-    portcullis.event_after(seen, words, says)
+    let has_words =
+        |line: &Event| texts.iter().any(|field| line.0[field].as_str().is_some_and(|text| text.contains(words)));
+    portcullis.event_after(seen, words, has_words)
 }
 
 #[test]
-fn a_client_comes_in_by_the_name_of_its_host() {
+fn client_is_admitted_by_its_host_name() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5", "::1"]), config(&upstream, &[RULE])) else { return };
     let inside = let_in(&portcullis, "127.0.0.5");
@@ -69,19 +70,19 @@ fn a_client_comes_in_by_the_name_of_its_host() {
 }
 
 #[test]
-fn an_address_that_comes_is_let_in_and_one_that_goes_ends_its_sessions_and_no_others() {
+fn added_address_is_admitted_and_removed_address_ends_its_sessions() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
     let mut stays = let_in(&portcullis, "127.0.0.5");
     assert!(!is_let_in(&portcullis, "127.0.0.6"));
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-    let added = told(&portcullis, seen, "source.added", "127.0.0.6");
+    let added = source_event(&portcullis, seen, "source.added", "127.0.0.6");
     assert_eq!((added.text("rule"), added.text("listener")), ("dns:app.test", "main"));
     let leaves = let_in(&portcullis, "127.0.0.6");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
-    told(&portcullis, seen, "source.removed", "127.0.0.6");
+    source_event(&portcullis, seen, "source.removed", "127.0.0.6");
     let ending = portcullis.ending(leaves.port());
     assert_eq!((ending.reason(), ending.text("rule")), ("source_revoked", "dns:app.test"));
     assert!(!is_let_in(&portcullis, "127.0.0.6"));
@@ -91,20 +92,20 @@ fn an_address_that_comes_is_let_in_and_one_that_goes_ends_its_sessions_and_no_ot
 }
 
 #[test]
-fn another_address_costs_no_client_its_session_ticket() {
+fn added_address_keeps_session_tickets_valid() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
     let client = portcullis.client().from("127.0.0.5");
     drop(client.attempt().1.unwrap());
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-    told(&portcullis, seen, "source.added", "127.0.0.6");
+    source_event(&portcullis, seen, "source.added", "127.0.0.6");
     let again = client.attempt().1.unwrap();
     assert_eq!(again.tls().handshake_kind(), Some(rustls::HandshakeKind::Resumed));
 }
 
 #[test]
-fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart() {
+fn unresolvable_name_keeps_its_addresses_over_a_restart() {
     let upstream = Upstream::echo();
     let Some(mut portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
     let mut inside = let_in(&portcullis, "127.0.0.5");
@@ -124,19 +125,19 @@ fn a_name_that_cannot_be_resolved_keeps_its_last_addresses_also_over_a_restart()
     assert_eq!(warnings, 1, "once for each change and not for each try");
 
     let config = fs::read_to_string(portcullis.site.path("portcullis.toml")).unwrap();
-    let site = std::mem::replace(&mut portcullis.site, Site::new());
+    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
     let again = start(site, config).unwrap();
     assert!(is_let_in(&again, "127.0.0.5"), "what is kept counts");
     warned(&again, 0, "using the last good answer, from 20");
     let seen = again.seen();
     name(&again.site, &[("app.test", &["127.0.0.7"])]);
-    told(&again, seen, "source.removed", "127.0.0.5");
+    source_event(&again, seen, "source.removed", "127.0.0.5");
     assert!(is_let_in(&again, "127.0.0.7"));
     warned(&again, seen, "can be resolved again");
 }
 
 #[test]
-fn a_name_that_never_was_resolved_lets_nobody_in_and_the_start_goes_on() {
+fn never_resolved_name_admits_no_client_and_does_not_fail_the_start() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&[]), config(&upstream, &[RULE, "\"127.0.0.1\""])) else { return };
     assert!(is_let_in(&portcullis, "127.0.0.1"));
@@ -144,12 +145,12 @@ fn a_name_that_never_was_resolved_lets_nobody_in_and_the_start_goes_on() {
     warned(&portcullis, 0, "the rule admits no client until it can be resolved");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
-    told(&portcullis, seen, "source.added", "127.0.0.5");
+    source_event(&portcullis, seen, "source.added", "127.0.0.5");
     assert!(is_let_in(&portcullis, "127.0.0.5"));
 }
 
 #[test]
-fn a_state_file_that_is_broken_is_passed_over() {
+fn broken_state_file_is_ignored() {
     let upstream = Upstream::echo();
     let config = config(&upstream, &[RULE]);
     let Some(mut portcullis) = start(site(&["127.0.0.5"]), &config) else { return };
@@ -162,7 +163,7 @@ fn a_state_file_that_is_broken_is_passed_over() {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     portcullis.stop();
     fs::write(&file, "{\"names\":{\"app.test\":{\"addresses\":[\"0.0.0.0/0\"]}}}").unwrap();
-    let site = std::mem::replace(&mut portcullis.site, Site::new());
+    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
     name(&site, &[]);
     let again = start(site, config).unwrap();
     assert!(!is_let_in(&again, "127.0.0.5"));
@@ -170,7 +171,7 @@ fn a_state_file_that_is_broken_is_passed_over() {
 }
 
 #[test]
-fn where_nothing_can_be_kept_that_is_said_and_the_rest_works() {
+fn unwritable_state_directory_gives_a_warning_only() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5"]);
     site.write("state", "no directory");
@@ -180,7 +181,7 @@ fn where_nothing_can_be_kept_that_is_said_and_the_rest_works() {
 }
 
 #[test]
-fn a_rule_for_a_name_ends_like_any_other() {
+fn rule_for_a_name_expires_like_any_other() {
     let upstream = Upstream::echo();
     let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
     let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
@@ -194,7 +195,7 @@ fn a_rule_for_a_name_ends_like_any_other() {
 }
 
 #[test]
-fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
+fn reload_replaces_a_network_by_a_name_without_ending_sessions() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5"]);
     let Some(portcullis) = start(site, config(&upstream, &["\"127.0.0.5\""])) else { return };
@@ -203,25 +204,25 @@ fn a_reload_takes_a_name_for_the_network_it_stands_in_for_without_a_gap() {
     let applied = portcullis.reconfigure(config(&upstream, &[RULE]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_eq!((applied.number("sources_added"), applied.number("sources_removed")), (1, 1));
-    told(&portcullis, seen, "source.added", "127.0.0.5");
+    source_event(&portcullis, seen, "source.added", "127.0.0.5");
     inside.ask(b"still here", b"still here");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
-    told(&portcullis, seen, "source.added", "127.0.0.6");
+    source_event(&portcullis, seen, "source.added", "127.0.0.6");
     let seen = portcullis.seen();
     let applied = portcullis.reconfigure(config(&upstream, &["\"127.0.0.6\""]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
-    told(&portcullis, seen, "source.removed", "127.0.0.5,127.0.0.6");
+    source_event(&portcullis, seen, "source.removed", "127.0.0.5,127.0.0.6");
     assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
     assert!(is_let_in(&portcullis, "127.0.0.6"));
 }
 
 #[test]
-fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
+fn at_most_a_thousand_added_names_are_logged_at_once() {
     let upstream = Upstream::echo();
     let (names, ips): (Vec<_>, Vec<_>) =
         (0..1_001).map(|number| (format!("n{number}.test"), format!("10.0.{}.{}", number / 250, number % 250))).unzip();
-    let site = Site::new();
+    let site = TestDir::new();
     let ips: Vec<_> = ips.iter().map(|ip| [ip.as_str()]).collect();
     name(&site, &names.iter().zip(&ips).map(|(name, ip)| (name.as_str(), &ip[..])).collect::<Vec<_>>());
     let Some(portcullis) = start(site, config(&upstream, &[])) else { return };
@@ -229,12 +230,12 @@ fn of_very_many_names_that_come_at_once_a_thousand_are_told() {
     let rules: Vec<_> = names.iter().map(|name| format!("\"dns:{name}\"")).collect();
     let applied = portcullis.reconfigure(config(&upstream, &rules.iter().map(String::as_str).collect::<Vec<_>>()));
     assert_eq!(applied.number("sources_added"), 1_001, "{}", applied.0);
-    let told = portcullis.events().into_iter().filter(|event| event.is("source.added") && event.has("addresses"));
-    assert_eq!(told.count(), 1_000);
+    let is_added = |event: &Event| event.is("source.added") && event.has("addresses");
+    portcullis.assert_count("a thousand names are reported", 1_000, is_added);
 }
 
 #[test]
-fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
+fn changing_names_do_not_delay_the_poll() {
     let upstream = Upstream::echo();
     let config = config(&upstream, &[RULE]).replace("reload.poll = \"0s\"", "reload.poll = \"2s\"");
     let Some(portcullis) = start(site(&["127.0.0.1"]), &config) else { return };
@@ -246,7 +247,7 @@ fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
         ips.push(ip.clone());
         let ips: Vec<_> = ips.iter().map(String::as_str).collect();
         name(&portcullis.site, &[("app.test", &ips)]);
-        told(&portcullis, seen, "source.added", &ip);
+        source_event(&portcullis, seen, "source.added", &ip);
         if portcullis.events().iter().any(|event| event.is("reload.applied")) {
             return;
         }
@@ -255,7 +256,7 @@ fn names_that_move_all_the_time_do_not_hold_back_the_poll() {
 }
 
 #[test]
-fn check_and_explain_resolve_and_say_by_which_name() {
+fn check_and_explain_resolve_names_and_print_them() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5", "2001:db8::1"]);
     site.write("portcullis.toml", config(&upstream, &[RULE, "\"dns:gone.test\""]));
@@ -265,10 +266,10 @@ fn check_and_explain_resolve_and_say_by_which_name() {
     };
     let Some(outcome) = ask(&["check"]) else { return };
     let words = outcome.success();
-    for said in
+    for output in
         ["dns:app.test, now 127.0.0.5 2001:db8::1", "dns:gone.test, NO ADDRESS", "warning: dns:gone.test cannot be"]
     {
-        assert!(words.contains(said), "{said} in {words}");
+        assert!(words.contains(output), "{output} in {words}");
     }
     let report: Value = serde_json::from_str(&ask(&["check", "--json"]).unwrap().success()).unwrap();
     let source = &report["listeners"][0]["sources"][0];

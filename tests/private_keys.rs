@@ -1,4 +1,4 @@
-//! Where keys may be and how they may be protected: behind a passphrase, in the environment, among systemd's credentials.
+//! Private keys: encrypted, in the environment, and in systemd credentials.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::executable;
 use crate::harness::program::{Outcome, run};
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::{ON_CHANGE, served, wait_until_served};
 
 const PASSPHRASE: &str = "correct horse, battery staple";
@@ -16,38 +16,38 @@ const PASSPHRASE: &str = "correct horse, battery staple";
 const ENCRYPTED: &str = "cert = \"server.crt\", key = \"encrypted.key\", key_passphrase_file = \"passphrase\"";
 
 /// A site in which `passphrase` holds the passphrase.
-fn site() -> Site {
-    let site = Site::new();
+fn site() -> TestDir {
+    let site = TestDir::new();
     site.write("passphrase", format!("{PASSPHRASE}\n"));
     site
 }
 
 /// Encrypts `server.key` into `encrypted.key` with an openssl command that gets in- and output appended.
-fn encrypt(site: &Site, how: &[&str]) {
+fn encrypt(site: &TestDir, how: &[&str]) {
     let files = ["-in", "server.key", "-out", "encrypted.key", "-passout", "file:passphrase"];
     openssl(site, &[how, &files].concat());
     fs::set_permissions(site.path("encrypted.key"), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// `check` with one listener that has this certificate.
-fn check(site: &Site, certificate: &str) -> Outcome {
+fn check(site: &TestDir, certificate: &str) -> Outcome {
     check_by(executable(), site, Listener::redis("127.0.0.1:6379").certificate(certificate))
 }
 
-fn check_by(mut command: Command, site: &Site, listener: Listener) -> Outcome {
+fn check_by(mut command: Command, site: &TestDir, listener: Listener) -> Outcome {
     site.write("portcullis.toml", listener);
     run(command.args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory()))
 }
 
-/// Everything that a command said, which must not be the passphrase.
-fn said(outcome: &Outcome) -> String {
-    let said = format!("{}{}", outcome.text(), outcome.stderr);
-    assert!(!PASSPHRASE.split(' ').any(|word| said.contains(word)), "{said}");
-    said
+/// All output of a command, which must not contain the passphrase.
+fn text_of(outcome: &Outcome) -> String {
+    let printed = format!("{}{}", outcome.text(), outcome.stderr);
+    assert!(!PASSPHRASE.split(' ').any(|word| printed.contains(word)), "{printed}");
+    printed
 }
 
 #[test]
-fn every_encryption_that_openssl_writes_today_is_opened() {
+fn keys_in_each_encryption_of_openssl_are_decrypted() {
     let site = site();
     for how in [
         &["pkey", "-aes256"][..],
@@ -59,13 +59,13 @@ fn every_encryption_that_openssl_writes_today_is_opened() {
     ] {
         encrypt(&site, how);
         let outcome = check(&site, ENCRYPTED);
-        assert_eq!(outcome.code, Some(0), "{how:?}: {}", said(&outcome));
-        assert!(!said(&outcome).contains("warning"), "{how:?}: {}", said(&outcome));
+        assert_eq!(outcome.code, Some(0), "{how:?}: {}", text_of(&outcome));
+        assert!(!text_of(&outcome).contains("warning"), "{how:?}: {}", text_of(&outcome));
     }
 }
 
 #[test]
-fn a_key_that_was_never_in_clear_serves() {
+fn encrypted_key_serves_clients() {
     let site = site();
     let algorithm = ["-algorithm", "RSA", "-aes256", "-out", "encrypted.key", "-pass", "file:passphrase"];
     openssl(&site, &[&["genpkey"][..], &algorithm].concat());
@@ -77,7 +77,7 @@ fn a_key_that_was_never_in_clear_serves() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_named_with_the_command_that_converts_it() {
+fn unsupported_encryption_is_reported_with_a_conversion_command() {
     let site = site();
     // openssl would take the second line of one file for the second passphrase.
     site.write("same", PASSPHRASE);
@@ -88,11 +88,11 @@ fn what_cannot_be_opened_is_named_with_the_command_that_converts_it() {
     ] {
         encrypt(&site, how);
         let outcome = check(&site, ENCRYPTED);
-        let said = said(&outcome);
-        assert_eq!(outcome.code, Some(78), "{how:?}: {said}");
-        assert!(said.contains(name) && said.contains("encrypted.key"), "{how:?}: {said}");
+        let printed = text_of(&outcome);
+        assert_eq!(outcome.code, Some(78), "{how:?}: {printed}");
+        assert!(printed.contains(name) && printed.contains("encrypted.key"), "{how:?}: {printed}");
 
-        let (_, convert) = said.split_once("openssl ").expect("a command");
+        let (_, convert) = printed.split_once("openssl ").expect("a command");
         let convert =
             format!("{} converted.key", convert.split_once(" NEW").unwrap().0).replace("OLD", "encrypted.key");
         let passphrases = ["-passin", "file:passphrase", "-passout", "file:same"];
@@ -103,13 +103,13 @@ fn what_cannot_be_opened_is_named_with_the_command_that_converts_it() {
 }
 
 #[test]
-fn a_passphrase_that_does_not_fit_is_said_to_and_never_shown() {
+fn wrong_passphrase_is_reported_and_never_shown() {
     let site = site();
     encrypt(&site, &["pkey", "-aes256"]);
     let problem = |words: &[&str]| {
         let outcome = check(&site, ENCRYPTED);
         assert_eq!(outcome.code, Some(78));
-        words.iter().for_each(|word| assert!(said(&outcome).contains(word), "no {word} in {}", said(&outcome)));
+        words.iter().for_each(|word| assert!(text_of(&outcome).contains(word), "no {word} in {}", text_of(&outcome)));
     };
     site.write("passphrase", format!("{PASSPHRASE}, and more"));
     problem(&["key_passphrase_file: passphrase does not contain the passphrase of encrypted.key"]);
@@ -126,19 +126,19 @@ fn a_passphrase_that_does_not_fit_is_said_to_and_never_shown() {
 }
 
 #[test]
-fn a_passphrase_that_nobody_needs_and_one_that_everybody_can_read_are_warned_of() {
+fn unneeded_and_readable_passphrases_give_warnings() {
     let site = site();
     let outcome = check(&site, &ENCRYPTED.replace("encrypted.key", "server.key"));
-    assert_eq!(outcome.code, Some(0), "{}", said(&outcome));
-    assert!(said(&outcome).contains("warning: listener main: the key server.key is not encrypted"));
+    assert_eq!(outcome.code, Some(0), "{}", text_of(&outcome));
+    assert!(text_of(&outcome).contains("warning: listener main: the key server.key is not encrypted"));
     encrypt(&site, &["pkey", "-aes256"]);
     fs::set_permissions(site.path("passphrase"), fs::Permissions::from_mode(0o644)).unwrap();
     let outcome = check(&site, ENCRYPTED);
-    assert!(said(&outcome).contains("can read the passphrase passphrase"), "{}", said(&outcome));
+    assert!(text_of(&outcome).contains("can read the passphrase passphrase"), "{}", text_of(&outcome));
 }
 
 #[test]
-fn an_encrypted_key_rotates_with_its_passphrase() {
+fn encrypted_key_rotates_with_its_passphrase() {
     let upstream = Upstream::echo();
     let site = site();
     encrypt(&site, &["pkey", "-aes256"]);
@@ -151,12 +151,12 @@ fn an_encrypted_key_rotates_with_its_passphrase() {
         site.write("server.key", leaf.key_pem());
         site.write("new", format!("another passphrase {round}"));
         openssl(site, &["pkey", "-aes256", "-in", "server.key", "-out", "encrypted.new", "-passout", "file:new"]);
-        // One after the other, as a script would.
+        // One file after the other, as a script does.
         fs::rename(site.path("new"), site.path("passphrase")).unwrap();
         fs::rename(site.path("encrypted.new"), site.path("encrypted.key")).unwrap();
         site.replace("server.crt", leaf.pem());
         wait_until_served(&portcullis, &leaf);
-        // The word of it comes a moment later.
+        // The log line comes a moment later.
         let sha256 = leaf.sha256();
         portcullis.event("the reload", |event| event.is("reload.applied") && event.0.to_string().contains(&sha256));
     }
@@ -170,10 +170,10 @@ fn an_encrypted_key_rotates_with_its_passphrase() {
 }
 
 #[test]
-fn a_certificate_and_its_key_can_stand_in_the_environment() {
+fn certificate_and_key_are_read_from_the_environment() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).certificate("cert = \"env:TLS_CERT\", key = \"env:TLS_KEY\"");
-    let site = Site::new();
+    let site = TestDir::new();
     let leaf = site.server();
     let mut command = executable();
     command.env("TLS_CERT", leaf.pem()).env("TLS_KEY", leaf.key_pem());
@@ -187,8 +187,8 @@ fn a_certificate_and_its_key_can_stand_in_the_environment() {
 }
 
 #[test]
-fn a_variable_without_a_key_is_a_problem_of_the_configuration() {
-    let site = Site::new();
+fn variable_without_a_key_is_a_configuration_error() {
+    let site = TestDir::new();
     for (value, words) in [
         (None, "the environment variable TLS_KEY is not set"),
         (Some(""), "the environment variable TLS_KEY is empty"),
@@ -204,14 +204,14 @@ fn a_variable_without_a_key_is_a_problem_of_the_configuration() {
 }
 
 /// A site whose files are credentials, and the listener that names them so.
-fn with_credentials() -> (Site, Listener) {
+fn with_credentials() -> (TestDir, Listener) {
     let site = site();
     encrypt(&site, &["pkey", "-aes256"]);
     fs::create_dir(site.path("credentials")).unwrap();
     site.write("sources", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"127.0.0.0/8\"\n");
     for name in ["server.crt", "encrypted.key", "passphrase", "ca.crt", "sources"] {
         fs::rename(site.path(name), site.path(&format!("credentials/{name}"))).unwrap();
-        // As systemd has them where a service runs as another user than root.
+        // The owner and mode that systemd sets if the service does not run as root.
         let mode = fs::Permissions::from_mode(0o440);
         fs::set_permissions(site.path(&format!("credentials/{name}")), mode).unwrap();
     }
@@ -227,7 +227,7 @@ fn with_credentials() -> (Site, Listener) {
 }
 
 #[test]
-fn files_can_be_credentials_of_systemd() {
+fn files_are_read_from_systemd_credentials() {
     let (site, listener) = with_credentials();
     let with = || {
         let mut command = executable();
@@ -238,7 +238,7 @@ fn files_can_be_credentials_of_systemd() {
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert!(outcome.text().contains("127.0.0.0/8"), "{}", outcome.text());
     assert!(!outcome.text().contains("warning"), "{}", outcome.text());
-    // Readable by everybody is too much for a credential, too.
+    // A credential must not be readable by all users, either.
     fs::set_permissions(site.path("credentials/encrypted.key"), fs::Permissions::from_mode(0o444)).unwrap();
     let outcome = check_by(with(), &site, listener.clone());
     assert!(outcome.text().contains("encrypted.key; run: chmod 600"), "{}", outcome.text());
@@ -250,7 +250,7 @@ fn files_can_be_credentials_of_systemd() {
 }
 
 #[test]
-fn without_a_directory_of_credentials_the_unit_is_what_is_wrong() {
+fn missing_credentials_directory_is_reported_as_a_unit_error() {
     let (site, listener) = with_credentials();
     for directory in [None, Some("")] {
         let mut command = executable();
@@ -265,8 +265,8 @@ fn without_a_directory_of_credentials_the_unit_is_what_is_wrong() {
 }
 
 #[test]
-fn a_certificate_that_ends_within_a_month_is_warned_of() {
-    let site = Site::new();
+fn certificate_that_expires_within_a_month_gives_a_warning() {
+    let site = TestDir::new();
     let middle = site.ca.intermediate("Middle CA");
     let warnings = |days: i64| {
         site.install("soon", &middle.issue(Request::server(&["localhost"]).valid(-1, days)));
@@ -274,8 +274,8 @@ fn a_certificate_that_ends_within_a_month_is_warned_of() {
             .certificates(&["soon"])
             .tls("client_auth = \"required\"")
             .tls("client_ca = \"soon.crt\"");
-        let said = check_by(executable(), &site, listener).success();
-        said.lines().filter(|line| line.contains("expires in")).map(str::to_owned).collect::<Vec<_>>()
+        let printed = check_by(executable(), &site, listener).success();
+        printed.lines().filter(|line| line.contains("expires in")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert!(warnings(31).is_empty());
     for (days, words) in [(30, "expires in 30 days"), (1, "expires in 1 day,")] {
@@ -288,17 +288,17 @@ fn a_certificate_that_ends_within_a_month_is_warned_of() {
 }
 
 #[test]
-fn an_intermediate_that_has_expired_is_warned_of() {
-    let site = Site::new();
+fn expired_intermediate_gives_a_warning() {
+    let site = TestDir::new();
     let leaf = fs::read_to_string(site.path("server.crt")).unwrap();
     site.write("server.crt", format!("{leaf}{}", Authority::expired("Old CA").pem()));
-    let said = check_by(executable(), &site, Listener::redis("127.0.0.1:6379")).success();
-    assert!(said.contains("the intermediate certificate CN=Old CA expired"), "{said}");
+    let printed = check_by(executable(), &site, Listener::redis("127.0.0.1:6379")).success();
+    assert!(printed.contains("the intermediate certificate CN=Old CA expired"), "{printed}");
 }
 
 #[test]
-fn a_start_warns_of_a_certificate_that_ends_within_a_month() {
-    let site = Site::new();
+fn start_warns_about_a_certificate_that_expires_within_a_month() {
+    let site = TestDir::new();
     site.install("server", &site.ca.issue(Request::server(&["localhost"]).valid(-1, 9)));
     let portcullis = Portcullis::start(site, Listener::redis("127.0.0.1:6379"));
     portcullis.event("a warning", |event| {

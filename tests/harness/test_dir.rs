@@ -1,4 +1,4 @@
-//! A directory of one test's own: certificates, configuration, whatever else it names.
+//! The temporary directory of one test: certificates, configuration and other files.
 
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};
@@ -12,12 +12,12 @@ use super::{Authority, Leaf, Request};
 
 /// The directory, with `ca.crt`, `server.crt` and `server.key` in it.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct TestDir {
     directory: TempDir,
     pub(crate) ca: Authority,
 }
 
-impl Site {
+impl TestDir {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let site = Self { directory, ca: Authority::new("Test CA") };

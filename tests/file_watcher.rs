@@ -1,4 +1,4 @@
-//! Files that change under a running process, in every way in which files are replaced.
+//! Files that change under a running process, replaced in every common way.
 
 use std::fs;
 use std::io::Write;
@@ -8,15 +8,17 @@ use std::time::SystemTime;
 
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, Site, TakesBack, Upstream, eventually};
+use crate::harness::{
+    Authority, CrlContent, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually,
+};
 use crate::reload::{ON_CHANGE, served, wait_until_served};
 use crate::revocation::{assert_ended, assert_lives, session, wanting, while_busy};
 
 #[test]
-fn a_changed_configuration_is_noticed() {
+fn changed_configuration_is_applied() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_CHANGE}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_CHANGE}{listener}"));
     portcullis.address("main");
     let wider = format!("{ON_CHANGE}{}", listener.trusting(&["127.0.0.0/8"]));
     portcullis.applies(|| portcullis.site.replace("portcullis.toml", &wider));
@@ -24,24 +26,24 @@ fn a_changed_configuration_is_noticed() {
 }
 
 #[test]
-fn reload_right_after_an_edit_makes_one_generation() {
+fn reload_after_an_edit_creates_one_generation() {
     let upstream = Upstream::echo();
     let config = |number: u64| {
         let source = format!("127.0.4.{number}");
         format!("{ADMIN}{ON_CHANGE}{}", Listener::redis(&upstream).trusting(&[&source]))
     };
-    let mut portcullis = Portcullis::start(Site::new(), config(1));
+    let mut portcullis = Portcullis::start(TestDir::new(), config(1));
     portcullis.address("main");
     let socket = portcullis.site.path("admin.sock");
     let reload = || run(executable().args(["reload", "--socket"]).arg(&socket)).success();
     let mut edits = 1;
     for _ in 0..4 {
-        // Whether the watcher or the command is first.
+        // The watcher or the command may be first.
         edits += 1;
         portcullis.site.replace("portcullis.toml", config(edits));
         let answer = reload();
         assert!(answer.contains(&format!("generation {edits} is in force")), "{answer}");
-        // Here the watcher is: it has read all of its events when this edit is in force.
+        // The watcher has read all its events when this edit is in force.
         edits += 1;
         portcullis.site.replace("portcullis.toml", config(edits));
         let is_in_force = |event: &Event| event.is("reload.applied") && event.number("generation") == edits;
@@ -55,9 +57,9 @@ fn reload_right_after_an_edit_makes_one_generation() {
 }
 
 #[test]
-fn an_edited_sources_file_is_noticed() {
+fn edited_sources_file_is_applied() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let rule = |value: &str| format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"{value}\"\n");
     site.write("sources.toml", rule("127.0.0.2"));
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
@@ -66,18 +68,16 @@ fn an_edited_sources_file_is_noticed() {
     assert!(let_in("127.0.0.2") && !let_in("127.0.0.3"));
     let applied = portcullis.applies(|| portcullis.site.write("sources.toml", rule("127.0.0.3")));
     assert!(!let_in("127.0.0.2") && let_in("127.0.0.3"));
-    // It says what changed.
-    let words = applied.0.to_string();
-    let all: Vec<String> = portcullis.events().iter().map(|event| event.0.to_string()).collect();
+    // The log has what changed.
     for rule in ["ip_addr:127.0.0.2", "ip_addr:127.0.0.3"] {
-        assert!(all.iter().any(|event| event.contains(rule)), "{rule} is not mentioned: {words}");
+        portcullis.event(&format!("{rule} after {}", applied.0), |event| event.0.to_string().contains(rule));
     }
     portcullis.applies(|| portcullis.site.write("sources.toml", "rule = []\n"));
     assert!(!let_in("127.0.0.3") && let_in("127.0.0.1"));
 }
 
 #[test]
-fn a_certificate_renamed_over_the_old_one_is_noticed() {
+fn renamed_certificate_is_applied() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     for _ in 0..3 {
@@ -89,7 +89,7 @@ fn a_certificate_renamed_over_the_old_one_is_noticed() {
 }
 
 #[test]
-fn a_certificate_written_in_place_is_noticed() {
+fn certificate_written_in_place_is_applied() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     for _ in 0..3 {
@@ -100,7 +100,7 @@ fn a_certificate_written_in_place_is_noticed() {
 }
 
 #[test]
-fn a_copy_that_keeps_the_time_of_the_old_file_is_noticed() {
+fn copy_with_an_unchanged_mtime_is_applied() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let leaf = portcullis.site.server();
@@ -111,7 +111,7 @@ fn a_copy_that_keeps_the_time_of_the_old_file_is_noticed() {
 
 pub(crate) fn watching(upstream: &Upstream) -> Portcullis {
     let config = format!("{ON_CHANGE}{}", Listener::redis(upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     portcullis
 }
@@ -147,9 +147,9 @@ fn pair(leaf: &Leaf) -> [(&'static str, String); 2] {
 }
 
 #[test]
-fn a_kubernetes_volume_is_followed_through_several_swaps() {
+fn kubernetes_volume_swaps_are_applied() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let volume = site.path("secret");
     mount(&volume, &pair(&site.server()), 0);
     let listener = Listener::redis(&upstream)
@@ -166,9 +166,9 @@ fn a_kubernetes_volume_is_followed_through_several_swaps() {
 }
 
 #[test]
-fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
+fn configuration_in_a_kubernetes_volume_is_applied() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let volume = site.path("config");
     let swap = |volume: &Path, number: usize, config: &str| {
         let fresh = volume.join(format!("..2026_01_31_{number}"));
@@ -190,9 +190,9 @@ fn a_configuration_from_a_kubernetes_volume_is_followed_too() {
 }
 
 #[test]
-fn a_client_ca_added_to_a_bundle_is_noticed() {
+fn client_ca_added_to_a_bundle_is_applied() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let (old, new) = (Authority::new("Old CA"), Authority::new("New CA"));
     site.write("clients.pem", old.pem());
     let listener = Listener::redis(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"clients.pem\"");
@@ -205,10 +205,10 @@ fn a_client_ca_added_to_a_bundle_is_noticed() {
 }
 
 #[test]
-fn the_poll_finds_a_change_where_nothing_is_watched() {
+fn poll_applies_a_change_without_watching() {
     let upstream = Upstream::echo();
     let config = format!("reload.watch = false\nreload.poll = \"1s\"\n{}", Listener::redis(&upstream));
-    let portcullis = Portcullis::start(Site::new(), config);
+    let portcullis = Portcullis::start(TestDir::new(), config);
     portcullis.address("main");
     let leaf = portcullis.site.server();
     portcullis.site.replace("server.key", leaf.key_pem());
@@ -216,24 +216,24 @@ fn the_poll_finds_a_change_where_nothing_is_watched() {
     wait_until_served(&portcullis, &leaf);
 }
 
-/// How many reloads have been rejected.
+/// The number of rejected reloads.
 fn rejections(portcullis: &Portcullis) -> usize {
     portcullis.events().iter().filter(|event| event.is("reload.rejected")).count()
 }
 
 #[test]
-fn everything_in_one_kubernetes_volume_is_followed_through_swaps_in_a_row() {
+fn kubernetes_volume_with_all_files_is_applied_through_swaps() {
     const SWAPS: usize = 5;
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let volume = site.path("secret");
-    // One CA that stays, and one more that is new every time and takes back the certificate that it has issued in the end.
+    // One CA stays. Another is new each time, and revokes the certificate that it has issued in the end.
     let steady = Authority::new("Steady CA");
     let brief: Vec<Authority> = (0..=SWAPS).map(|number| Authority::new(&format!("CA {number}"))).collect();
     let leaves: Vec<[Leaf; 2]> = brief.iter().map(|ca| [0, 1].map(|_| ca.issue(Request::client("app")))).collect();
     let servers: Vec<Leaf> = (0..=SWAPS).map(|_| site.server()).collect();
     let files = |number: usize| {
-        let list = TakesBack::nothing(1).and(leaves[number][1].der());
+        let list = CrlContent::nothing(1).and(leaves[number][1].der());
         let [certificate, key] = pair(&servers[number]);
         let bundle = format!("{}{}", steady.pem(), brief[number].pem());
         [certificate, key, ("ca.crt", bundle), ("ca.crl", brief[number].list(list).pem())]
@@ -270,16 +270,16 @@ fn everything_in_one_kubernetes_volume_is_followed_through_swaps_in_a_row() {
     assert!(rejections(&portcullis) <= 1);
 }
 
-/// The fingerprint of the certificate that a client with this one meets, once it is let in.
+/// The fingerprint of the server certificate that a client with this certificate receives, once it is admitted.
 fn shown_to(portcullis: &Portcullis, leaf: &Leaf) -> Option<String> {
     let connection = portcullis.client().showing(leaf).attempt().1.ok()?;
     Some(crate::harness::pki::sha256(&connection.tls().peer_certificates()?[0]))
 }
 
 #[test]
-fn client_certificates_come_and_go_in_a_kubernetes_volume() {
+fn client_certificates_in_a_kubernetes_volume_are_added_and_removed() {
     let upstream = Upstream::echo();
-    let (site, anybody) = (Site::new(), Authority::new("Anybody's CA"));
+    let (site, anybody) = (TestDir::new(), Authority::new("Anybody's CA"));
     let volume = site.path("clients");
     let [steady, first, second, third] = ["steady", "1", "2", "3"].map(|name| anybody.issue(Request::client(name)));
     let file = |name: &'static str, leaf: &Leaf| (name, leaf.pem());
@@ -311,12 +311,12 @@ fn client_certificates_come_and_go_in_a_kubernetes_volume() {
     assert!(rejections(&portcullis) <= 3);
 }
 
-/// A listener that goes by a CA and its list, and a session that must outlive whatever becomes of their files.
+/// A listener with a CA and its CRL, and a session that must survive all changes of their files.
 fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
-    let (site, clients) = (Site::new(), Authority::new("Clients CA"));
+    let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     let leaf = clients.issue(Request::client("steady"));
     site.write("clients.pem", clients.pem());
-    site.write("clients.crl", clients.list(TakesBack::nothing(1)).pem());
+    site.write("clients.crl", clients.list(CrlContent::nothing(1)).pem());
     let listener = wanting(upstream, &["client_ca = \"clients.pem\"", "client_crl = \"clients.crl\""]);
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
     portcullis.address("main");
@@ -324,7 +324,7 @@ fn steady(upstream: &Upstream) -> (Portcullis, Authority, Leaf) {
 }
 
 #[test]
-fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
+fn file_written_in_two_halves_is_applied_when_complete() {
     let upstream = Upstream::echo();
     let (portcullis, clients, leaf) = steady(&upstream);
     let mut kept = session(&portcullis, &leaf);
@@ -337,7 +337,7 @@ fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
     let renewed = format!("# renewed\n{}", read("server.key"));
     for (file, text) in [
         ("clients.pem", format!("{}{}", clients.pem(), other.pem())),
-        ("clients.crl", clients.list(TakesBack::nothing(2).and(taken.der())).pem()),
+        ("clients.crl", clients.list(CrlContent::nothing(2).and(taken.der())).pem()),
         ("server.key", renewed),
     ] {
         // In the middle of the last block, as where it ends between two the first half is a whole file.
@@ -347,7 +347,7 @@ fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
             let mut open = fs::File::create(portcullis.site.path(file)).unwrap();
             let rejected = portcullis.reload_after(|| open.write_all(first.as_bytes()).unwrap());
             assert!(rejected.is("reload.rejected") && rejected.text("error").contains(file), "{}", rejected.0);
-            // It is not lost, and the old terms are in force.
+            // The change is kept, and the old policy is in force.
             assert_lives(session(&portcullis, &leaf));
             portcullis.applies(|| open.write_all(rest.as_bytes()).unwrap());
         });
@@ -356,7 +356,7 @@ fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_lives(session(&portcullis, &of_other));
 
-    // And where the other half comes at once.
+    // The other half may also come at once.
     let before = rejections(&portcullis);
     while_busy(&mut kept, || {
         for (file, text) in [("server.crt", server.pem()), ("server.key", server.key_pem())] {
@@ -373,12 +373,12 @@ fn a_file_that_is_written_in_two_halves_is_taken_when_it_is_whole() {
 }
 
 #[test]
-fn lists_and_cas_that_keep_the_time_of_the_old_file_are_noticed() {
+fn crls_and_cas_with_an_unchanged_mtime_are_applied() {
     let upstream = Upstream::echo();
     let (portcullis, clients, leaf) = steady(&upstream);
     let taken = clients.issue(Request::client("taken"));
     let (kept, gone) = (session(&portcullis, &leaf), session(&portcullis, &taken));
-    let list = clients.list(TakesBack::nothing(2).and(taken.der())).pem();
+    let list = clients.list(CrlContent::nothing(2).and(taken.der())).pem();
     portcullis.applies(|| replace_in_its_time(&portcullis.site, "clients.crl", &list));
     assert_ended(&portcullis, gone, "credential_revoked");
     let other = Authority::new("Other CA");
@@ -391,7 +391,7 @@ fn lists_and_cas_that_keep_the_time_of_the_old_file_are_noticed() {
 }
 
 /// Puts a copy that has the modification time of the old file over that.
-fn replace_in_its_time(site: &Site, name: &str, text: &str) {
+fn replace_in_its_time(site: &TestDir, name: &str, text: &str) {
     let old = site.path(name);
     let time: SystemTime = fs::metadata(&old).unwrap().modified().unwrap();
     site.write("copy", text);
@@ -401,7 +401,7 @@ fn replace_in_its_time(site: &Site, name: &str, text: &str) {
 }
 
 #[test]
-fn a_certificate_that_comes_before_its_key_costs_one_quiet_rejection_at_most() {
+fn certificate_before_its_key_causes_at_most_one_rejection() {
     let upstream = Upstream::echo();
     let portcullis = watching(&upstream);
     let mut kept = portcullis.client().connect();
@@ -413,7 +413,7 @@ fn a_certificate_that_comes_before_its_key_costs_one_quiet_rejection_at_most() {
                 false => portcullis.site.replace(name, text),
             };
             put("server.crt", leaf.pem());
-            // Whoever comes in between is served by the old pair, or already by the new one.
+            // A client that connects in between gets the old pair, or already the new one.
             served(&portcullis);
             put("server.key", leaf.key_pem());
             wait_until_served(&portcullis, &leaf);

@@ -1,4 +1,4 @@
-//! How many connections may be in their handshake at once.
+//! The number of connections that may be in their handshake at once.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -9,25 +9,25 @@ use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, EXECUTABLE, executable};
 use crate::harness::program::{command, run};
 use crate::harness::proxy::v1;
-use crate::harness::wire::{PROTOCOL_3_0, cancel, last_words, read_exactly, startup};
-use crate::harness::{Client, Listener, Portcullis, Request, Site, Upstream, eventually};
+use crate::harness::wire::{PROTOCOL_3_0, cancel, read_exactly, read_until_closed, startup};
+use crate::harness::{Client, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// One listener that trusts all of 127.0.0.0/8, with the control channel.
+/// One listener that trusts all of 127.0.0.0/8, with the admin socket.
 fn limited(listener: Listener, limit: u32) -> Portcullis {
     let listener = listener.trusting(&["127.0.0.0/8"]).limit(&format!("max_handshakes = {limit}"));
-    Portcullis::start(Site::new(), format!("{ADMIN}{listener}"))
+    Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
 
-/// Clients that connect and say nothing.
+/// Clients that connect and send nothing.
 fn stalled(client: &Client, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| client.dial()).collect()
 }
 
-/// A client that is closed before it is heard.
+/// A client that is closed before it sends a byte.
 fn assert_refused(portcullis: &Portcullis, client: &Client) {
     let mut stream = client.dial();
-    assert_eq!(last_words(&mut stream), b"");
+    assert_eq!(read_until_closed(&mut stream), b"");
     let denied = portcullis.ending(port(&stream));
     assert!(denied.is("connection.denied"), "{}", denied.0);
     assert_eq!(denied.reason(), "handshake_limit");
@@ -45,7 +45,7 @@ fn has(portcullis: &Portcullis, count: u64) {
 }
 
 #[test]
-fn connection_above_the_limit_is_closed_and_admitted_once_a_handshake_has_ended() {
+fn connection_above_the_limit_is_closed_until_a_handshake_ends() {
     let upstream = Upstream::echo();
     let portcullis = limited(Listener::redis(&upstream), 3);
     let client = portcullis.client();
@@ -62,9 +62,9 @@ fn connection_above_the_limit_is_closed_and_admitted_once_a_handshake_has_ended(
 }
 
 #[test]
-fn identified_clients_hold_no_place() {
+fn authorized_clients_do_not_count_as_handshakes() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let listener = Listener::redis(&upstream).limit("max_handshakes = 1");
     let listener = listener.tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
     let app = site.ca.issue(Request::client("app"));
@@ -80,16 +80,16 @@ fn identified_clients_hold_no_place() {
 }
 
 #[test]
-fn postgres_client_without_a_certificate_holds_its_place_until_its_startup_message() {
+fn postgres_client_without_a_certificate_counts_until_its_startup_message() {
     let upstream = Upstream::silent();
-    let site = Site::new();
+    let site = TestDir::new();
     let app = site.ca.issue(Request::client("app"));
     let listener = Listener::postgres(&upstream).limit("max_handshakes = 5");
     let listener = listener.tls("client_auth = \"optional\"").tls("client_ca = \"ca.crt\"");
     let portcullis = Portcullis::start(site, format!("{ADMIN}{listener}"));
-    let anonymous = portcullis.client().asking_first();
+    let anonymous = portcullis.client().with_ssl_request();
     let mut silent = [anonymous.connect(), anonymous.connect()];
-    let _known = portcullis.client().asking_first().showing(&app).connect();
+    let _known = portcullis.client().with_ssl_request().showing(&app).connect();
     has(&portcullis, 2);
     let packet = startup(PROTOCOL_3_0, &[("user", "app")]);
     silent[0].send(&packet);
@@ -98,7 +98,7 @@ fn postgres_client_without_a_certificate_holds_its_place_until_its_startup_messa
 }
 
 #[test]
-fn slow_handshakes_of_one_source_keep_no_other_source_out() {
+fn slow_handshakes_of_one_source_do_not_block_other_sources() {
     let upstream = Upstream::echo();
     let portcullis = limited(Listener::redis(&upstream), 4);
     let (slow, other) = (portcullis.client().from("127.0.0.2"), portcullis.client().from("127.0.0.3"));
@@ -106,12 +106,12 @@ fn slow_handshakes_of_one_source_keep_no_other_source_out() {
     assert_refused(&portcullis, &slow);
     let mut session = other.connect();
     session.ask(b"hello", b"hello");
-    // The oldest of the crowd made room.
+    // The oldest handshakes were closed.
     let displaced = portcullis.ending(port(&crowd[0]));
     assert!(displaced.is("connection.denied"), "{}", displaced.0);
     assert_eq!(displaced.reason(), "handshake_limit");
     assert!(displaced.text("detail").contains("the source with the most"), "{}", displaced.0);
-    assert_eq!(last_words(&mut crowd[0]), b"");
+    assert_eq!(read_until_closed(&mut crowd[0]), b"");
     for stream in crowd.drain(1..) {
         slow.secure(stream).unwrap().ask(b"hello", b"hello");
     }
@@ -119,7 +119,7 @@ fn slow_handshakes_of_one_source_keep_no_other_source_out() {
 }
 
 #[test]
-fn source_gets_a_place_again_once_its_slow_handshakes_have_timed_out() {
+fn source_is_accepted_again_once_its_handshakes_time_out() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).limit("handshake_timeout = \"2s\"");
     let portcullis = limited(listener, 2);
@@ -133,15 +133,15 @@ fn source_gets_a_place_again_once_its_slow_handshakes_have_timed_out() {
 }
 
 #[test]
-fn refused_client_holds_its_place_until_it_is_gone() {
+fn denied_client_counts_until_it_is_closed() {
     let upstream = Upstream::silent();
     let portcullis = limited(Listener::redis(&upstream), 2);
     let client = portcullis.client();
     let mut plain = client.dial();
     plain.write_all(b"PING\r\n").unwrap();
     assert_eq!(portcullis.refusal(port(&plain)), "plaintext_refused");
-    assert_eq!(handshakes(&portcullis).0, 1, "it may still be told why");
-    // And gives it up for another source at once.
+    assert_eq!(handshakes(&portcullis).0, 1, "it may still receive its error");
+    // Its place is free for another source at once.
     let _crowd = stalled(&client, 1);
     let other = portcullis.client().from("127.0.0.2").dial();
     eventually("its socket is closed", || {
@@ -153,7 +153,7 @@ fn refused_client_holds_its_place_until_it_is_gone() {
 }
 
 #[test]
-fn announced_clients_count_for_the_source_they_are_announced_for() {
+fn announced_clients_count_for_their_announced_source() {
     let upstream = Upstream::echo();
     let listener = Listener::redis(&upstream).trusting(&["10.0.0.0/8"]).behind(&["127.0.0.9"]);
     let portcullis = Portcullis::before(listener.limit("max_handshakes = 3"));
@@ -185,7 +185,7 @@ fn reload_changes_the_limit_and_keeps_the_count() {
         let listener = Listener::redis(&upstream).trusting(&["127.0.0.0/8"]);
         format!("{ADMIN}{ON_SIGHUP}{}", listener.limit(&format!("max_handshakes = {limit}")))
     };
-    let portcullis = Portcullis::start(Site::new(), config(4));
+    let portcullis = Portcullis::start(TestDir::new(), config(4));
     let client = portcullis.client();
     let crowd = stalled(&client, 3);
     has(&portcullis, 3);
@@ -208,24 +208,24 @@ fn flood_above_the_limit_is_summed_up_and_leaves_nothing_behind() {
     has(&portcullis, 2);
     let files = portcullis.open_files();
     for _ in 0..1_500 {
-        assert_eq!(last_words(&mut slow.dial()), b"");
+        assert_eq!(read_until_closed(&mut slow.dial()), b"");
     }
-    assert!(portcullis.open_files() <= files, "{} open files became {}", files, portcullis.open_files());
-    let told = || {
+    eventually("every file is closed", || (portcullis.open_files() <= files).then_some(()));
+    let counted = || {
         let events = portcullis.events();
         let denied = events.iter().filter(|event| event.is("connection.denied")).count() as u64;
         let summed = events.iter().filter(|event| event.is("denials.suppressed"));
         let suppressed: u64 = summed.map(|event| event.number("suppressed")).sum();
         (denied + suppressed == 1_500).then_some(suppressed)
     };
-    assert!(eventually("all are told", told) > 900);
+    assert!(eventually("all are logged or summed up", counted) > 900);
     for stream in crowd {
         slow.secure(stream).unwrap().ask(b"hello", b"hello");
     }
 }
 
 #[test]
-fn cancel_request_counts_as_a_handshake_until_it_is_passed_on() {
+fn cancel_request_counts_as_a_handshake_until_it_is_forwarded() {
     let upstream = Upstream::silent();
     let portcullis = limited(Listener::postgres(&upstream), 1);
     let client = portcullis.client();
@@ -238,22 +238,22 @@ fn cancel_request_counts_as_a_handshake_until_it_is_passed_on() {
     assert_eq!(upstream.receives(packet.len()), packet);
     // The upstream has it and does not close.
     assert_eq!(handshakes(&portcullis), (0, 1));
-    client.asking_first().connect();
+    client.with_ssl_request().connect();
 }
 
 #[test]
-fn running_program_has_the_built_in_limit_that_check_prints() {
+fn default_limit_equals_that_of_check() {
     let upstream = Upstream::echo();
     let mut limited = command("prlimit");
     // The program raises the first of these to the second.
     limited.args(["--nofile=512:1024", "--", EXECUTABLE]);
-    let portcullis = Portcullis::start_by(limited, Site::new(), format!("{ADMIN}{}", Listener::redis(&upstream)));
+    let portcullis = Portcullis::start_by(limited, TestDir::new(), format!("{ADMIN}{}", Listener::redis(&upstream)));
     assert_eq!(handshakes(&portcullis), (0, 256));
 }
 
 #[test]
 fn check_prints_the_limit_in_force() {
-    let site = Site::new();
+    let site = TestDir::new();
     let check = |listener: Listener, files: u32| {
         site.write("portcullis.toml", listener);
         let checked = |options: &[&str]| {

@@ -1,4 +1,4 @@
-//! Plans and the audit of reloads: every key of the configuration, with its old and its new value.
+//! Reload plans and the audit of reloads: every key of the configuration, with its old and its new value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,10 +10,10 @@ use toml::de::{DeTable, DeValue};
 use crate::config::site;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::run;
-use crate::harness::{Authority, Listener, Portcullis, Request, Site, Upstream};
+use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
-/// One change: a key of the reference, what of [`BASE`] is replaced by what, and the key that has to be listed, with a `!`
-/// in front where the change weakens protection.
+/// One change: a key of the reference, the text of [`BASE`] and its replacement, and the key that must be listed, with a `!`
+/// before it if the change weakens protection.
 type Change = (&'static str, &'static str, &'static str, &'static str);
 
 const BASE: &str = r#"
@@ -283,7 +283,7 @@ fn descend(value: &DeValue<'_>, path: &str, keys: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_key_of_the_reference_has_a_change() {
+fn every_key_of_the_reference_has_a_test_change() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let known: BTreeSet<&str> = CHANGES.iter().map(|(key, ..)| *key).collect();
     for reference in ["config/everything.toml", "tests/config/valid/everything.toml", "tests/config/valid/admin.toml"] {
@@ -294,7 +294,7 @@ fn every_key_of_the_reference_has_a_change() {
     }
 }
 
-/// The base, before a running program.
+/// The base configuration, with a running program.
 fn running() -> Portcullis {
     let site = site();
     site.write("more.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
@@ -362,8 +362,8 @@ fn configured(listener: Listener) -> String {
 }
 
 #[test]
-fn plan_is_told_in_words_and_marks_what_weakens() {
-    let portcullis = Portcullis::start(Site::new(), configured(stronger()));
+fn plan_text_marks_weakened_settings() {
+    let portcullis = Portcullis::start(TestDir::new(), configured(stronger()));
     portcullis.address("main");
     portcullis.site.write("next.toml", configured(weaker()));
     let ask = |arguments: &[&str]| {
@@ -380,9 +380,9 @@ fn plan_is_told_in_words_and_marks_what_weakens() {
     let diff = ask(&["check", "-c", "next.toml", "--diff"]);
     portcullis.site.write("portcullis.toml", configured(weaker()));
     let planned = ask(&["reload", "-c", "portcullis.toml", "--plan"]);
-    for said in [&diff, &planned] {
+    for output in [&diff, &planned] {
         for line in expected {
-            assert!(said.lines().any(|said| said.trim() == line), "no {line:?} in\n{said}");
+            assert!(output.lines().any(|output| output.trim() == line), "no {line:?} in\n{output}");
         }
     }
     let applied = ask(&["reload", "-c", "portcullis.toml"]);
@@ -391,8 +391,8 @@ fn plan_is_told_in_words_and_marks_what_weakens() {
 }
 
 #[test]
-fn applied_reload_records_the_differences_of_its_plan() {
-    let portcullis = Portcullis::start(Site::new(), configured(stronger()));
+fn applied_reload_logs_the_differences_of_its_plan() {
+    let portcullis = Portcullis::start(TestDir::new(), configured(stronger()));
     portcullis.address("main");
     let planned = plan(&portcullis, &configured(weaker()));
     let seen = portcullis.seen();
@@ -423,8 +423,8 @@ fn applied_reload_records_the_differences_of_its_plan() {
 }
 
 #[test]
-fn plan_speaks_of_what_would_be_removed() {
-    let (site, upstream) = (Site::new(), Upstream::echo());
+fn plan_names_sessions_that_it_would_end() {
+    let (site, upstream) = (TestDir::new(), Upstream::echo());
     let old = Authority::new("Old CA");
     site.write("old.crt", old.pem());
     let with = |rest: &str, sources: &[&str]| {
@@ -445,7 +445,7 @@ fn plan_speaks_of_what_would_be_removed() {
 }
 
 #[test]
-fn no_secret_is_in_a_plan_or_the_audit() {
+fn plan_and_audit_contain_no_secret() {
     let site = site();
     let ticket_keys = fs::read_to_string(site.path("tickets.keys")).unwrap();
     let listener = Listener::redis("127.0.0.1:1").tls("ticket_keys = \"tickets.keys\"");

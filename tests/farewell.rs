@@ -1,4 +1,4 @@
-//! Sessions that have to end: who hears what of it, and where in the stream.
+//! Farewell messages: which client receives one, and where in the stream.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,26 +11,26 @@ use tokio_postgres::error::SqlState;
 use crate::harness::log::Log;
 use crate::harness::program::Running;
 use crate::harness::wire::{PROTOCOL_3_0, error_response, read_exactly, startup};
-use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, Site, Upstream};
+use crate::harness::{Connection, Listener, Portcullis, Postgres, Redis, TestDir, Upstream};
 use crate::postgres::{connector, conninfo, parameters, psql};
 
-/// What PostgreSQL's clients are told when the process stops.
+/// The farewell message to PostgreSQL clients when the process stops.
 const STOPPING: &str = "terminating connection because the proxy is stopping";
 
-/// A program that ends its sessions soon after it is told to stop.
+/// A program that closes its sessions soon after SIGTERM.
 fn impatient(listeners: impl std::fmt::Display) -> Portcullis {
-    Portcullis::start(Site::new(), format!("shutdown.drain = \"100ms\"\n{listeners}"))
+    Portcullis::start(TestDir::new(), format!("shutdown.drain = \"100ms\"\n{listeners}"))
 }
 
-/// A running `psql` at which one types.
-struct Dialogue {
+/// A running `psql` with input from the test.
+struct InteractiveClient {
     running: Running,
     keyboard: ChildStdin,
     screen: Log,
     errors: Log,
 }
 
-impl Dialogue {
+impl InteractiveClient {
     fn with(portcullis: &Portcullis) -> Self {
         let mut command = psql(&conninfo(portcullis));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -47,23 +47,23 @@ impl Dialogue {
 }
 
 #[test]
-fn psql_says_why_its_idle_session_was_ended() {
+fn psql_prints_the_reason_of_a_closed_idle_session() {
     let postgres = Postgres::start();
     let mut portcullis = impatient(Listener::postgres(&postgres));
-    let mut psql = Dialogue::with(&portcullis);
+    let mut psql = InteractiveClient::with(&portcullis);
     psql.enter("select 'the answer is ' || 6 * 7;");
-    let says = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
-    psql.screen.after(0, "the answer", says("the answer is 42"));
+    let contains = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
+    psql.screen.after(0, "the answer", contains("the answer is 42"));
     assert_eq!(portcullis.stop().0, Some(0));
     psql.enter("select 1;");
-    psql.errors.after(0, "the goodbye", says(STOPPING));
+    psql.errors.after(0, "the farewell message", contains(STOPPING));
     let all = psql.errors.to_the_end().into_iter().map(|line| line.0.to_string()).collect::<String>();
     assert!(all.contains("FATAL") && all.contains("Connect again."), "{all}");
     assert_eq!(psql.running.exit_code(), Some(2));
 }
 
 #[test]
-fn tokio_postgres_knows_by_the_code_that_its_session_was_ended() {
+fn tokio_postgres_receives_sqlstate_57p01() {
     let postgres = Postgres::start();
     let mut portcullis = impatient(Listener::postgres(&postgres));
     Runtime::new().unwrap().block_on(async {
@@ -88,7 +88,7 @@ fn message(length: usize) -> Vec<u8> {
 
 /// A session whose StartupMessage has this user.
 fn session_of(portcullis: &Portcullis, user: &str) -> Connection {
-    let mut connection = portcullis.client().asking_first().connect();
+    let mut connection = portcullis.client().with_ssl_request().connect();
     connection.send(&startup(PROTOCOL_3_0, &[("user", user)]));
     connection
 }
@@ -101,20 +101,20 @@ fn user(stream: &mut TcpStream) -> String {
     String::from_utf8(fields.nth(1).unwrap().to_vec()).unwrap()
 }
 
-fn assert_told_that_it_stops(words: &[u8]) {
+fn assert_shutdown_farewell(words: &[u8]) {
     let fields = error_response(words);
     let fields = [&fields[&'S'], &fields[&'V'], &fields[&'C'], &fields[&'M']].map(String::as_str);
     assert_eq!(fields, ["FATAL", "FATAL", "57P01", STOPPING]);
 }
 
 #[test]
-fn an_answer_that_stopped_anywhere_is_followed_by_words_only_where_it_was_whole() {
+fn farewell_follows_complete_messages_only() {
     let answer = [message(5), message(6), message(70_000), message(5)].concat();
     let whole = [0, 5, 11, 70_011, 70_016];
-    let said = answer.clone();
+    let output = answer.clone();
     let upstream = Upstream::new(move |mut stream| {
         let cut: usize = user(&mut stream).parse().unwrap();
-        stream.write_all(&said[..cut]).unwrap();
+        stream.write_all(&output[..cut]).unwrap();
         // Until the session is over.
         let _ = stream.read(&mut [0]);
     });
@@ -130,7 +130,7 @@ fn an_answer_that_stopped_anywhere_is_followed_by_words_only_where_it_was_whole(
     for (cut, mut session) in sessions {
         let words = session.rest().unwrap();
         if whole.contains(&cut) {
-            assert_told_that_it_stops(&words);
+            assert_shutdown_farewell(&words);
         } else {
             assert_eq!(words.escape_ascii().to_string(), "", "behind {cut} bytes of {answer:?}", answer = whole);
         }
@@ -138,11 +138,11 @@ fn an_answer_that_stopped_anywhere_is_followed_by_words_only_where_it_was_whole(
 }
 
 #[test]
-fn no_byte_is_forged_into_a_large_result() {
+fn farewell_is_never_inserted_into_a_large_result() {
     let upstream = Upstream::new(|mut stream| {
         let row = message(user(&mut stream).parse().unwrap());
         let many = row.repeat(100_000 / row.len() + 1);
-        // Until nobody takes it any more.
+        // Until the client stops reading.
         while stream.write_all(&many).is_ok() {}
     });
     let mut portcullis = impatient(Listener::postgres(&upstream));
@@ -153,15 +153,15 @@ fn no_byte_is_forged_into_a_large_result() {
             let (begun, portcullis) = (begun.clone(), &portcullis);
             let mut session = session_of(portcullis, &length.to_string());
             scope.spawn(move || {
-                let mut heard = session.receive(1_000_000);
+                let mut received = session.receive(1_000_000);
                 begun.send(()).unwrap();
-                heard.extend(session.rest().unwrap());
+                received.extend(session.rest().unwrap());
                 let row = message(length);
-                let whole = heard.chunks(length).take_while(|chunk| **chunk == row).count();
-                let rest = &heard[whole * length..];
-                // Either it ends in the middle of a row, or it was told between two of them.
+                let whole = received.chunks(length).take_while(|chunk| **chunk == row).count();
+                let rest = &received[whole * length..];
+                // Either the stream ends in the middle of a row, or the farewell message is between two rows.
                 if !row.starts_with(rest) || rest.is_empty() {
-                    assert_told_that_it_stops(rest);
+                    assert_shutdown_farewell(rest);
                 }
             });
         }
@@ -174,7 +174,7 @@ fn no_byte_is_forged_into_a_large_result() {
 }
 
 #[test]
-fn a_redis_client_hears_close_notify_and_nothing_else() {
+fn redis_client_receives_close_notify_only() {
     let redis = Redis::start();
     let mut portcullis = impatient(Listener::redis(&redis));
     let mut idle = portcullis.client().connect();
@@ -190,7 +190,7 @@ fn a_redis_client_hears_close_notify_and_nothing_else() {
 }
 
 #[test]
-fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
+fn idle_timeout_is_reported_to_tokio_postgres_and_psql() {
     let words = "terminating connection because it was idle for too long (idle_timeout)";
     let postgres = Postgres::start();
     let portcullis = Portcullis::before(Listener::postgres(&postgres).limit("idle_timeout = \"1s\""));
@@ -202,22 +202,23 @@ fn tokio_postgres_and_psql_hear_that_they_were_idle_for_too_long() {
         assert_eq!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN), "{error}");
         assert_eq!(error.as_db_error().unwrap().message(), words);
     });
-    let mut psql = Dialogue::with(&portcullis);
+    let mut psql = InteractiveClient::with(&portcullis);
     psql.enter("select 'the answer is ' || 6 * 7;");
-    let says = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
-    psql.screen.after(0, "the answer", says("the answer is 42"));
+    let contains = |words: &'static str| move |line: &crate::harness::Event| line.0.to_string().contains(words);
+    psql.screen.after(0, "the answer", contains("the answer is 42"));
     let closed = |event: &crate::harness::Event| event.is("connection.closed");
+    portcullis.event("the end of the first session", closed);
     let seen = portcullis.events().iter().position(closed).unwrap() + 1;
     assert_eq!(portcullis.event_after(seen, "the end of psql's session", closed).reason(), "idle_timeout");
     psql.enter("select 1;");
-    psql.errors.after(0, "the goodbye", says(words));
+    psql.errors.after(0, "the farewell message", contains(words));
     assert_eq!(psql.running.exit_code(), Some(2));
 }
 
 #[test]
-fn an_idle_redis_client_hears_close_notify_and_nothing_else() {
+fn idle_redis_client_receives_close_notify_only() {
     let redis = Redis::start();
-    let portcullis = Portcullis::before(Listener::redis(&redis).limit("idle_timeout = \"300ms\""));
+    let portcullis = Portcullis::before(Listener::redis(&redis).limit("idle_timeout = \"2s\""));
     let mut idle = portcullis.client().connect();
     idle.ask(b"PING\r\n", b"+PONG\r\n");
     assert_eq!(idle.rest().unwrap(), b"");

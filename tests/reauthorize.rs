@@ -1,13 +1,13 @@
-//! What runs out or is taken away while a client is on its way in.
+//! Rules and listeners that expire or are removed during a handshake.
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Connection, Listener, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// A client says who it is, and is told in PostgreSQL's words that it may not come in.
+/// A client sends its StartupMessage, and gets a PostgreSQL error because it is denied.
 fn assert_turned_away(mut client: Connection) {
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&client.rest().unwrap());
@@ -15,10 +15,10 @@ fn assert_turned_away(mut client: Connection) {
 }
 
 #[test]
-fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
+fn rule_that_expires_before_the_startup_message_denies_the_client() {
     let upstream = Upstream::silent();
     let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     portcullis.address("main");
     let soon = OffsetDateTime::now_utc() + Duration::seconds(3);
     let brief = listener.to_string().replace(
@@ -31,7 +31,7 @@ fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{brief}"));
     assert!(applied.is("reload.applied"), "{}", applied.0);
 
-    let client = portcullis.client().asking_first().connect();
+    let client = portcullis.client().with_ssl_request().connect();
     let port = client.port();
     eventually("the rule expires", || (OffsetDateTime::now_utc() > soon).then_some(()));
     assert_turned_away(client);
@@ -39,19 +39,19 @@ fn a_rule_that_expires_before_the_startup_message_lets_no_byte_through() {
     assert!(denied.is("connection.denied"), "{}", denied.0);
     assert_eq!(denied.reason(), "untrusted_source");
     assert!(denied.text("detail").contains("expired"), "{}", denied.0);
-    upstream.assert_told_nothing();
+    upstream.assert_received_nothing();
 }
 
 #[test]
-fn a_listener_removed_before_the_startup_message_lets_no_byte_through() {
+fn listener_removed_before_the_startup_message_denies_the_client() {
     let upstream = Upstream::silent();
     let (kept, removed) = (Listener::postgres(&upstream).named("kept"), Listener::postgres(&upstream));
-    let portcullis = Portcullis::start(Site::new(), format!("{ON_SIGHUP}{kept}{removed}"));
-    let client = portcullis.client().asking_first().connect();
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{kept}{removed}"));
+    let client = portcullis.client().with_ssl_request().connect();
     let port = client.port();
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{kept}"));
     assert!(applied.is("reload.applied"), "{}", applied.0);
     assert_turned_away(client);
     assert_eq!(portcullis.refusal(port), "listener_removed");
-    upstream.assert_told_nothing();
+    upstream.assert_received_nothing();
 }

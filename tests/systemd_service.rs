@@ -1,5 +1,5 @@
-//! Portcullis as a systemd service: what `make install` puts in place starts after the steps of README.md, and systemd is told of
-//! reloads. systemd itself does not run here; what it would do is done by hand.
+//! Portcullis as a systemd service: what `make install` installs starts after the steps of README.md, and systemd is notified
+//! of reloads. The tests do what systemd would do; systemd itself does not run here.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use crate::harness::portcullis::{EXECUTABLE, executable};
 use crate::harness::program::{Running, free_address, run};
-use crate::harness::{Listener, PATIENCE, Portcullis, Site, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 use crate::reload::ON_SIGHUP;
 
 fn repository() -> &'static Path {
@@ -32,7 +32,7 @@ fn command_of(unit: &str, key: &str) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
 }
 
-/// As the unit's user, who has no privileges.
+/// A command as the user of the unit, without privileges.
 fn as_service(command: &[String]) -> Command {
     let mut service = Command::new("setpriv");
     service.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]);
@@ -40,27 +40,27 @@ fn as_service(command: &[String]) -> Command {
     service
 }
 
-/// A socket that systemd would listen at, open to everybody.
+/// A socket like that of systemd, which every user may write to.
 fn notify_socket(path: &Path) -> UnixDatagram {
     let socket = UnixDatagram::bind(path).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
     socket
 }
 
 /// The next message to systemd.
-fn told(socket: &UnixDatagram) -> String {
+fn next_message(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
-    let length = socket.recv(&mut buffer).expect("systemd is told in time");
+    let length = socket.recv(&mut buffer).expect("systemd is notified in time");
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
 /// The messages up to the one that has `line`, which ends a reload or a start.
-fn told_until(socket: &UnixDatagram, line: &str) -> Vec<String> {
+fn messages_until(socket: &UnixDatagram, line: &str) -> Vec<String> {
     let mut messages = Vec::new();
     loop {
-        messages.push(told(socket));
-        if messages.last().unwrap().lines().any(|told| told == line) {
+        messages.push(next_message(socket));
+        if messages.last().unwrap().lines().any(|sent| sent == line) {
             return messages;
         }
     }
@@ -72,12 +72,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
+fn installed_example_runs_as_an_unprivileged_user() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
         return;
     }
-    let site = Site::new();
+    let site = TestDir::new();
     fs::set_permissions(site.directory(), fs::Permissions::from_mode(0o755)).unwrap();
     let root = site.path("root");
     make(&root, "install");
@@ -102,7 +102,7 @@ fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
     );
     let config = etc.join("portcullis.toml");
     install(&["-m", "644"], &etc.join("portcullis.toml.example"), &config);
-    // "And edit it": no more than what two tests at a time cannot share.
+    // "And edit it": only what two tests at a time cannot share.
     let text = fs::read_to_string(&config).unwrap();
     let edited = text.replace("0.0.0.0:6380", &free_address().to_string());
     let edited = edited.replace("/run/portcullis", &runtime.display().to_string());
@@ -117,7 +117,7 @@ fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
     let mut command = as_service(&start);
     command.env("NOTIFY_SOCKET", site.path("notify")).stdout(Stdio::null()).stderr(Stdio::null());
     let mut service = Running::start(&mut command);
-    assert_eq!(told(&socket), "READY=1\nSTATUS=serving 1 listener, generation 1");
+    assert_eq!(next_message(&socket), "READY=1\nSTATUS=serving 1 listener, generation 1");
 
     let mut reload = as_service(&command_of(&unit, "ExecReload="));
     run(&mut reload).success();
@@ -140,7 +140,7 @@ fn installed_example_starts_reloads_and_stops_as_an_unprivileged_user() {
 
 #[test]
 fn unit_is_valid() {
-    let site = Site::new();
+    let site = TestDir::new();
     let unit = fs::read_to_string(repository().join("packaging/systemd/portcullis.service")).unwrap();
     site.write("portcullis.service", unit.replace("/usr/bin/portcullis", EXECUTABLE));
     let mut command = Command::new("systemd-analyze");
@@ -152,16 +152,16 @@ fn unit_is_valid() {
 }
 
 #[test]
-fn systemd_is_told_of_every_reload_and_its_verdict() {
+fn systemd_is_notified_of_every_reload_and_its_result() {
     let upstream = Upstream::echo();
-    let site = Site::new();
+    let site = TestDir::new();
     let socket = notify_socket(&site.path("notify"));
     let mut command = executable();
     command.env("NOTIFY_SOCKET", site.path("notify"));
     let listener = || Listener::redis(&upstream);
     let config = |listener: Listener| format!("{ON_SIGHUP}admin.listen = \"unix:admin.sock\"\n{listener}");
     let mut portcullis = Portcullis::start_by(command, site, config(listener()));
-    told_until(&socket, "READY=1");
+    messages_until(&socket, "READY=1");
     let ask = |text: String| {
         portcullis.site.replace("portcullis.toml", text);
         run(executable().args(["reload", "--socket", "admin.sock"]).current_dir(portcullis.site.directory())).code
@@ -169,28 +169,28 @@ fn systemd_is_told_of_every_reload_and_its_verdict() {
     let status = |message: &str| message.lines().find_map(|line| line.strip_prefix("STATUS=")).unwrap().to_owned();
 
     assert_eq!(ask(config(listener().trusting(&["127.0.0.0/8"]))), Some(0));
-    let messages = told_until(&socket, "READY=1");
+    let messages = messages_until(&socket, "READY=1");
     let (start, end) = (&messages[0], &messages[1]);
     let microseconds = start.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|text| text.parse::<u64>().ok());
     assert!(microseconds.is_some_and(|time| time > 0), "{start}");
     assert_eq!(status(end), "serving 1 listener, generation 2");
 
     assert_eq!(ask(config(listener().trusting(&["10.1.2.3/8"]).key("enforcement = \"log\""))), Some(1));
-    let messages = told_until(&socket, "READY=1");
+    let messages = messages_until(&socket, "READY=1");
     assert!(messages[0].starts_with("RELOADING=1\n"), "{messages:?}");
     let words = status(&messages[1]);
     for part in ["serving 1 listener, generation 2; reload rejected at ", "10.1.2.3/8", "(and 1 more)"] {
         assert!(words.contains(part), "no {part:?} in {words}");
     }
 
-    // Mended, the rejection is gone.
+    // Once the file is fixed, the status no longer has the rejection.
     assert_eq!(ask(config(listener().trusting(&["127.0.0.0/9"]))), Some(0));
-    assert_eq!(status(&told_until(&socket, "READY=1")[1]), "serving 1 listener, generation 3");
+    assert_eq!(status(&messages_until(&socket, "READY=1")[1]), "serving 1 listener, generation 3");
 
     let mut session = portcullis.client().connect();
     session.ask(b"hello", b"hello");
     portcullis.process.signal("TERM");
-    assert_eq!(status(&told_until(&socket, "STOPPING=1")[0]), "draining: 1 open sessions, waiting up to 30s");
+    assert_eq!(status(&messages_until(&socket, "STOPPING=1")[0]), "draining: 1 open sessions, waiting up to 30s");
     drop(session);
     let code = eventually("the end", || portcullis.process.0.try_wait().unwrap());
     assert_eq!(code.code(), Some(0));
