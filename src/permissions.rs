@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(fix_for_creating(directory.path()), None);
     }
 
-    /// Root is denied nothing. tests/permissions.rs runs the program as another user.
+    /// Root is denied nothing. tests/preflight.rs runs the program as another user.
     #[test]
     fn closed_files_and_directories_name_the_obstacle() {
         if geteuid().is_root() {
