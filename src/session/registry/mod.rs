@@ -112,6 +112,17 @@ impl ConnectionRegistry {
         due.iter().filter_map(|(_, id)| entries.connections.get(id).cloned()).collect()
     }
 
+    /// Makes every session due again at its time, after sessions that fell due could not be judged.
+    pub fn restore_due(&self) {
+        let mut entries = self.entries();
+        let Entries { connections, due, .. } = &mut *entries;
+        for (id, live) in connections {
+            due.extend(
+                live.current().as_ref().and_then(|session| session.authorization.until()).map(|until| (until, *id)),
+            );
+        }
+    }
+
     /// When the next session has to be judged again.
     pub fn next_due(&self) -> Option<OffsetDateTime> {
         self.entries().due.first().map(|(at, _)| *at)

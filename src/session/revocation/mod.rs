@@ -27,7 +27,8 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 
 use crate::config::Revoke;
-use crate::fault;
+use crate::fault::record::Fault;
+use crate::fault::{self, RESTART_PAUSE};
 use crate::identity::client_verifier::PresentedIdentity;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::authorize::{Denial, Permit};
@@ -47,26 +48,40 @@ pub async fn run(current: Current, registry: Arc<ConnectionRegistry>) {
 /// Judges every session by each new policy.
 async fn judge_all(mut current: Current, registry: &Arc<ConnectionRegistry>) {
     while current.changed().await.is_ok() {
-        let snapshot = Arc::clone(&current.borrow_and_update());
-        let (registry, newer) = (Arc::clone(registry), current.clone());
-        // The fault is recorded. The next policy starts another pass.
-        let _ = fault::contained_blocking(PART, move || {
-            let apply = |verdict: &mut dyn FnMut()| {
-                verdict();
-                !newer.has_changed().unwrap_or(true)
-            };
-            enforce(&snapshot, &registry, &registry.all(), OffsetDateTime::now_utc(), &apply);
-        })
-        .await;
+        while judge_by_newest(&mut current, registry).await.is_err() {
+            // The fault is recorded. A pass that did not finish may have left sessions open that have to end.
+            sleep(RESTART_PAUSE).await;
+        }
     }
+}
+
+/// Judges every session by the newest policy, until that is done or a newer one is there.
+async fn judge_by_newest(current: &mut Current, registry: &Arc<ConnectionRegistry>) -> Result<(), Fault> {
+    let snapshot = Arc::clone(&current.borrow_and_update());
+    let (registry, newer) = (Arc::clone(registry), current.clone());
+    fault::contained_blocking(PART, move || {
+        let apply = |verdict: &mut dyn FnMut()| {
+            let is_newest = !newer.has_changed().unwrap_or(true);
+            if is_newest {
+                verdict();
+            }
+            is_newest
+        };
+        enforce(&snapshot, &registry, &registry.all(), OffsetDateTime::now_utc(), &apply);
+    })
+    .await
 }
 
 /// Judges sessions by the policy in force when their authorization expires.
 async fn judge_due(current: Current, registry: &Arc<ConnectionRegistry>) {
     loop {
         session_due(registry).await;
-        let (registry, current) = (Arc::clone(registry), current.clone());
-        let _ = fault::contained_blocking(PART, move || enforce_due(&current, &registry)).await;
+        let (due, current) = (Arc::clone(registry), current.clone());
+        if fault::contained_blocking(PART, move || enforce_due(&current, &due)).await.is_err() {
+            // It is unknown which of them were judged.
+            registry.restore_due();
+            sleep(RESTART_PAUSE).await;
+        }
     }
 }
 
@@ -113,17 +128,16 @@ pub fn enforce(
     now: OffsetDateTime,
     apply: &Apply<'_>,
 ) {
-    let pass = Pass { snapshot, registry, now, deadline: Instant::now() + PASS_TIME, apply };
-    pass.run(connections);
+    Pass { time_limit: PASS_TIME, snapshot, registry, now, apply }.run(connections);
 }
 
 /// One pass over sessions.
 struct Pass<'p> {
+    /// How long every chain of a client is judged.
+    time_limit: Duration,
     snapshot: &'p Snapshot,
     registry: &'p ConnectionRegistry,
     now: OffsetDateTime,
-    /// After this time, only `MAX_CHAINS` chains of a client are judged.
-    deadline: Instant,
     apply: &'p Apply<'p>,
 }
 
@@ -132,18 +146,17 @@ impl Pass<'_> {
         let left = Mutex::new(Vec::new());
         in_parallel(connections, MIN_SESSIONS_PER_THREAD, &|live| {
             match fault::contain(PART, || self.recheck(live)) {
-                Ok(Some(decision)) => _ = self.apply(decision, live),
+                Ok(Some(decision)) => return self.apply(decision, live),
                 Ok(None) => left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live)),
-                Err(_) => live.end(not_judged()),
+                Err(_) => return self.end(live, not_judged()),
             }
             true
         });
+        let deadline = Instant::now() + self.time_limit;
         let groups = in_turns(left.into_inner().unwrap_or_else(PoisonError::into_inner));
         in_parallel(&groups, MIN_GROUPS_PER_THREAD, &|group| {
-            fault::contain(PART, || self.judge(group)).unwrap_or_else(|_| {
-                group.sessions.iter().for_each(|live| live.end(not_judged()));
-                true
-            })
+            fault::contain(PART, || self.judge(group, deadline))
+                .unwrap_or_else(|_| group.sessions.iter().all(|live| self.end(live, not_judged())))
         });
     }
 
@@ -156,12 +169,9 @@ impl Pass<'_> {
     }
 
     /// Judges the sessions of one chain. Returns whether to continue.
-    fn judge(&self, group: &Group) -> bool {
-        if group.turn >= MAX_CHAINS && Instant::now() >= self.deadline {
-            return group.sessions.iter().all(|live| match self.snapshot.revoke(live.listener()) {
-                Revoke::Keep => true,
-                Revoke::Disconnect => self.apply(Decision::Ends(too_many_chains()), live),
-            });
+    fn judge(&self, group: &Group, deadline: Instant) -> bool {
+        if group.turn >= MAX_CHAINS && Instant::now() >= deadline {
+            return group.sessions.iter().all(|live| self.end(live, too_many_chains()));
         }
         let presented = PresentedIdentity::Verified(Some(&group.identity));
         // Sessions of a removed listener were already ended by `recheck`.
@@ -184,7 +194,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Applies a decision. Returns whether to continue.
+    /// Ends a session that cannot be judged, unless its listener keeps sessions. Returns whether to continue.
+    fn end(&self, live: &LiveConnection, outcome: Outcome) -> bool {
+        match self.snapshot.revoke(live.listener()) {
+            Revoke::Keep => true,
+            Revoke::Disconnect => self.apply(Decision::Ends(outcome), live),
+        }
+    }
+
+    /// Returns whether to continue.
     fn apply(&self, decision: Decision, live: &LiveConnection) -> bool {
         let mut decision = Some(decision);
         (self.apply)(&mut || match decision.take() {
@@ -229,7 +247,8 @@ fn in_parallel<T: Sync>(items: &[T], min_share: usize, work: &(dyn Fn(&T) -> boo
     let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     thread::scope(|scope| {
         for _ in 1..threads.min(items.len().div_ceil(min_share)) {
-            scope.spawn(run);
+            // Where the system gives no thread, this one does the work.
+            let _ = thread::Builder::new().spawn_scoped(scope, run);
         }
         run();
     });

@@ -53,11 +53,21 @@ impl Replaced {
 
     /// Opens a session of a client that sends further certificates.
     fn open(&self, leaf: &CertificateDer<'static>, junk: &[CertificateDer<'static>]) -> ConnectionGuard {
+        self.open_at("db", leaf, junk)
+    }
+
+    /// Opens a session that is registered for another listener of the same policy.
+    fn open_at(
+        &self,
+        listener: &str,
+        leaf: &CertificateDer<'static>,
+        junk: &[CertificateDer<'static>],
+    ) -> ConnectionGuard {
         let chain: Vec<_> = [leaf].into_iter().chain(&self.along).chain(junk).cloned().collect();
         let from = ClientAddr::from_ip("127.0.0.1".parse().unwrap());
         let judged =
             self.before.authorize("db", from.into(), PresentedIdentity::Chain(&chain), OffsetDateTime::now_utc());
-        let guard = self.registry.enter("db".into(), from);
+        let guard = self.registry.enter(listener.into(), from);
         guard.activate(Authorization::on(&judged.unwrap(), None));
         guard
     }
@@ -70,13 +80,13 @@ impl Replaced {
     /// Runs a pass whose time is up before it begins. Returns the sessions in the order of their verdicts.
     fn pass(&self) -> Vec<Groups> {
         let turns = in_turns(self.registry.all());
-        let now = Instant::now();
         let apply = |verdict: &mut dyn FnMut()| {
             verdict();
             true
         };
         let (snapshot, registry) = (&self.after, &*self.registry);
-        Pass { snapshot, registry, now: OffsetDateTime::now_utc(), deadline: now, apply: &apply }.run(&registry.all());
+        Pass { time_limit: Duration::ZERO, snapshot, registry, now: OffsetDateTime::now_utc(), apply: &apply }
+            .run(&registry.all());
         turns.iter().map(|group| (group.turn, group.sessions.len())).collect()
     }
 }
@@ -119,6 +129,17 @@ fn clients_take_turns_when_one_has_many_chains() {
         assert_eq!(outcome.reason, Reason::CredentialRevoked);
         assert!(outcome.detail.contains("different certificate chains"), "{}", outcome.detail);
     }
+}
+
+#[test]
+fn client_with_one_chain_at_several_listeners_has_one_turn() {
+    let site = Replaced::new();
+    let leaf = site.client("app");
+    let listeners: Vec<_> = (0..2 * MAX_CHAINS).map(|number| format!("db{number}")).collect();
+    let sessions: Vec<_> = listeners.iter().map(|listener| site.open_at(listener, &leaf, &[])).collect();
+    let turns = in_turns(site.registry.all());
+    assert_eq!(turns.len(), sessions.len());
+    assert!(turns.iter().all(|group| group.turn == 0));
 }
 
 #[test]
@@ -168,6 +189,31 @@ async fn expired_session_is_judged_without_a_new_policy() {
     assert_eq!(session.terminated().await.reason, Reason::SourceRevoked);
     drop(publish);
     running.join_next().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn pass_that_fails_is_repeated() {
+    let before = snapshot();
+    let (publish, current) = watch::channel(Arc::clone(&before));
+    let registry = Arc::new(ConnectionRegistry::default());
+    let session = registry.enter("db".into(), untrusted());
+    session.activate(Authorization::default());
+    let mut running = JoinSet::new();
+    fault::injection::inject(PART);
+    running.spawn(run(current, Arc::clone(&registry)));
+    publish.send_replace(before);
+    assert_eq!(session.terminated().await.reason, Reason::SourceRevoked);
+}
+
+#[tokio::test]
+async fn expired_session_is_judged_again_after_a_fault() {
+    let (_publish, current) = watch::channel(snapshot());
+    let registry = Arc::new(ConnectionRegistry::default());
+    let session = expired(&registry);
+    let mut running = JoinSet::new();
+    fault::injection::inject(PART);
+    running.spawn(run(current, Arc::clone(&registry)));
+    assert_eq!(session.terminated().await.reason, Reason::SourceRevoked);
 }
 
 #[test]

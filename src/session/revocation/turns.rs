@@ -31,11 +31,15 @@ pub(crate) fn in_turns(sessions: Vec<Arc<LiveConnection>>) -> Vec<Group> {
     let mut groups: Vec<_> = groups.into_values().collect();
     // The largest groups first, as an ordinary client has many sessions with one chain.
     groups.sort_by_key(|group| (group.identity.sent(), usize::MAX - group.sessions.len()));
-    let mut turns: HashMap<String, usize> = HashMap::new();
+    // A client with one chain at several listeners has one turn.
+    let mut chains: HashMap<String, Vec<[u8; 32]>> = HashMap::new();
     for group in &mut groups {
-        let turn = turns.entry(group.identity.certificate.sha256.clone()).or_default();
-        group.turn = *turn;
-        *turn += 1;
+        let of_client = chains.entry(group.identity.certificate.sha256.clone()).or_default();
+        let digest = group.identity.chain_digest();
+        group.turn = of_client.iter().position(|known| *known == digest).unwrap_or_else(|| {
+            of_client.push(digest);
+            of_client.len() - 1
+        });
     }
     groups.sort_by_key(|group| group.turn);
     groups
