@@ -14,6 +14,7 @@ pub(crate) fn reason_of(error: &ChainError) -> Reason {
         ChainError::Revoked => Reason::ClientCertificateRevoked,
         ChainError::AnchorNotYetValid { .. }
         | ChainError::Ca { .. }
+        | ChainError::KeyUsage
         | ChainError::Malformed
         | ChainError::NotYetValid
         | ChainError::CriticalExtension { .. }

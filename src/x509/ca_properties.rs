@@ -122,6 +122,18 @@ impl KeyUsage {
     }
 }
 
+/// Whether the key usage of a certificate, where it has one, lets its key sign a TLS handshake (RFC 5246 §7.4.6).
+pub(crate) fn may_sign_handshakes(der: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    match certificate.get_extension_unique(&OID_X509_EXT_KEY_USAGE) {
+        Ok(None) => true,
+        Ok(Some(extension)) => {
+            matches!(extension.parsed_extension(), ParsedExtension::KeyUsage(usage) if usage.digital_signature())
+        }
+        Err(_) => false,
+    }
+}
+
 impl Purpose {
     /// The name in RFC 5280 §4.2.1.12.
     pub(crate) fn name(self) -> &'static str {

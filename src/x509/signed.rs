@@ -13,7 +13,7 @@ pub(crate) struct Signed<'der> {
     pub(crate) message: &'der [u8],
     /// The contents of the `AlgorithmIdentifier`, as the crypto provider compares it.
     pub(crate) algorithm: &'der [u8],
-    signature: &'der [u8],
+    pub(crate) signature: &'der [u8],
 }
 
 impl<'der> Signed<'der> {
@@ -58,7 +58,7 @@ pub(crate) fn key_bits(public_key_info: &[u8]) -> Option<&[u8]> {
 }
 
 /// The contents of an `AlgorithmIdentifier` and of the `BIT STRING` behind it.
-fn algorithm_and_bits(der: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn algorithm_and_bits(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (algorithm, rest) = element(der)?;
     match element(rest)?.0.split_first()? {
         (0, bits) => Some((algorithm, bits)),

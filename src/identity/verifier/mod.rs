@@ -19,7 +19,7 @@ use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::cache::VerificationCache;
 use crate::identity::settings::ClientAuth;
 use crate::identity::verified::{TrustedBy, VerifiedIdentity};
-use crate::x509::ca_properties::Purpose;
+use crate::x509::ca_properties::{Purpose, may_sign_handshakes};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::anchors::AnchorSet;
 use crate::x509::chain::error::ChainError;
@@ -71,12 +71,13 @@ impl ChainVerifier {
             // A client with a pinned certificate may find none of its issuers in the hints, and would send no certificate.
             false => Vec::new(),
         };
+        let lists = RevocationLists::new(&settings.crls, settings.crl_expired, &anchors);
         Ok(Self {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             mandatory: settings.auth == ClientAuth::Required,
             anchors,
             pinned: settings.pinned.iter().map(|der| digest_of([&**der].into_iter())).collect(),
-            lists: RevocationLists::new(&settings.crls, settings.crl_expired),
+            lists,
             hints,
             cache: VerificationCache::default(),
             memo: SignatureMemo::default(),
@@ -181,6 +182,9 @@ impl ChainVerifier {
         let positions: Vec<usize> = identity.path.iter().map(|position| usize::from(*position)).collect();
         let on_path = positions.iter().map(|position| RawCertificate::read(identity.chain.get(*position)?));
         let path = Path { certificates: on_path.collect::<Option<_>>()?, positions, anchor };
+        if !self.lists.knows_signers(&path) {
+            return None;
+        }
         let sent = Sent { validity: identity.validity.clone(), constrains_names: identity.constrains_names };
         let verified = check_validity(&sent.validity, now).and_then(|()| self.apply_policy(&path, sent, now, None));
         match verified {
@@ -242,6 +246,9 @@ impl ChainVerifier {
                 // Only a client with a certificate of an anchor gets here, so an exact error is safe.
                 if path.certificates.first().is_some_and(RawCertificate::is_too_large) {
                     return Err(ChainError::TooLarge);
+                }
+                if path.certificates.first().is_some_and(|leaf| !may_sign_handshakes(&leaf.to_der())) {
+                    return Err(ChainError::KeyUsage);
                 }
                 let sent = rules::check_sent(path, self.anchors.purpose, now, names)?;
                 self.apply_policy(path, sent, now, Some(names))

@@ -60,6 +60,8 @@ pub enum ChainError {
     NameConstraints,
     /// The peer's own certificate has CA:TRUE.
     PeerIsCa,
+    /// The key usage does not include digitalSignature.
+    KeyUsage,
     /// The extended key usage lacks the purpose.
     Purpose {
         /// `clientAuth` or `serverAuth`.
@@ -128,7 +130,7 @@ impl From<ChainError> for Error {
             ChainError::UnknownIssuer | ChainError::TooManyChecks | ChainError::Ca { .. } => {
                 CertificateError::UnknownIssuer
             }
-            ChainError::Purpose { .. } => CertificateError::InvalidPurpose,
+            ChainError::KeyUsage | ChainError::Purpose { .. } => CertificateError::InvalidPurpose,
             ChainError::NameConstraints
             | ChainError::PeerIsCa
             | ChainError::SignatureAlgorithm
@@ -173,6 +175,7 @@ impl std::fmt::Display for ChainError {
                  checked (email address, URI, directory name)",
             ),
             Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), which cannot identify a peer"),
+            Self::KeyUsage => f.write_str("its key usage does not include digitalSignature, which TLS requires"),
             Self::Purpose { lacks } => write!(f, "its extended key usage lacks {lacks}"),
             Self::SignatureAlgorithm => f.write_str(
                 "the certificate, or an intermediate, uses a signature algorithm that is not supported; supported: RSA or ECDSA \

@@ -3,7 +3,7 @@
 //! The signature of a list is verified once per key. After that, a check is a search for a serial number, so thousands of
 //! sessions can be checked at once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use time::OffsetDateTime;
 
@@ -68,10 +68,20 @@ enum Status {
 }
 
 impl RevocationLists {
-    pub(crate) fn new(lists: &[Crl], expired: CrlExpired) -> Self {
+    /// The lists, each under every name of a trust anchor that means its issuer, and under its own.
+    pub(crate) fn new(lists: &[Crl], expired: CrlExpired, anchors: &AnchorSet) -> Self {
         let mut by_issuer: HashMap<Vec<u8>, Vec<Crl>> = HashMap::new();
         for list in lists {
-            by_issuer.entry(list.issuer_name().to_vec()).or_default().push(list.clone());
+            let of_anchors = anchors.iter().filter(|anchor| list.is_of(&anchor.trust.subject));
+            let mut names = HashSet::from([list.issuer_name()]);
+            for anchor in of_anchors {
+                names.insert(&anchor.trust.subject);
+                // Verified now, so that no session waits for it.
+                list.is_signed_with(&anchor.trust.subject_public_key_info);
+            }
+            for name in names {
+                by_issuer.entry(name.to_vec()).or_default().push(list.clone());
+            }
         }
         Self { by_issuer, expired }
     }
@@ -93,6 +103,16 @@ impl RevocationLists {
         let roles = [Role::Leaf].into_iter().chain(std::iter::repeat(Role::Ca));
         let links = path.certificates.iter().zip(issuers).zip(roles);
         self.check(links.map(|((certificate, issuer), role)| (*certificate, role, issuer)), now)
+    }
+
+    /// Whether the signatures of all lists that apply to a path were verified with its keys before. A check of the path then
+    /// verifies none.
+    pub(crate) fn knows_signers(&self, path: &Path<'_>) -> bool {
+        let issuers = path.certificates.iter().skip(1).map(Issuer::Sent).chain([Issuer::Anchor(path.anchor)]);
+        path.certificates.iter().zip(issuers).all(|(certificate, issuer)| {
+            let of_its_name = self.by_issuer.get(certificate.issuer);
+            of_its_name.is_none_or(|lists| lists.iter().all(|list| list.is_known_signer(issuer.key_info()).is_some()))
+        })
     }
 
     /// Whether its issuer has revoked the peer's own certificate. This is final, because every other path has the same issuer
@@ -148,6 +168,8 @@ impl RevocationLists {
         let signed: Vec<&Crl> = of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())).collect();
         // A list whose thisUpdate is in the future does not replace a current one.
         let in_force = |list: &&Crl| list.this_update <= now || signed.iter().all(|list| list.this_update > now);
+        // One of the future counts from its own date on, so no answer holds longer than that.
+        let upcoming = signed.iter().map(|list| list.this_update).filter(|from| *from > now).min();
         let own = newest(signed.iter().copied().filter(in_force));
         if own.is_empty() {
             // Another key of the same name signed the lists, as after a CA key change. RFC 5280 §6.3.3 (f) requires list and
@@ -170,7 +192,7 @@ impl RevocationLists {
             return Status::Unknown;
         }
         if self.expired == CrlExpired::Allow {
-            return Status::Good(None);
+            return Status::Good(upcoming);
         }
         // One complete list is enough. Partitioned lists may each cover another part, so all must be current.
         let complete = covering.iter().find(|list| !list.is_scoped() && !list.is_expired_at(now));
@@ -178,7 +200,10 @@ impl RevocationLists {
             Some(complete) => Some(complete.next_update),
             None => covering.iter().map(|list| list.next_update).min(),
         };
-        if end.is_none_or(|end| end <= now) { Status::ListExpired } else { Status::Good(end) }
+        if end.is_none_or(|end| end <= now) {
+            return Status::ListExpired;
+        }
+        Status::Good([end, upcoming].into_iter().flatten().min())
     }
 }
 

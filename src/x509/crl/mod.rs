@@ -20,7 +20,7 @@ use x509_parser::extensions::{DistributionPointName, ParsedExtension, X509Extens
 use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
-use x509_parser::x509::X509Version;
+use x509_parser::x509::{X509Name, X509Version};
 
 use crate::x509::ca_properties::full_names;
 use crate::x509::certificate::moment;
@@ -31,6 +31,7 @@ use crate::x509::digest::{Digest, digest_of};
 use crate::x509::name::rfc4514;
 use crate::x509::pem;
 use crate::x509::pem::PemError;
+use crate::x509::prehash::Prehash;
 use crate::x509::raw_certificate::RawCertificate;
 use crate::x509::signed::Signed;
 
@@ -77,6 +78,8 @@ pub(crate) struct Scope {
 struct Content {
     der: CertificateRevocationListDer<'static>,
     serials: Serials,
+    /// The digest that the signature is verified from, if the algorithm signs a digest.
+    prehash: Option<Prehash>,
     /// For each key: whether it signed the list. Each key is verified once, because a list may be large and is used for every
     /// client of its CA.
     signers: Mutex<HashMap<Digest, bool>>,
@@ -243,6 +246,7 @@ impl Crl {
             content: Arc::new(Content {
                 der: CertificateRevocationListDer::from(der.to_vec()),
                 serials,
+                prehash: Signed::read(&der).and_then(|signed| Prehash::new(&signed)),
                 signers: Mutex::default(),
             }),
         })
@@ -258,33 +262,44 @@ impl Crl {
         &self.issuer_raw
     }
 
+    /// Whether the issuer has this name, given as DER without tag and length. A CA may use one string type in its certificate
+    /// and another in its list. RFC 5280 §7.1 compares names without regard to case and repeated spaces.
+    pub(crate) fn is_of(&self, name: &[u8]) -> bool {
+        name == self.issuer_raw.as_slice() || name_text(name).is_some_and(|name| folded(&name) == folded(&self.issuer))
+    }
+
     /// Compares the issuer with the subject of a CA certificate. Two CAs may have the same name; [`Self::is_signed_by`] also
     /// checks the key.
     pub fn has_issuer(&self, anchor: &CertificateDer<'_>) -> bool {
-        RawCertificate::read(anchor).is_some_and(|anchor| anchor.subject == self.issuer_raw.as_slice())
+        RawCertificate::read(anchor).is_some_and(|anchor| self.is_of(anchor.subject))
     }
 
     /// Whether the CA with this certificate issued and signed the list.
     pub fn is_signed_by(&self, anchor: &CertificateDer<'_>) -> bool {
-        RawCertificate::read(anchor).is_some_and(|anchor| {
-            anchor.subject == self.issuer_raw.as_slice() && self.is_signed_with(anchor.public_key_info)
-        })
+        RawCertificate::read(anchor)
+            .is_some_and(|anchor| self.is_of(anchor.subject) && self.is_signed_with(anchor.public_key_info))
     }
 
     /// Whether this key, the contents of a `SubjectPublicKeyInfo`, signed the list.
     pub(crate) fn is_signed_with(&self, key_info: &[u8]) -> bool {
-        let known_as = digest_of([key_info].into_iter());
-        if let Some(is_signer) = self.content.signers().get(&known_as) {
-            return *is_signer;
+        if let Some(is_signer) = self.is_known_signer(key_info) {
+            return is_signer;
         }
-        let signed = Signed::read(self.der());
-        let is_signer = signed.is_some_and(|signed| signed.verify(key_info));
+        let is_signer = Signed::read(self.der()).is_some_and(|signed| match &self.content.prehash {
+            Some(prehash) => prehash.is_signed_with(&signed, key_info),
+            None => signed.verify(key_info),
+        });
         let mut signers = self.content.signers();
-        if signers.len() >= MAX_SIGNERS {
-            signers.clear();
+        // The keys of the bundle come first, and clients' keys never replace them.
+        if signers.len() < MAX_SIGNERS {
+            signers.insert(digest_of([key_info].into_iter()), is_signer);
         }
-        signers.insert(known_as, is_signer);
         is_signer
+    }
+
+    /// Whether this key signed the list; `None` if that was not verified before.
+    pub(crate) fn is_known_signer(&self, key_info: &[u8]) -> Option<bool> {
+        self.content.signers().get(&digest_of([key_info].into_iter())).copied()
     }
 
     /// Whether the list contains this serial number, given as the contents of its DER INTEGER.
@@ -307,6 +322,18 @@ impl Crl {
     pub fn is_expired_at(&self, now: OffsetDateTime) -> bool {
         self.next_update <= now
     }
+}
+
+/// The text of a name, given as DER without tag and length.
+fn name_text(name: &[u8]) -> Option<String> {
+    let encoded = sequence(&[name])?;
+    let (_, name) = X509Name::from_der(&encoded).ok()?;
+    Some(rfc4514(&name))
+}
+
+/// The form in which names are compared: lower case, single spaces.
+fn folded(name: &str) -> String {
+    name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
 /// Lists that are already parsed, by digest.

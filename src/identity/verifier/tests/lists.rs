@@ -1,6 +1,9 @@
 //! Which revocation lists apply, and when.
 
+use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, KeyPair};
+
 use super::*;
+use crate::tls::fixtures::named;
 use crate::x509::crl::CrlNumber;
 
 /// Why a chain is rejected with one anchor and these lists; `None` if it is accepted.
@@ -117,4 +120,62 @@ fn list_revokes_a_certificate_outside_its_scope() {
     let authorities = scoped(&authority, &chain, 7, Some(CrlScope::CaCertsOnly));
     let users = scoped(&authority, &[], 3, Some(CrlScope::UserCertsOnly));
     assert_eq!(refusal(&authority, &[&users, &authorities], &chain), Some(ChainError::Revoked));
+}
+
+#[test]
+fn list_of_the_future_bounds_what_the_current_one_allows() {
+    let authority = Authority::new("Clients CA");
+    let chain = [client(&authority)];
+    let current = list(&authority, &[], 1);
+    let from = NOW + Span::MINUTE;
+    let upcoming = read(&authority, &revoking(&chain, 2, from));
+    for expired in [CrlExpired::Refuse, CrlExpired::Allow] {
+        let verifier = verifier(&[authority.der()], &[current.clone(), upcoming.clone()], expired);
+        let identity = verify(&verifier, &chain).unwrap();
+        assert_eq!(identity.until, from, "{expired:?}");
+        assert_eq!(verifier.verify_and_remember(&chain[0], &[], from), Err(ChainError::Revoked), "{expired:?}");
+        let again = verifier.reverify_from_path(&identity, from);
+        assert_eq!(again.unwrap().unwrap_err(), ChainError::Revoked, "{expired:?}");
+    }
+}
+
+#[test]
+fn list_whose_issuer_uses_another_string_type_applies() {
+    let authority = Authority::new("Clients CA");
+    let chain = [client(&authority)];
+    let mut params = authority_params("Clients CA");
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, DnValue::PrintableString("CLIENTS  CA".try_into().unwrap()));
+    let list = list(&authority.reissued(params, None), &chain, 1);
+    assert!(list.is_signed_by(&authority.der()));
+    assert_eq!(refusal(&authority, &[&list], &chain), Some(ChainError::Revoked));
+}
+
+#[test]
+fn path_is_not_rechecked_while_the_signature_of_a_list_is_unverified() {
+    let root = Authority::new("Root CA");
+    let team = root.intermediate("Team CA");
+    let chain = [client(&team), team.der()];
+    let before = verify(&verifier(&[root.der()], &[], CrlExpired::Refuse), &chain).unwrap();
+    let after = verifier(&[root.der()], &[list(&team, &[], 1)], CrlExpired::Refuse);
+    assert!(after.reverify_from_path(&before, NOW).is_none(), "that takes a signature verification");
+    after.reverify_by_search(&before, NOW).unwrap();
+    assert!(after.reverify_from_path(&before, NOW).is_some());
+}
+
+#[test]
+fn client_whose_key_may_not_sign_is_rejected() {
+    let authority = Authority::new("Clients CA");
+    let with = |usages: &[KeyUsagePurpose]| {
+        let mut params = named(CertificateParams::default(), "app");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = usages.to_vec();
+        (params.not_before, params.not_after) = (NOW - Span::HOUR, NOW + Span::DAY);
+        [authority.issue(&params, KeyPair::generate().unwrap()).der()]
+    };
+    let sign = with(&[KeyUsagePurpose::DigitalSignature]);
+    assert_eq!(refusal(&authority, &[], &sign), None);
+    for usage in [KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::CrlSign] {
+        assert_eq!(refusal(&authority, &[], &with(&[usage])), Some(ChainError::KeyUsage));
+    }
 }
