@@ -300,7 +300,7 @@ reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out o
 LISTENER  SOURCE            RESOLVED  NEXT LOOKUP  ADDRESSES
 db        dns:app.internal  10 s ago  in 5 s       10.0.0.1 2001:db8::1
 db        dns:jobs          3 h ago   now          STALE, Name or service not known: 10.0.0.9
-db        dns:new           never     -            NOT RESOLVED, no body: none (this rule admits no client)
+db        dns:new           never     -            NOT RESOLVED, no answer: none (this rule admits no client)
 ";
         assert!(text.ends_with(expected), "{text}");
     }
