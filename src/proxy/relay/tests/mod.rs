@@ -82,7 +82,7 @@ impl Session {
     }
 
     /// Whether the client's socket has not accepted all bytes yet.
-    async fn is_stalled(&mut self) -> bool {
+    async fn stalls(&mut self) -> bool {
         poll_fn(|cx| Poll::Ready(Pin::new(&mut self.relay.client).poll_flush(cx).is_pending())).await
     }
 
@@ -148,7 +148,7 @@ async fn terminated_session_sends_buffered_bytes_before_the_farewell() {
     let mut session = Session::new(Protocol::Postgres).await;
     let sent = [message(100), message(MUCH - 100)].concat();
     session.upstream_sends(&sent).await;
-    assert!(session.is_stalled().await);
+    assert!(session.stalls().await);
     let received = session.terminate_and_read(Reason::SourceRevoked).await;
     assert!(received == [sent, farewell_message(Reason::SourceRevoked)].concat(), "{} bytes", received.len());
 }
@@ -169,7 +169,7 @@ async fn session_terminated_within_a_message_sends_no_farewell() {
         let whole = [message(MUCH - 105), message(105)].concat();
         let sent = &whole[..whole.len() - missing];
         session.upstream_sends(sent).await;
-        assert!(session.is_stalled().await);
+        assert!(session.stalls().await);
         let received = session.terminate_and_read(Reason::ClosedByAdmin).await;
         assert!(received == sent, "{} bytes without the last {missing}", received.len());
     }
@@ -202,7 +202,7 @@ async fn session_terminated_after_the_upstream_ended_sends_no_farewell() {
 async fn terminated_client_that_does_not_read_is_closed_within_a_second_and_its_upstream_at_once() {
     let mut session = Session::new(Protocol::Postgres).await;
     session.upstream_sends(&message(MUCH)).await;
-    assert!(session.is_stalled().await);
+    assert!(session.stalls().await);
     let (_client, farewell, mut upstream) = session.terminate(Reason::CredentialRevoked).await;
     assert_eq!(timeout(TEST_TIMEOUT, upstream.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
     // From here on time advances only while all tasks are idle.
