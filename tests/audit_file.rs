@@ -14,7 +14,7 @@ use crate::reload::{ON_CHANGE, ON_SIGHUP};
 const AUDIT_FILE: &str = "log.audit_file = \"audit.log\"\n";
 
 /// An untrusted source connects and is denied, which logs a line. Returns its source port.
-fn turned_away(portcullis: &Portcullis) -> u16 {
+fn rejected_source_port(portcullis: &Portcullis) -> u16 {
     let mut untrusted = portcullis.client().from("127.0.0.2").dial();
     assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     port(&untrusted)
@@ -34,7 +34,7 @@ fn sighup_reopens_the_audit_file_even_if_the_configuration_is_invalid() {
     fs::rename(&file, portcullis.site.path("audit.log.1")).unwrap();
     let rejected = portcullis.reconfigure("[[listener");
     assert!(rejected.is("reload.rejected"), "{}", rejected.0);
-    let port = format!("\"source_port\":{},", turned_away(&portcullis));
+    let port = format!("\"source_port\":{},", rejected_source_port(&portcullis));
     eventually("the event is in the new file", || fs::read_to_string(&file).ok()?.contains(&port).then_some(()));
 }
 
@@ -131,7 +131,7 @@ fn audit_file_that_becomes_a_symlink_is_not_reopened_on_sighup() {
     let warned = |event: &Event| event.0["error"].as_str().is_some_and(|words| words.contains("is a symbolic link"));
     let warning = portcullis.event("a warning", warned);
     assert_eq!(warning.text("message"), "cannot reopen audit_file, continuing with the previous one");
-    let port = format!("\"source_port\":{},", turned_away(&portcullis));
+    let port = format!("\"source_port\":{},", rejected_source_port(&portcullis));
     eventually("the event is in the old file", || fs::read_to_string(&rotated).ok()?.contains(&port).then_some(()));
     assert!(!target.exists());
 }

@@ -328,7 +328,7 @@ fn expired_crl_gives_a_warning_in_each_mode() {
         let (port, attempt) = portcullis.client().showing(&other).attempt();
         if meaning == "allow" {
             assert_lives(attempt.unwrap());
-            assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "it goes on to count");
+            assert_eq!(refused(&portcullis, &taken).reason(), "client_certificate_revoked", "the list still applies");
             assert_explained(&portcullis, &taken, 3, &["refused (client_certificate_revoked)"]);
             assert_explained(&portcullis, &other, 0, &["verdict   admitted"]);
         } else {

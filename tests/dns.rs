@@ -3,7 +3,7 @@
 use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 
-use crate::dns_sources::{STATE, is_let_in};
+use crate::dns_sources::{STATE, is_admitted};
 use crate::harness::dns::{DnsAnswer, Dnsmasq, FakeDnsServer, alone};
 use crate::harness::hosts::{name, resolve_by_dns, start};
 use crate::harness::portcullis::ADMIN;
@@ -63,14 +63,14 @@ fn follows(value: &str, resolver_options: &str, options: &[&str], record: &str) 
         let (mut inside, seen) = (inside.unwrap(), portcullis.seen());
         dns.have(&portcullis.site, &[(record, &["127.0.0.5", "127.0.0.6"])]);
         source_event(&portcullis, seen, "source.added", "127.0.0.6");
-        assert!(is_let_in(&portcullis, "127.0.0.6"));
+        assert!(is_admitted(&portcullis, "127.0.0.6"));
         inside.ask(b"still here", b"still here");
         let seen = portcullis.seen();
         dns.have(&portcullis.site, &[(record, &["127.0.0.6"])]);
         source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
-        assert!(!is_let_in(&portcullis, "127.0.0.5"));
-        assert!(is_let_in(&portcullis, "127.0.0.6"));
+        assert!(!is_admitted(&portcullis, "127.0.0.5"));
+        assert!(is_admitted(&portcullis, "127.0.0.6"));
     });
 }
 
@@ -128,9 +128,9 @@ fn addresses_of_both_families_are_used() {
         has(&["127.0.0.5"]);
         has(&["127.0.0.5", "::1"]);
         has(&["::1"]);
-        assert!(!is_let_in(&portcullis, "127.0.0.5"));
+        assert!(!is_admitted(&portcullis, "127.0.0.5"));
         has(&["127.0.0.5"]);
-        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        assert!(is_admitted(&portcullis, "127.0.0.5"));
     });
 }
 
@@ -151,12 +151,12 @@ fn keeps(way: DnsAnswer) {
         let questions = dns.questions();
         eventually("it is tried again", || (dns.questions() > questions + 1).then_some(()));
         inside.ask(b"still here", b"still here");
-        assert!(is_let_in(&portcullis, "127.0.0.5"), "{way:?}");
+        assert!(is_admitted(&portcullis, "127.0.0.5"), "{way:?}");
         let seen = portcullis.seen();
         dns.answer(DnsAnswer::Good(&["127.0.0.7"], 1));
         source_event(&portcullis, seen, "source.removed", "127.0.0.5");
         warned(&portcullis, seen, "can be resolved again");
-        assert!(is_let_in(&portcullis, "127.0.0.7"));
+        assert!(is_admitted(&portcullis, "127.0.0.7"));
         // The last answers had no TTL, and the name is looked up again all the same.
         let seen = portcullis.seen();
         dns.answer(DnsAnswer::Good(&["127.0.0.7", "127.0.0.8"], 1));
@@ -205,7 +205,7 @@ fn failed_lookup_of_one_family_uses_the_ttl_of_the_other() {
         let (upstream, site) = (Upstream::echo(), site(""));
         let dns = FakeDnsServer::start(DnsAnswer::Half(&["127.0.0.5"], 1));
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
-        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        assert!(is_admitted(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
         dns.answer(DnsAnswer::Half(&["127.0.0.5", "127.0.0.6"], 1));
         source_event(&portcullis, seen, "source.added", "127.0.0.6");
@@ -220,7 +220,7 @@ fn answer_too_long_for_a_datagram_uses_the_refresh_time() {
         let ips: Vec<_> = ips.iter().map(String::as_str).collect();
         let _dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &ips)]);
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
-        assert!(is_let_in(&portcullis, "127.0.1.120"));
+        assert!(is_admitted(&portcullis, "127.0.1.120"));
         let planned = status_when(&portcullis, "the next look is planned", |status| wait(status).is_some());
         assert!(wait(&planned).unwrap() > 3_000.0, "{planned}");
     });
@@ -233,13 +233,13 @@ fn cached_addresses_are_used_if_no_server_answers_at_start() {
         let dns = Dnsmasq::start(&site, &["local-ttl=1"], &[("app.test", &["127.0.0.5"])]);
         let config = config(&upstream, "app.test", "1h");
         let Some(mut portcullis) = start(site, &config) else { return };
-        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        assert!(is_admitted(&portcullis, "127.0.0.5"));
         drop(dns);
         let old = status_when(&portcullis, "it is stale", |status| status["stale"] == true);
         portcullis.stop();
         let site = std::mem::replace(&mut portcullis.site, TestDir::new());
         let again = start(site, &config).unwrap();
-        assert!(is_let_in(&again, "127.0.0.5"));
+        assert!(is_admitted(&again, "127.0.0.5"));
         warned(&again, 0, "Z: 127.0.0.5");
         let new = status(&again);
         assert_eq!(new["stale"], true, "{new}");
@@ -248,7 +248,7 @@ fn cached_addresses_are_used_if_no_server_answers_at_start() {
         let seen = again.seen();
         let _dns = Dnsmasq::start(&again.site, &["local-ttl=1"], &[("app.test", &["127.0.0.6"])]);
         source_event(&again, seen, "source.removed", "127.0.0.5");
-        assert!(is_let_in(&again, "127.0.0.6"));
+        assert!(is_admitted(&again, "127.0.0.6"));
     });
 }
 
@@ -262,7 +262,7 @@ fn silent_server_is_queried_with_backoff() {
             site.write("resolv.conf", "nameserver 127.0.0.1\n");
             let dns = FakeDnsServer::start(way);
             let Some(portcullis) = start(site, config(&upstream, "app.test", "1s")) else { return };
-            assert!(is_let_in(&portcullis, "127.0.0.5"));
+            assert!(is_admitted(&portcullis, "127.0.0.5"));
             for looks in 0..5 {
                 let now = status(&portcullis)["resolved_at"].clone();
                 status_when(&portcullis, &format!("look {looks}"), |status| status["resolved_at"] != now);
@@ -281,7 +281,7 @@ fn changed_resolv_conf_is_used() {
         // The first server does not exist, and the next one is queried.
         site.write("resolv.conf", "nameserver 127.0.0.9\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
         let Some(portcullis) = start(site, config(&upstream, "app.test", "1h")) else { return };
-        assert!(is_let_in(&portcullis, "127.0.0.5"));
+        assert!(is_admitted(&portcullis, "127.0.0.5"));
         let seen = portcullis.seen();
         dns.answer(DnsAnswer::Good(&["127.0.0.5", "127.0.0.6"], 1));
         source_event(&portcullis, seen, "source.added", "127.0.0.6");

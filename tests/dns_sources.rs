@@ -30,11 +30,11 @@ fn site(ips: &[&str]) -> TestDir {
     site
 }
 
-pub(crate) fn is_let_in(portcullis: &Portcullis, source: &str) -> bool {
+pub(crate) fn is_admitted(portcullis: &Portcullis, source: &str) -> bool {
     portcullis.client().from(source).attempt().1.is_ok()
 }
 
-fn let_in(portcullis: &Portcullis, source: &str) -> Connection {
+fn admitted(portcullis: &Portcullis, source: &str) -> Connection {
     portcullis.client().from(source).attempt().1.unwrap()
 }
 
@@ -60,10 +60,10 @@ fn warned(portcullis: &Portcullis, seen: usize, words: &str) -> Event {
 fn client_is_admitted_by_its_host_name() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5", "::1"]), config(&upstream, &[RULE])) else { return };
-    let inside = let_in(&portcullis, "127.0.0.5");
+    let inside = admitted(&portcullis, "127.0.0.5");
     let opened = portcullis.opened(inside.port());
     assert_eq!(opened.text("rule"), "dns:app.test");
-    assert!(!is_let_in(&portcullis, "127.0.0.1"), "the name leads elsewhere");
+    assert!(!is_admitted(&portcullis, "127.0.0.1"), "the name leads elsewhere");
     let status = status(&portcullis);
     assert_eq!(status["addresses"], serde_json::json!(["127.0.0.5", "::1"]), "{status}");
     assert_eq!((&status["stale"], &status["rule"]), (&false.into(), &"dns:app.test".into()), "{status}");
@@ -73,19 +73,19 @@ fn client_is_admitted_by_its_host_name() {
 fn added_address_is_admitted_and_removed_address_ends_its_sessions() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
-    let mut stays = let_in(&portcullis, "127.0.0.5");
-    assert!(!is_let_in(&portcullis, "127.0.0.6"));
+    let mut stays = admitted(&portcullis, "127.0.0.5");
+    assert!(!is_admitted(&portcullis, "127.0.0.6"));
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5", "127.0.0.6"])]);
     let added = source_event(&portcullis, seen, "source.added", "127.0.0.6");
     assert_eq!((added.text("rule"), added.text("listener")), ("dns:app.test", "main"));
-    let leaves = let_in(&portcullis, "127.0.0.6");
+    let leaves = admitted(&portcullis, "127.0.0.6");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
     source_event(&portcullis, seen, "source.removed", "127.0.0.6");
     let ending = portcullis.ending(leaves.port());
     assert_eq!((ending.reason(), ending.text("rule")), ("source_revoked", "dns:app.test"));
-    assert!(!is_let_in(&portcullis, "127.0.0.6"));
+    assert!(!is_admitted(&portcullis, "127.0.0.6"));
     stays.ask(b"still here", b"still here");
     let of_reloads = portcullis.events().into_iter().filter(|event| event.is("reload.applied")).count();
     assert_eq!(of_reloads, 0, "new addresses are no reload");
@@ -108,14 +108,14 @@ fn added_address_keeps_session_tickets_valid() {
 fn unresolvable_name_keeps_its_addresses_over_a_restart() {
     let upstream = Upstream::echo();
     let Some(mut portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[RULE])) else { return };
-    let mut inside = let_in(&portcullis, "127.0.0.5");
+    let mut inside = admitted(&portcullis, "127.0.0.5");
     let seen = portcullis.seen();
     name(&portcullis.site, &[]);
     warned(&portcullis, seen, "using the last good answer, from 20");
-    // Several looks later nothing more has been said, and nothing was taken away.
+    // After several lookups nothing more was logged, and no address was removed.
     eventually("it is stale", || (status(&portcullis)["stale"] == true).then_some(()));
     inside.ask(b"still here", b"still here");
-    assert!(is_let_in(&portcullis, "127.0.0.5"));
+    assert!(is_admitted(&portcullis, "127.0.0.5"));
     let status = status(&portcullis);
     assert_eq!(status["addresses"], serde_json::json!(["127.0.0.5"]), "{status}");
     assert!(!status["error"].is_null(), "{status}");
@@ -127,12 +127,12 @@ fn unresolvable_name_keeps_its_addresses_over_a_restart() {
     let config = fs::read_to_string(portcullis.site.path("portcullis.toml")).unwrap();
     let site = std::mem::replace(&mut portcullis.site, TestDir::new());
     let again = start(site, config).unwrap();
-    assert!(is_let_in(&again, "127.0.0.5"), "what is kept counts");
+    assert!(is_admitted(&again, "127.0.0.5"), "what is kept counts");
     warned(&again, 0, "using the last good answer, from 20");
     let seen = again.seen();
     name(&again.site, &[("app.test", &["127.0.0.7"])]);
     source_event(&again, seen, "source.removed", "127.0.0.5");
-    assert!(is_let_in(&again, "127.0.0.7"));
+    assert!(is_admitted(&again, "127.0.0.7"));
     warned(&again, seen, "can be resolved again");
 }
 
@@ -140,13 +140,13 @@ fn unresolvable_name_keeps_its_addresses_over_a_restart() {
 fn never_resolved_name_admits_no_client_and_does_not_fail_the_start() {
     let upstream = Upstream::echo();
     let Some(portcullis) = start(site(&[]), config(&upstream, &[RULE, "\"127.0.0.1\""])) else { return };
-    assert!(is_let_in(&portcullis, "127.0.0.1"));
-    assert!(!is_let_in(&portcullis, "127.0.0.5"));
+    assert!(is_admitted(&portcullis, "127.0.0.1"));
+    assert!(!is_admitted(&portcullis, "127.0.0.5"));
     warned(&portcullis, 0, "the rule admits no client until it can be resolved");
     let seen = portcullis.seen();
     name(&portcullis.site, &[("app.test", &["127.0.0.5"])]);
     source_event(&portcullis, seen, "source.added", "127.0.0.5");
-    assert!(is_let_in(&portcullis, "127.0.0.5"));
+    assert!(is_admitted(&portcullis, "127.0.0.5"));
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn broken_state_file_is_ignored() {
     let site = std::mem::replace(&mut portcullis.site, TestDir::new());
     name(&site, &[]);
     let again = start(site, config).unwrap();
-    assert!(!is_let_in(&again, "127.0.0.5"));
+    assert!(!is_admitted(&again, "127.0.0.5"));
     warned(&again, 0, "are not used: an entry is damaged");
 }
 
@@ -176,7 +176,7 @@ fn unwritable_state_directory_gives_a_warning_only() {
     let site = site(&["127.0.0.5"]);
     site.write("state", "no directory");
     let Some(portcullis) = start(site, config(&upstream, &[RULE])) else { return };
-    assert!(is_let_in(&portcullis, "127.0.0.5"));
+    assert!(is_admitted(&portcullis, "127.0.0.5"));
     warned(&portcullis, 0, "Set [state] directory");
 }
 
@@ -187,11 +187,11 @@ fn rule_for_a_name_expires_like_any_other() {
     let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
     let rule = format!("{{ type = \"dns\", value = \"app.test\", expires_at = {end} }}");
     let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[&rule])) else { return };
-    let inside = let_in(&portcullis, "127.0.0.5");
+    let inside = admitted(&portcullis, "127.0.0.5");
     let ending = portcullis.ending(inside.port());
     assert_eq!(ending.reason(), "rule_expired");
     assert!(ending.text("detail").contains("dns:app.test expired"), "{}", ending.0);
-    assert!(!is_let_in(&portcullis, "127.0.0.5"));
+    assert!(!is_admitted(&portcullis, "127.0.0.5"));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn reload_replaces_a_network_by_a_name_without_ending_sessions() {
     let upstream = Upstream::echo();
     let site = site(&["127.0.0.5"]);
     let Some(portcullis) = start(site, config(&upstream, &["\"127.0.0.5\""])) else { return };
-    let mut inside = let_in(&portcullis, "127.0.0.5");
+    let mut inside = admitted(&portcullis, "127.0.0.5");
     let seen = portcullis.seen();
     let applied = portcullis.reconfigure(config(&upstream, &[RULE]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
@@ -214,7 +214,7 @@ fn reload_replaces_a_network_by_a_name_without_ending_sessions() {
     assert!(applied.is("reload.applied"), "{}", applied.0);
     source_event(&portcullis, seen, "source.removed", "127.0.0.5,127.0.0.6");
     assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
-    assert!(is_let_in(&portcullis, "127.0.0.6"));
+    assert!(is_admitted(&portcullis, "127.0.0.6"));
 }
 
 #[test]

@@ -64,16 +64,16 @@ fn edited_sources_file_is_applied() {
     site.write("sources.toml", rule("127.0.0.2"));
     let listener = Listener::redis(&upstream).key("sources_file = \"sources.toml\"");
     let portcullis = Portcullis::start(site, format!("{ON_CHANGE}{listener}"));
-    let let_in = |source: &str| portcullis.client().from(source).attempt().1.is_ok();
-    assert!(let_in("127.0.0.2") && !let_in("127.0.0.3"));
+    let admitted = |source: &str| portcullis.client().from(source).attempt().1.is_ok();
+    assert!(admitted("127.0.0.2") && !admitted("127.0.0.3"));
     let applied = portcullis.applies(|| portcullis.site.write("sources.toml", rule("127.0.0.3")));
-    assert!(!let_in("127.0.0.2") && let_in("127.0.0.3"));
+    assert!(!admitted("127.0.0.2") && admitted("127.0.0.3"));
     // The log has what changed.
     for rule in ["ip_addr:127.0.0.2", "ip_addr:127.0.0.3"] {
         portcullis.event(&format!("{rule} after {}", applied.0), |event| event.0.to_string().contains(rule));
     }
     portcullis.applies(|| portcullis.site.write("sources.toml", "rule = []\n"));
-    assert!(!let_in("127.0.0.3") && let_in("127.0.0.1"));
+    assert!(!admitted("127.0.0.3") && admitted("127.0.0.1"));
 }
 
 #[test]

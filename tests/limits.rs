@@ -144,9 +144,9 @@ fn simultaneous_clients_are_admitted_up_to_the_limit() {
         let all: Vec<_> = (0..20).map(|_| scope.spawn(come)).collect();
         all.into_iter().map(|one| one.join().unwrap()).collect()
     });
-    let (let_in, turned_away): (Vec<_>, Vec<_>) = inside.iter().partition(|(_, connection)| connection.is_ok());
-    assert_eq!(let_in.len(), 5);
-    for (port, _) in turned_away {
+    let (admitted, rejected): (Vec<_>, Vec<_>) = inside.iter().partition(|(_, connection)| connection.is_ok());
+    assert_eq!(admitted.len(), 5);
+    for (port, _) in rejected {
         assert_eq!(portcullis.refusal(*port), "connection_limit");
     }
     assert_eq!(upstream.connections(), 5, "who is refused does not reach the upstream");

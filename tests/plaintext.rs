@@ -329,7 +329,7 @@ fn enabling_tls_ends_plaintext_sessions_and_disabling_it_ends_none() {
     assert_eq!(read_until_closed(&mut clear), b"");
     let revoked = portcullis.event("session.revoked", |event| event.is("session.revoked"));
     assert_eq!(revoked.reason(), "credential_revoked");
-    assert!(revoked.text("detail").contains("without TLS"), "{}", revoked.0);
+    assert!(revoked.text("detail").contains("is not encrypted"), "{}", revoked.0);
     assert_eq!(portcullis.ending(port(&clear)).reason(), "credential_revoked");
 
     let mut secured = portcullis.client().connect();

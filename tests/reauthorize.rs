@@ -8,7 +8,7 @@ use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventu
 use crate::reload::ON_SIGHUP;
 
 /// A client sends its StartupMessage, and gets a PostgreSQL error because it is denied.
-fn assert_turned_away(mut client: Connection) {
+fn assert_rejected(mut client: Connection) {
     client.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
     let fields = error_response(&client.rest().unwrap());
     assert_eq!((fields[&'S'].as_str(), fields[&'C'].as_str()), ("FATAL", "28000"), "{fields:?}");
@@ -34,7 +34,7 @@ fn rule_that_expires_before_the_startup_message_denies_the_client() {
     let client = portcullis.client().with_ssl_request().connect();
     let port = client.port();
     eventually("the rule expires", || (OffsetDateTime::now_utc() > soon).then_some(()));
-    assert_turned_away(client);
+    assert_rejected(client);
     let denied = portcullis.ending(port);
     assert!(denied.is("connection.denied"), "{}", denied.0);
     assert_eq!(denied.reason(), "untrusted_source");
@@ -51,7 +51,7 @@ fn listener_removed_before_the_startup_message_denies_the_client() {
     let port = client.port();
     let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{kept}"));
     assert!(applied.is("reload.applied"), "{}", applied.0);
-    assert_turned_away(client);
+    assert_rejected(client);
     assert_eq!(portcullis.refusal(port), "listener_removed");
     upstream.assert_received_nothing();
 }

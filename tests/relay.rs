@@ -393,7 +393,7 @@ fn upstream_that_closes_without_a_byte_is_explained_in_the_audit() {
         }
     });
     let listeners = [
-        (Listener::tcp(&upstream), "set tls of the upstream"),
+        (Listener::tcp(&upstream), "set upstream.tls"),
         (Listener::tcp(&upstream).upstream("proxy_protocol = \"v1\""), "PROXY header"),
     ];
     for (listener, words) in listeners {

@@ -41,8 +41,8 @@ fn sighup_applies_a_new_configuration() {
         assert!(applied.number("generation") > last, "{}", applied.0);
         last = applied.number("generation");
         for source in ["127.0.0.1", "127.0.0.2"] {
-            let let_in = portcullis.client().from(source).attempt().1.is_ok();
-            assert_eq!(let_in, sources.contains(&source), "{source} of {sources:?}");
+            let admitted = portcullis.client().from(source).attempt().1.is_ok();
+            assert_eq!(admitted, sources.contains(&source), "{source} of {sources:?}");
         }
     }
 }

@@ -130,3 +130,5 @@ mod upstream_proxy_header;
 mod upstream_selection;
 /// TLS to the upstream.
 mod upstream_tls;
+/// Words that are no longer used.
+mod vocabulary;

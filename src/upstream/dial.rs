@@ -184,12 +184,12 @@ impl Role {
                 record_role(endpoint, upstream, true);
                 return Ok(());
             }
-            Self::Unknown(untold @ (NoRole::NoAuth | NoRole::NoPerm | NoRole::Other)) => {
+            Self::Unknown(unknown @ (NoRole::NoAuth | NoRole::NoPerm | NoRole::Other)) => {
                 if endpoint.set_role_unknown() {
                     warn!(
                         listener = %upstream.listener,
                         upstream = %endpoint,
-                        reply = ?untold,
+                        reply = ?unknown,
                         "cannot determine the role of the upstream, assuming that it is the master"
                     );
                 }
