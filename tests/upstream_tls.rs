@@ -183,6 +183,42 @@ fn system_roots_are_used_without_a_bundle() {
     );
 }
 
+#[test]
+fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
+    let site = Site::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let roots = site.path("roots.pem");
+    std::fs::copy(site.path("ca.crt"), &roots).unwrap();
+    let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
+    let mut command = executable();
+    command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
+    let admin = "admin.listen = \"unix:admin.sock\"\n";
+    let portcullis = Portcullis::start_by(command, site, format!("{admin}{ON_SIGHUP}{listener}"));
+    assert_eq!(ping(&portcullis, "main"), Ok(()));
+    portcullis.site.replace("roots.pem", Authority::new("Another CA").pem());
+    let reload = run(executable().args(["reload", "--socket"]).arg(portcullis.site.path("admin.sock")));
+    let answer = String::from_utf8_lossy(&reload.stdout);
+    assert!(answer.starts_with("applied: generation 2 is in force"), "{answer}");
+    assert_refused(&portcullis, "main", "not issued by any root certificate of the system");
+}
+
+#[test]
+fn poll_applies_changed_roots_of_the_system() {
+    let site = Site::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let roots = site.path("roots.pem");
+    std::fs::copy(site.path("ca.crt"), &roots).unwrap();
+    let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
+    let mut command = executable();
+    command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
+    let polled = "reload = { watch = false, poll = \"1s\" }\n";
+    let portcullis = Portcullis::start_by(command, site, format!("{polled}{listener}"));
+    assert_eq!(ping(&portcullis, "main"), Ok(()));
+    portcullis.site.replace("roots.pem", Authority::new("Another CA").pem());
+    portcullis.event("the reload of the poll", |event| event.is("reload.applied"));
+    assert_refused(&portcullis, "main", "not issued by any root certificate of the system");
+}
+
 /// Installs the client certificates of these tests.
 fn install_clients(site: &TestDir) {
     site.install("client", &site.ca.issue(Request::client("certified")));

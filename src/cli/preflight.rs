@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::addr::ListenAddr;
 use crate::audit::file;
 use crate::config::problem::Problem;
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, shown};
 use crate::permissions;
 use crate::transport::unix_socket;
 use crate::transport::unix_socket::Access;
@@ -21,7 +21,7 @@ pub(crate) fn problems(config: &Config, offline: bool) -> Vec<Problem> {
     });
     let audit_file = config.log.audit_file.iter().filter_map(|path| {
         let why = file::check(path).err()?;
-        Some(config.problem_at("log.audit_file", format_args!("{} {why}", path.display())))
+        Some(config.problem_at("log.audit_file", format_args!("{} {why}", shown::file("log.audit_file", path))))
     });
     let addresses = config.listeners.iter().flat_map(|listener| {
         listener.listen.iter().filter_map(move |address| {

@@ -327,8 +327,8 @@ impl<'a> Node<'a> {
             // The content may be a secret.
             DeValue::Array(_) => return "a list".to_owned(),
             DeValue::Table(_) => return "a table".to_owned(),
-            DeValue::Integer(_) => ("a number", shown::bounded(written)),
-            DeValue::Float(_) => ("a number", shown::bounded(written)),
+            DeValue::Integer(_) => ("a number", shown::number(written)),
+            DeValue::Float(_) => ("a number", shown::number(written)),
             DeValue::Boolean(_) => ("a boolean", shown::bounded(written)),
             DeValue::Datetime(_) => ("a date", shown::bounded(written)),
         };

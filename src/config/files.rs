@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use rustls::pki_types::CertificateDer;
 
 use crate::config::credential;
 use crate::permissions;
@@ -31,6 +32,8 @@ pub struct Files {
     read: BTreeMap<Location, Content>,
     /// Patterns and the files that match them.
     matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
+    /// The root certificates of the system, if the configuration needs them.
+    system_roots: Option<Result<Vec<CertificateDer<'static>>, String>>,
 }
 
 /// Whether a file is in a Kubernetes volume. The files of a Secret or ConfigMap are links to `..data` in their directory.
@@ -101,6 +104,14 @@ impl Files {
         if matched.is_empty() { Err(NO_FILE.to_owned()) } else { Ok(matched) }
     }
 
+    /// Returns the root certificates of the system, from the places where OpenSSL searches.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub fn system_roots(&mut self) -> Result<Vec<CertificateDer<'static>>, String> {
+        self.system_roots.get_or_insert_with(read_system_roots).clone()
+    }
+
     /// Whether users other than the owner may read a file that was read before.
     ///
     /// Group access is accepted in two places. systemd grants a service access to its credentials with an ACL, which the mode
@@ -119,6 +130,7 @@ impl Files {
         Fingerprint {
             read: self.read.iter().map(|(location, content)| (location.clone(), content.digest())).collect(),
             patterns: self.matched.clone(),
+            system_roots: self.system_roots.as_ref().map(|roots| roots.as_ref().ok().map(|roots| digest_of_all(roots))),
         }
     }
 }
@@ -155,6 +167,8 @@ impl fmt::Display for Location {
 pub struct Fingerprint {
     read: BTreeMap<Location, Option<[u8; 32]>>,
     patterns: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
+    /// `None` if they are not needed, `Some(None)` if there are none.
+    system_roots: Option<Option<[u8; 32]>>,
 }
 
 impl Fingerprint {
@@ -169,6 +183,9 @@ impl Fingerprint {
         }
         for pattern in self.patterns.keys() {
             let _ = files.matching(pattern);
+        }
+        if self.system_roots.is_some() {
+            let _ = files.system_roots();
         }
         files.fingerprint()
     }
@@ -217,6 +234,21 @@ fn digest_of(bytes: &[u8]) -> [u8; 32] {
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(digest(&SHA256, bytes).as_ref());
     sha256
+}
+
+/// The digest of a sequence of certificates, each of which states its own length.
+fn digest_of_all(certificates: &[CertificateDer<'_>]) -> [u8; 32] {
+    let all: Vec<&[u8]> = certificates.iter().map(|certificate| &**certificate).collect();
+    digest_of(&all.concat())
+}
+
+fn read_system_roots() -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+        return Err(if why.is_empty() { "none of the usual files exists".to_owned() } else { why.join("; ") });
+    }
+    Ok(found.certs)
 }
 
 fn is_pattern(path: &Path) -> bool {
@@ -346,6 +378,22 @@ mod tests {
         assert_eq!(files.read(&path), Err(CHANGED.to_owned()));
         assert_eq!(files.fingerprint(), one, "the next comparison must find a change");
         assert_ne!(one.now(), one);
+    }
+
+    #[test]
+    fn other_roots_of_the_system_are_a_change_if_they_are_needed() {
+        let of = |roots| Files { system_roots: roots, ..Files::default() }.fingerprint();
+        let root = |byte| CertificateDer::from(vec![byte]);
+        let one = of(Some(Ok(vec![root(1)])));
+        assert_eq!(of(Some(Ok(vec![root(1)]))), one);
+        for other in [None, Some(Err("none".to_owned())), Some(Ok(vec![root(2)])), Some(Ok(vec![root(1), root(2)]))] {
+            assert_ne!(of(other), one);
+        }
+        assert_ne!(one.now(), one, "the roots of this machine are read again");
+        assert_eq!(of(None).now(), of(None));
+        let mut files = Files::default();
+        let _ = files.system_roots();
+        assert_eq!(files.fingerprint().now(), files.fingerprint());
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub(crate) fn log(root: &Section<'_>, directory: &Path) -> Log {
 }
 
 fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
-    let path = directory.join(node.text("a file")?);
+    let text = node.text("a file")?;
+    let path = directory.join(text);
     if path.is_dir() {
         node.problem(format_args!("found {}, which is a directory", node.found()));
         return None;
@@ -48,8 +49,12 @@ fn audit_file(node: &Node<'_>, directory: &Path) -> Option<PathBuf> {
                 && !parent.is_dir()
                 && permissions::fix_for_creating(parent).is_none() =>
         {
-            let parent = shown::file(node.key(), parent);
-            node.problem(format_args!("found {}, but the directory {parent} does not exist", node.found()));
+            // The directory may be most of a value that is not shown.
+            let parent = match shown::is_cut(text) {
+                true => "its directory".to_owned(),
+                false => format!("the directory {}", shown::file(node.key(), parent)),
+            };
+            node.problem(format_args!("found {}, but {parent} does not exist", node.found()));
             None
         }
         Some(_) | None => Some(path),

@@ -29,8 +29,11 @@ const SECRET_KEYS: [&str; 13] = [
 /// Maximum length of a value or key name in an error, in characters.
 const MAX_SHOWN: usize = 64;
 
-/// The same for the path of a missing file.
-const MAX_PATH: usize = 128;
+/// The same for a number that is longer than any valid one, and may be a key in digits.
+const MAX_SHOWN_DIGITS: usize = 12;
+
+/// The longest valid numbers: `-9223372036854775808`, `-1.7976931348623157e308`.
+const MAX_NUMBER: usize = 24;
 
 /// Whether a key, such as `listener[0].tls.certificates[0].key`, is one of [`SECRET_KEYS`] or below one.
 pub(crate) fn is_secret(path: &str) -> bool {
@@ -58,6 +61,11 @@ pub(crate) fn key_name(name: &str) -> String {
 /// The first [`MAX_SHOWN`] characters of a text.
 pub(crate) fn bounded(text: &str) -> String {
     cut(text, MAX_SHOWN)
+}
+
+/// A number as an error shows it.
+pub(crate) fn number(written: &str) -> String {
+    cut(written, if written.len() > MAX_NUMBER { MAX_SHOWN_DIGITS } else { MAX_NUMBER })
 }
 
 /// Whether an error shows only part of a text, so that no other message may show all of it.
@@ -99,19 +107,21 @@ fn is_variable(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// The path of a file that the value of `key` names.
+/// The path of a file that the value of `key` names. If the file is missing, the directories that exist are shown in full and the
+/// rest like any other value.
 pub(crate) fn file(key: &str, file: &Path) -> String {
-    if file.symlink_metadata().is_ok() {
+    let exists = |path: &Path| path.symlink_metadata().is_ok();
+    if exists(file) {
         return file.display().to_string();
     }
-    let text = file.to_string_lossy();
-    // Checks each component, because an address after a directory path would not be recognised.
+    let existing = file.ancestors().find(|directory| exists(directory)).unwrap_or(Path::new(""));
+    let missing = file.strip_prefix(existing).unwrap_or(file).to_string_lossy();
+    // Checks each component too, because an address after a directory path would not be recognised.
     let is_plain = |part: &str| matches!(redacted(part), Redacted::Plain);
-    match redacted(&text) {
-        Redacted::Plain if !text.split('/').all(is_plain) => "the file that it names".to_owned(),
-        Redacted::Plain if !is_secret(key) || is_file_name(&text) => cut(&text, MAX_PATH),
-        _ => "the file that it names".to_owned(),
-    }
+    let is_shown = is_plain(&missing)
+        && missing.split('/').all(is_plain)
+        && (!is_secret(key) || is_file_name(&file.to_string_lossy()));
+    if is_shown { existing.join(bounded(&missing)).display().to_string() } else { "the file that it names".to_owned() }
 }
 
 /// Whether a text is certainly a file name, so that an error can name the missing file. It has the extension of a key file and
@@ -199,7 +209,7 @@ fn address_part(text: &str) -> Option<String> {
     let is_kind = |kind: &str| KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind));
     let (kind, rest) = text.split_once(':').filter(|(kind, _)| is_kind(kind)).unwrap_or(("", text));
     let is_name = match kind.to_ascii_lowercase().as_str() {
-        "email" => !rest.contains([':', '/']),
+        "email" => is_email(rest),
         "cn" | "credential" | "env" | "sha256" | "unix" => !rest.contains('@'),
         _ => is_path(rest) || is_date(rest),
     };
@@ -229,7 +239,11 @@ fn address_part(text: &str) -> Option<String> {
     let user = before.map_or("", |_| "…@");
     let address = match port {
         _ if is_reversed => "…".to_owned(),
-        Some(_) if !has_port => format!("{host}:…"),
+        Some(_) if !has_port => match host.split_once('/') {
+            // Not a host: the text after the slash may belong to a password.
+            Some((first, _)) => format!("{first}/…"),
+            None => format!("{host}:…"),
+        },
         Some(_) | None if path.is_empty() => authority.to_owned(),
         Some(_) | None => format!("{authority}/…"),
     };
@@ -285,8 +299,15 @@ const MAX_SCHEME: usize = 16;
 
 /// Whether a text is certainly a file path and not an address.
 fn is_path(text: &str) -> bool {
+    let is_rooted = ["/", "./", "../"].iter().any(|root| text.starts_with(root));
     let is_first = |(before, _): (&str, &str)| before.contains('/');
-    !text.contains(['@']) && !text.contains("://") && text.split_once(':').is_some_and(is_first)
+    is_rooted && !text.contains(['@']) && !text.contains("://") && text.split_once(':').is_some_and(is_first)
+}
+
+/// Whether a text is a mail address or has no `@`, so that it holds no user information of a URL.
+fn is_email(text: &str) -> bool {
+    let is_address = |(local, domain): (&str, &str)| !local.is_empty() && !local.contains('@') && !domain.is_empty();
+    !text.contains([':', '/']) && text.rsplit_once('@').is_none_or(is_address)
 }
 
 /// Whether a text has the form of a date, with an optional time.
@@ -303,23 +324,38 @@ fn names_a_password(text: &str) -> bool {
     words.iter().filter_map(|word| text.split_once(word)).any(|(_, rest)| rest.contains(['=', ' ', '\t']))
 }
 
-/// Detects a long run of base64, as in private keys and ticket keys. Paths contain slashes too, so one part between slashes must
-/// look random. Host names and fingerprints have no such part.
+/// Detects a key of at least 16 bytes in base64, base64url, base32 or hexadecimal, and the parts of a JSON Web Token. Paths and
+/// names consist of the same characters, but only of [ordinary words](is_ordinary).
 fn has_encoded_key(text: &str) -> bool {
-    let is_base64 = |character: char| character.is_ascii_alphanumeric() || "+/=".contains(character);
-    let is_random = |part: &str| {
-        part.len() >= MIN_RANDOM_PART
-            && part.bytes().any(|byte| byte.is_ascii_uppercase())
-            && part.bytes().any(|byte| byte.is_ascii_lowercase())
-            && part.bytes().any(|byte| byte.is_ascii_digit())
-    };
-    let mut runs = text.split(|character| !is_base64(character)).filter(|run| run.len() >= MIN_ENCODED_KEY);
-    runs.any(|run| run.split('/').any(is_random))
+    if text.strip_prefix("sha256:").is_some_and(|digest| digest.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        return false;
+    }
+    let is_separator = |character: char| "+/=_-".contains(character);
+    let is_encoded = |character: char| character.is_ascii_alphanumeric() || is_separator(character);
+    let mut runs = text.split(|character| !is_encoded(character)).filter(|run| run.len() >= MIN_ENCODED_KEY);
+    runs.any(|run| !run.split(is_separator).all(is_ordinary))
 }
 
-/// 24 bytes in base64.
-const MIN_ENCODED_KEY: usize = 32;
-const MIN_RANDOM_PART: usize = 20;
+/// Whether a text without separators may be a word or number of a name, such as `production`, `Alice`, `TLS`, `projects2`, `2026`,
+/// `1st` or `k8s`. Of random keys of 16 bytes in base64, fewer than 1 in 100,000 consist only of such words.
+fn is_ordinary(word: &str) -> bool {
+    let is = |range: &str, class: fn(&u8) -> bool| range.bytes().all(|byte| class(&byte));
+    let stem = word.trim_end_matches(|character: char| character.is_ascii_digit());
+    let suffix = word.trim_start_matches(|character: char| character.is_ascii_digit());
+    let tail = stem.strip_prefix(|first: char| first.is_ascii_uppercase()).unwrap_or(stem);
+    let is_short = word.len() <= MAX_ABBREVIATION && !word.bytes().any(|byte| byte.is_ascii_uppercase());
+    let is_word = is(tail, u8::is_ascii_lowercase) || is(stem, u8::is_ascii_uppercase);
+    word.len() <= MAX_WORD && (is_word || is(suffix, u8::is_ascii_lowercase) || is_short)
+}
+
+/// 16 bytes in base64url without padding.
+const MIN_ENCODED_KEY: usize = 22;
+
+/// Longer words are parts of keys in base32 or hexadecimal.
+const MAX_WORD: usize = 19;
+
+/// Words of at most this length may mix letters and digits.
+const MAX_ABBREVIATION: usize = 3;
 
 fn cut(text: &str, limit: usize) -> String {
     let mut short: String = text.chars().take(limit).collect();
@@ -330,7 +366,7 @@ fn cut(text: &str, limit: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn shown(text: &str) -> String {
@@ -352,7 +388,7 @@ mod tests {
         assert_eq!(shown("10.1.2.3/8"), "\"10.1.2.3/8\"");
         assert_eq!(shown("redis://127.0.0.1:6379"), "\"redis://127.0.0.1:6379\"");
         assert_eq!(shown("/etc/portcullis/certs/production/eu-west-1/server-2027.crt").len(), 60);
-        let long = shown(&"x".repeat(10_000));
+        let long = shown(&"long ".repeat(2_000));
         assert_eq!(long.chars().count(), MAX_SHOWN + 1);
         // A fingerprint is not a key.
         assert!(shown(&format!("sha256:{}", "0a".repeat(32))).starts_with("\"sha256:0a0a"));
@@ -374,7 +410,7 @@ mod tests {
         }
         assert_eq!(shown("email:app@example.com"), "\"email:app@example.com\"");
         assert_eq!(shown("email:app:hunter2@example.com"), "\"email:…@example.com\"");
-        let far = format!("redis://{}:hunter2@db", "u".repeat(500));
+        let far = format!("redis://{}:hunter2@db", "user ".repeat(100));
         assert_eq!(shown(&far), "\"redis://…@db\"");
         // An escaped `@` does not appear in the text of the file.
         assert_eq!(string(r#""redis://u:hunter2\u0040db""#, "redis://u:hunter2@db"), "\"redis://…@db\"");
@@ -396,6 +432,8 @@ mod tests {
             ("redis://db:6379/0?x=hunter2", "\"redis://db:6379/…\""),
             ("dns:db:hunter2", "\"dns:db:…\""),
             ("uri:redis://db:hunter2", "\"uri:redis://db:…\""),
+            ("app/hunter2:hunter2", "\"app/…\""),
+            ("email:hunter2@", "\"email:…@\""),
         ] {
             assert_eq!(shown(text), expected);
         }
@@ -437,6 +475,96 @@ mod tests {
         }
     }
 
+    /// `count` random keys of each length and encoding, the same in every run.
+    pub(crate) fn random_keys(count: usize) -> Vec<String> {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = || {
+            // xorshift64 (Marsaglia 2003).
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_be_bytes()
+        };
+        let mut keys = Vec::new();
+        for size in [16, 24, 32, 48, 64] {
+            for _ in 0..count {
+                let bytes: Vec<u8> = (0..size / 8).flat_map(|_| random()).collect();
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                let base32 = base32(&bytes);
+                keys.extend([STANDARD.encode(&bytes), URL_SAFE_NO_PAD.encode(&bytes), hex.to_uppercase(), hex]);
+                keys.extend([base32.to_lowercase(), base32]);
+            }
+        }
+        keys
+    }
+
+    /// RFC 4648, section 6, without padding.
+    fn base32(bytes: &[u8]) -> String {
+        let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
+        let digit = |bits: &[u8]| {
+            let value = (0..5).fold(0, |value, index| value << 1 | bits.get(index).copied().unwrap_or(0));
+            char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[usize::from(value)])
+        };
+        bits.chunks(5).map(digit).collect()
+    }
+
+    /// Whether a text repeats more than 12 characters of a key.
+    pub(crate) fn repeats(text: &str, key: &str) -> bool {
+        key.as_bytes().windows(13).any(|part| text.contains(std::str::from_utf8(part).unwrap()))
+    }
+
+    #[test]
+    fn random_key_is_never_shown() {
+        for key in random_keys(2_000) {
+            let missing = Path::new("/etc/portcullis-missing").join(&key);
+            for text in [
+                shown(&key),
+                shown(&format!("/etc/ssl/{key}.pem")),
+                shown(&format!("h/{key}:6379")),
+                shown(&format!("Bearer {key}")),
+                key_name(&key),
+                file("x.client_ca", &missing),
+                file("x.key", &missing.with_extension("key")),
+                location("x.cert", &Location::Variable(key.clone())),
+                credential("x.cert", &key).unwrap_or_default().into_owned(),
+            ] {
+                assert!(!repeats(&text, &key), "{key}: {text}");
+            }
+            assert!(is_cut(&key), "{key}");
+        }
+        let token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U";
+        assert!(!repeats(&shown(token), token), "{}", shown(token));
+    }
+
+    #[test]
+    fn ordinary_name_is_shown() {
+        for text in [
+            "certs/server.crt",
+            "./tls/k8s/production/eu-west-1/client-ca-2026.pem",
+            "../shared/x509/intermediate-certificates/bundle2.pem",
+            "/etc/letsencrypt/live/db.example.com/fullchain.pem",
+            "redis-primary-0.redis-headless.production.svc.cluster.local",
+            "internal-load-balancer-1234567890.us-west-2.elb.amazonaws.com",
+            "uri:spiffe://prod/ns/payments-production/sa/backend",
+            "cn:Portcullis-Production-Client-CA",
+            "PORTCULLIS_PRODUCTION_TLS_CERTIFICATE",
+        ] {
+            assert_eq!(shown(text), format!("{text:?}"));
+        }
+        let long = "/etc/portcullis/a-rather-long-directory-name/client-ca-bundle-2026.pem";
+        assert_eq!(shown(long), format!("\"{}…", &long[..MAX_SHOWN - 1]));
+        assert!(file("x.client_ca", Path::new(long)).starts_with(&long[..MAX_SHOWN]));
+    }
+
+    #[test]
+    fn long_number_is_shown_only_in_part() {
+        assert_eq!(number("-9223372036854775808"), "-9223372036854775808");
+        assert_eq!(number(&"7".repeat(32)), format!("{}…", "7".repeat(12)));
+    }
+
     #[test]
     fn credential_name_is_shown_only_if_it_cannot_be_a_secret() {
         assert_eq!(credential("x.key", "orders.key").as_deref(), Some("orders.key"));
@@ -464,6 +592,11 @@ mod tests {
             assert_eq!(file("x.key", Path::new(secret)), "the file that it names", "{secret}");
         }
         assert_eq!(file("x.client_ca", Path::new("/etc/hunter2")), "/etc/hunter2");
+        // The name of an existing directory is no key, however it looks.
+        let random = directory.path().join("Zk3vQ9xTn2LpW8rYb5Mc");
+        std::fs::create_dir(&random).unwrap();
+        let missing = random.join("ca.pem");
+        assert_eq!(file("x.client_ca", &missing), missing.display().to_string());
         assert_eq!(file("x.cert", Path::new("/etc/-----BEGIN CERTIFICATE-----")), "the file that it names");
         let variable = |name: &str| Location::Variable(name.to_owned());
         assert!(!location("x.key", &variable("hunter2")).contains("hunter2"));

@@ -33,14 +33,14 @@ impl Prepared {
 impl Server {
     /// Puts a policy in force.
     ///
-    /// If its files `are_in_force` already and no socket changes, the current policy stays with its generation.
+    /// If it `is_in_force` already and no socket changes, the current policy stays with its generation.
     ///
     /// # Errors
     /// The reason why a resource of the policy cannot be opened. The current policy stays in force.
-    pub(crate) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, are_in_force: bool) -> ReloadResult {
+    pub(crate) fn apply(&mut self, built: Built, current: &Arc<Snapshot>, is_in_force: bool) -> ReloadResult {
         let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
         let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()))?;
-        if are_in_force && prepared.is_empty() {
+        if is_in_force && prepared.is_empty() {
             info!(generation = current.generation, "the configuration is already in force");
             return Ok(Changes { generation: current.generation, ..Changes::default() });
         }

@@ -203,7 +203,9 @@ impl Server {
         if requested {
             self.reopen_audit_file(current);
         }
-        let is_in_force = same_files && self.admin_handler.was_applied();
+        // Equal files may give another policy: names of users and groups, and limits of the process, are not part of them.
+        let is_same = || outcome.as_ref().is_ok_and(|built| built.snapshot.is_same_policy(current));
+        let is_in_force = same_files && self.admin_handler.was_applied() && is_same();
         // A requested reload without a change keeps the generation and reports since when it is in force. SIGHUP, which has
         // no response, always makes a new generation.
         let kept = reply.is_some() && is_in_force;

@@ -101,6 +101,27 @@ async fn fault_before_a_policy_is_in_force_keeps_the_running_one() {
 }
 
 #[tokio::test]
+async fn requested_reload_of_the_same_files_keeps_only_the_same_policy() {
+    let fixture = Fixture::new();
+    let mut server = fixture.start();
+    let mut reload = || {
+        let current = server.published.policy();
+        let (built, _) = fixture.build(Some(&current), &server.host_cache);
+        let (reply, mut result) = oneshot::channel();
+        let attempt =
+            ReloadAttempt { requested: true, reply: Some(reply), same_files: true, outcome: Ok(Box::new(built)) };
+        server.handle_reload(attempt, &current);
+        let ReloadReply { result, in_force_since } = result.try_recv().unwrap();
+        (result.unwrap().generation, in_force_since.is_some())
+    };
+    assert_eq!(reload(), (1, true));
+    // The fingerprint claims equal files, but the policy differs.
+    fixture.0.install("main", OffsetDateTime::now_utc() + Days::days(365));
+    assert_eq!(reload(), (2, false));
+    assert_eq!(reload(), (2, true));
+}
+
+#[tokio::test]
 async fn fault_in_one_part_of_a_reload_does_not_affect_the_others() {
     let fixture = Fixture::new();
     let mut server = fixture.start();

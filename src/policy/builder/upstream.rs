@@ -87,7 +87,7 @@ impl Builder<'_> {
             return None;
         }
         let bundle = (!wanted.ca.is_empty()).then_some(bundle);
-        match Anchors::new(bundle, wanted.verification) {
+        match Anchors::new(bundle, wanted.verification, || self.files.system_roots()) {
             Ok(anchors) => Some(anchors),
             Err(error) => {
                 self.problems.push(wanted.position.problem(error));

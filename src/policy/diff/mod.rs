@@ -40,6 +40,17 @@ impl Snapshot {
         differences
     }
 
+    /// Whether a snapshot built from the files of `previous` admits the same clients to the same upstreams in the same way.
+    ///
+    /// The builder keeps the TLS of `previous` if all its inputs are equal, so a comparison of pointers covers certificates, trust
+    /// anchors, CRLs and the roots of the system.
+    pub fn is_same_policy(&self, previous: &Self) -> bool {
+        self.policies.len() == previous.policies.len()
+            && self.policies.iter().zip(&previous.policies).all(|(policy, before)| policy.is_same(before))
+            && self.address_changes_since(previous).is_empty()
+            && self.differences_since(previous, OffsetDateTime::now_utc()).is_empty()
+    }
+
     /// The policy in `previous` that `policy` replaces.
     fn predecessor<'a>(&self, policy: &ListenerPolicy, previous: &'a Self) -> Option<&'a Arc<ListenerPolicy>> {
         let renamed = || {
@@ -51,6 +62,26 @@ impl Snapshot {
 
     fn listener(&self, policy: &ListenerPolicy) -> Option<&Listener> {
         self.config.listeners.iter().find(|listener| *listener.name == *policy.name)
+    }
+}
+
+impl ListenerPolicy {
+    /// Whether the parts that no setting names are the same.
+    fn is_same(&self, before: &Self) -> bool {
+        let is_same_upstream = match (self.upstream.tls(), before.upstream.tls()) {
+            (Some(tls), Some(before)) => Arc::ptr_eq(tls, before),
+            (tls, before) => tls.is_none() && before.is_none(),
+        };
+        let is_same_tls = match (&self.tls, &before.tls) {
+            (Some(tls), Some(before)) => Arc::ptr_eq(tls, before),
+            (tls, before) => tls.is_none() && before.is_none(),
+        };
+        self.name == before.name
+            && is_same_tls
+            && is_same_upstream
+            && self.bind_addrs == before.bind_addrs
+            && self.socket_files == before.socket_files
+            && self.max_handshakes == before.max_handshakes
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -32,6 +33,32 @@ fn same_policy_has_no_differences() {
     let site = site();
     let snapshot = site.snapshot(listener("db", 1001, r#""10.0.0.0/8""#), None);
     assert_eq!(differences(&snapshot, &snapshot), []);
+}
+
+#[test]
+fn policy_built_from_the_same_files_is_the_same_only_with_the_same_socket_group() {
+    let site = site();
+    let config = "[[listener]]\nname = \"db\"\nprotocol = \"tcp\"\nupstream = \"127.0.0.1:1\"\ntls = \"off\"\n\
+                  listen = { address = \"unix:db.sock\", mode = \"0660\", group = \"0\" }\n";
+    let before = site.snapshot(config, None);
+    let mut again = site.snapshot(config, Some(&before));
+    assert!(again.is_same_policy(&before));
+    // As if the group had been given another number.
+    let policy = Arc::make_mut(&mut again.policies[0]);
+    policy.socket_files.values_mut().for_each(|access| access.group = Some(1));
+    assert!(!again.is_same_policy(&before));
+}
+
+#[test]
+fn policy_with_other_certificates_or_names_is_not_the_same() {
+    let site = site();
+    let config = listener("db", 1001, "");
+    let before = site.snapshot(&config, None);
+    site.install("db", OffsetDateTime::now_utc() + time::Duration::days(365));
+    assert!(!site.snapshot(&config, Some(&before)).is_same_policy(&before));
+    let unrelated = site.snapshot(&config, None);
+    assert!(!unrelated.is_same_policy(&before), "its TLS would not resume sessions");
+    assert!(unrelated.is_same_policy(&unrelated));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::config::shown::tests::{random_keys, repeats};
 use crate::dns::HostCache;
 use crate::server::reload::build;
 
@@ -48,7 +49,7 @@ upstream = "127.0.0.1:6379"
 const SECRET: &str = "hunter2";
 
 /// Values that are secrets under any key.
-const SECRETS: [&str; 34] = [
+const SECRETS: [&str; 36] = [
     "\"\"\"-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n\"\"\"",
     "\"-----BEGIN PRIVATE KEY-----\\nhunter2\"",
     "\"hunter2\\n-----END PRIVATE KEY-----\"",
@@ -65,6 +66,8 @@ const SECRETS: [&str; 34] = [
     "\"h:6379:hunter2\"",
     "\"h:6379:db:user:hunter2\"",
     "\"h:1,h:hunter2\"",
+    "\"app/hunter2:hunter2\"",
+    "\"email:hunter2@\"",
     "[\"h:1\", \"h:hunter2\"]",
     "\"dns:h:hunter2\"",
     "\"user@h:hunter2\"",
@@ -181,9 +184,35 @@ fn secret_under_any_key_is_never_printed() {
 }
 
 #[test]
+fn random_key_is_never_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut failures = String::new();
+    let mut keys = random_keys(8).into_iter().cycle();
+    for (key, span) in values(EVERY_KEY) {
+        // A listener and a host are public, and the key is a valid name of one.
+        let is_name = key == "name" || EVERY_KEY[..span.start].ends_with("type = \"dns\", value = ");
+        for secret in keys.by_ref().take(if is_name { 0 } else { 6 }) {
+            for value in [
+                format!("\"{secret}\""),
+                format!("[\"{secret}\"]"),
+                format!("{{ {secret:?} = 1 }}"),
+                format!("\"/etc/portcullis/{secret}\""),
+                secret.clone(),
+            ] {
+                let output = messages(directory.path(), &with(&value, span.clone()));
+                if repeats(&output, &secret) {
+                    let _ = writeln!(failures, "{key} = {value}\n{output}\n");
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
 fn long_value_is_printed_only_in_part() {
     let directory = tempfile::tempdir().unwrap();
-    let long = format!("start-{}-tail", "x".repeat(5_000));
+    let long = format!("start-{}-tail", "long-".repeat(1_000));
     let mut repeated = 0;
     for (key, span) in values(EVERY_KEY) {
         let number = "1".repeat(5_000);

@@ -39,31 +39,23 @@ pub enum Anchors {
 }
 
 impl Anchors {
-    /// Selects the anchors for `verification` and the optional bundle of `ca`.
+    /// Selects the anchors for `verification` and the optional bundle of `ca`. Reads the roots of the system only if they are needed.
     ///
     /// # Errors
     /// [`BuildError::NoSystemRoots`] if the system's roots are needed and there are none.
-    pub fn new(bundle: Option<Vec<CertificateDer<'static>>>, verification: Verification) -> Result<Self, BuildError> {
+    pub fn new(
+        bundle: Option<Vec<CertificateDer<'static>>>,
+        verification: Verification,
+        system_roots: impl FnOnce() -> Result<Vec<CertificateDer<'static>>, String>,
+    ) -> Result<Self, BuildError> {
         match (bundle, verification) {
             (Some(bundle), _) => Ok(Self::Bundle(bundle)),
             (None, Verification::Require) => Ok(Self::None),
-            (None, Verification::VerifyCa | Verification::VerifyFull) => system_roots().map(Self::System),
+            (None, Verification::VerifyCa | Verification::VerifyFull) => {
+                system_roots().map(Self::System).map_err(|why| BuildError::NoSystemRoots { why })
+            }
         }
     }
-}
-
-/// The root certificates of the system, from the places where OpenSSL searches.
-///
-/// # Errors
-/// [`BuildError::NoSystemRoots`]
-pub(crate) fn system_roots() -> Result<Vec<CertificateDer<'static>>, BuildError> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let why: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-        let why = if why.is_empty() { "none of the usual files exists".to_owned() } else { why.join("; ") };
-        return Err(BuildError::NoSystemRoots { why });
-    }
-    Ok(found.certs)
 }
 
 /// Verifies servers with one immutable set of trust anchors. All handshakes share it, because rustls does not resume a session that

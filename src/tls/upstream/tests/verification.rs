@@ -269,18 +269,16 @@ fn cached_result_ends_with_the_validity_of_the_chain() {
 }
 
 #[test]
-fn system_roots_are_loaded_and_trusted() {
-    // The machine may have none; then the error names the package.
-    match Anchors::new(None, Verification::VerifyFull) {
-        Ok(anchors) => {
-            let leaf = issued(&Authority::new("CA"), "x", &["db.test"]).der();
-            let text =
-                rejection(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
-            assert!(text.contains("not issued by any root certificate of the system"), "{text}");
-        }
-        Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
-    }
-    assert_eq!(Anchors::new(None, Verification::Require), Ok(Anchors::None));
+fn system_roots_are_read_only_if_needed_and_trusted() {
+    let unread = || unreachable!("the roots are not needed");
+    assert_eq!(Anchors::new(None, Verification::Require, unread), Ok(Anchors::None));
+    let error = Anchors::new(None, Verification::VerifyCa, || Err("no file".to_owned())).unwrap_err();
+    assert!(error.to_string().contains("ca-certificates"), "{error}");
+    let other = Authority::new("CA").der();
+    let anchors = Anchors::new(None, Verification::VerifyFull, || Ok(vec![other])).unwrap();
+    let leaf = issued(&Authority::new("CA"), "x", &["db.test"]).der();
+    let text = rejection(Verification::VerifyFull, &anchors, &[leaf], "db.test", OffsetDateTime::now_utc()).unwrap();
+    assert!(text.contains("not issued by any root certificate of the system"), "{text}");
     let root = Authority::new("CA");
     let leaf = issued(&root, "x", &["db.test"]).der();
     let anchors = Anchors::System(vec![CertificateDer::from(b"invalid".to_vec()), root.der()]);
