@@ -185,8 +185,8 @@ fn system_roots_are_used_without_a_bundle() {
 
 #[test]
 fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
-    let site = Site::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let site = TestDir::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let roots = site.path("roots.pem");
     std::fs::copy(site.path("ca.crt"), &roots).unwrap();
     let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
@@ -204,8 +204,8 @@ fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
 
 #[test]
 fn poll_applies_changed_roots_of_the_system() {
-    let site = Site::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANYBODY);
+    let site = TestDir::new();
+    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let roots = site.path("roots.pem");
     std::fs::copy(site.path("ca.crt"), &roots).unwrap();
     let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
