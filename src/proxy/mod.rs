@@ -20,7 +20,7 @@ pub(crate) mod worker;
 
 use std::sync::Arc;
 
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use crate::limit::handshakes::HandshakePermit;
 use crate::limit::rate_limiter::RateDecision;
@@ -30,7 +30,7 @@ use crate::proxy::accepted::{
 };
 use crate::proxy::phase::authorize::authorize;
 use crate::proxy::phase::cancel::CancelRequest;
-use crate::proxy::phase::close::{Close, Farewell, StartupState};
+use crate::proxy::phase::close::{Close, Farewell, StartupState, TERMINATION_TIMEOUT};
 use crate::proxy::phase::dial::{Candidates, dial};
 use crate::proxy::phase::handshake::{SecuredClient, perform_handshake};
 use crate::proxy::phase::limit::acquire_session;
@@ -72,7 +72,19 @@ async fn run_connection(
     // Noted before the session leaves the list, so that its rule and certificate never show as unused.
     record.note_last_use(&guard);
     guard.mark_closing();
-    Box::pin(record.close(relay.close(outcome))).await;
+    Box::pin(unless_terminated(&guard, record.close(relay.close(outcome)))).await;
+}
+
+/// Runs the close of a session. If a policy no longer admits the client meanwhile, it ends within a second as well.
+async fn unless_terminated(guard: &ConnectionGuard, close: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = close => {}
+        () = async {
+            guard.terminated().await;
+            sleep(TERMINATION_TIMEOUT).await;
+        } => {}
+    }
 }
 
 /// Runs the phases before the relay. A connection that does not get there is closed here.

@@ -135,7 +135,7 @@ async fn linger(mut socket: Socket) -> io::Result<()> {
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A terminated session must end within one second. The kernel delivers a message that it has accepted even after that.
-const TERMINATION_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const TERMINATION_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// More than a client sends before it reads a reply.
 const MAX_LINGER_BYTES: usize = 256 << 10;

@@ -16,7 +16,6 @@ use crate::addr::{ClientAddr, ClientOrigin};
 use crate::outcome::{Outcome, Reason};
 use crate::policy::usage::Authorization;
 use crate::session::registry::state::Progress;
-use crate::session::registry::state::SessionState;
 
 /// All live connections of the process.
 #[derive(Debug, Default)]
@@ -201,9 +200,10 @@ impl LiveConnection {
         ClientOrigin { client: self.client(), via: self.client.get().map(|_| self.from) }
     }
 
-    /// The session that the policy has to judge. `None` before the client is authorized, and while the connection closes.
+    /// The session that the policy has to judge. `None` before the client is authorized, and once
+    /// it was terminated. A session that closes by itself may still send bytes to its client.
     pub fn session(&self) -> Option<Arc<Session>> {
-        if self.state() == Some(SessionState::Closing) { None } else { self.current().clone() }
+        if self.shutdown.outcome.get().is_some() { None } else { self.current().clone() }
     }
 
     /// Requests its end. Only the first outcome counts.

@@ -34,6 +34,7 @@ use crate::outcome::{Outcome, Reason};
 use crate::policy::authorize::{Denial, Permit};
 use crate::policy::usage::Authorization;
 use crate::policy::{Current, Snapshot};
+use crate::session::registry::state::SessionState;
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation::turns::{Group, in_turns};
 
@@ -110,7 +111,7 @@ pub type Apply<'a> = dyn Fn(&mut dyn FnMut()) -> bool + Sync + 'a;
 pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<LiveConnection>, Outcome)> {
     let now = OffsetDateTime::now_utc();
     let outcome = |live: Arc<LiveConnection>| {
-        let session = live.session()?;
+        let session = live.session().filter(|_| live.state() != Some(SessionState::Closing))?;
         let judged = snapshot.authorize(live.listener(), live.origin(), session.authorization.presented(), now);
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
