@@ -183,8 +183,8 @@ fn system_roots_are_used_without_a_bundle() {
     );
 }
 
-#[test]
-fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
+/// Starts with a Redis that the system's roots trust, and replaces these roots by another CA.
+fn with_replaced_system_roots(process: &str) -> (Portcullis, Redis) {
     let site = TestDir::new();
     let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
     let roots = site.path("roots.pem");
@@ -192,10 +192,16 @@ fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
     let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
     let mut command = executable();
     command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
-    let admin = "admin.listen = \"unix:admin.sock\"\n";
-    let portcullis = Portcullis::start_by(command, site, format!("{admin}{ON_SIGHUP}{listener}"));
+    let portcullis = Portcullis::start_by(command, site, format!("{process}{listener}"));
     assert_eq!(ping(&portcullis, "main"), Ok(()));
     portcullis.site.replace("roots.pem", Authority::new("Another CA").pem());
+    (portcullis, redis)
+}
+
+#[test]
+fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
+    let admin = "admin.listen = \"unix:admin.sock\"\n";
+    let (portcullis, _redis) = with_replaced_system_roots(&format!("{admin}{ON_SIGHUP}"));
     let reload = run(executable().args(["reload", "--socket"]).arg(portcullis.site.path("admin.sock")));
     let answer = String::from_utf8_lossy(&reload.stdout);
     assert!(answer.starts_with("applied: generation 2 is in force"), "{answer}");
@@ -204,17 +210,7 @@ fn reload_after_a_root_of_the_system_is_removed_rejects_its_upstream() {
 
 #[test]
 fn poll_applies_changed_roots_of_the_system() {
-    let site = TestDir::new();
-    let redis = Redis::with_tls(&site, &site.server(), ANY_CLIENT);
-    let roots = site.path("roots.pem");
-    std::fs::copy(site.path("ca.crt"), &roots).unwrap();
-    let listener = Listener::redis(&redis).upstream("tls = \"verify-full\"");
-    let mut command = executable();
-    command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
-    let polled = "reload = { watch = false, poll = \"1s\" }\n";
-    let portcullis = Portcullis::start_by(command, site, format!("{polled}{listener}"));
-    assert_eq!(ping(&portcullis, "main"), Ok(()));
-    portcullis.site.replace("roots.pem", Authority::new("Another CA").pem());
+    let (portcullis, _redis) = with_replaced_system_roots("reload = { watch = false, poll = \"1s\" }\n");
     portcullis.event("the reload of the poll", |event| event.is("reload.applied"));
     assert_refused(&portcullis, "main", "not issued by any root certificate of the system");
 }
