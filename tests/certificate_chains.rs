@@ -3,9 +3,9 @@
 use rustls::version::{TLS12, TLS13};
 
 use crate::harness::openssl::s_client;
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{executable, refused};
 use crate::harness::program::run;
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
+use crate::harness::{Authority, Leaf, Listener, Request, TestDir, Upstream};
 use crate::revocation::{assert_lives, session, start, wanting};
 
 const GREETING: &str = "greetings";
@@ -13,15 +13,6 @@ const GREETING: &str = "greetings";
 /// An upstream that sends this and closes the connection, which ends `openssl s_client`.
 fn greeting() -> Upstream {
     Upstream::sending_and_closing(GREETING.as_bytes())
-}
-
-/// The audit event of a client that presents a certificate and is denied.
-fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
-    let (port, attempt) = portcullis.client().showing(leaf).attempt();
-    attempt.unwrap_err();
-    let denied = portcullis.ending(port);
-    assert!(denied.is("connection.denied"), "{}", denied.0);
-    denied
 }
 
 #[test]

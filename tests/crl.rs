@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::harness::client::alert;
 use crate::harness::openssl::s_client;
-use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::portcullis::{ADMIN, executable, refused};
 use crate::harness::program::{Outcome, run};
 use crate::harness::{Authority, CrlContent, Event, Leaf, Listener, Portcullis, Request, TestDir, Upstream};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
@@ -38,15 +38,6 @@ fn put(portcullis: &Portcullis, file: &str, text: &str) -> Event {
         portcullis.site.replace(file, text);
         portcullis.process.signal("HUP");
     })
-}
-
-/// The audit event of a client that must be denied.
-fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
-    let (port, attempt) = portcullis.client().showing(leaf).attempt();
-    attempt.unwrap_err();
-    let denied = portcullis.ending(port);
-    assert!(denied.is("connection.denied"), "{}", denied.0);
-    denied
 }
 
 /// The output of `explain` for a client with this certificate.

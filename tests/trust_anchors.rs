@@ -1,20 +1,12 @@
 //! Trust anchors: the requirements for a CA in a bundle, and the cost of its certificates.
 
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{executable, refused};
 use crate::harness::program::run;
-use crate::harness::{Authority, CrlContent, Event, Leaf, Portcullis, Request, TestDir, Upstream};
+use crate::harness::{Authority, CrlContent, Leaf, Portcullis, Request, TestDir, Upstream};
 use crate::revocation::{assert_ended, assert_lives, session, start, wanting};
 
 fn app(authority: &Authority) -> Leaf {
     authority.issue(Request::client("app"))
-}
-
-fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
-    let (port, attempt) = portcullis.client().showing(leaf).attempt();
-    attempt.unwrap_err();
-    let denied = portcullis.ending(port);
-    assert!(denied.is("connection.denied"), "{}", denied.0);
-    denied
 }
 
 /// A listener that trusts one CA, with further lines of its TLS.

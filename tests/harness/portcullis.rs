@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Listener, TestDir, WAIT_TIMEOUT, eventually};
+use super::{Client, Event, Leaf, Listener, TestDir, WAIT_TIMEOUT, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
@@ -259,4 +259,13 @@ impl Drop for Portcullis {
             eprintln!("--- log of portcullis\n{}--- its standard error\n{}", text_of(&self.events()), self.errors());
         }
     }
+}
+
+/// The audit event of a client that presents a certificate and must be denied.
+pub(crate) fn refused(portcullis: &Portcullis, leaf: &Leaf) -> Event {
+    let (port, attempt) = portcullis.client().showing(leaf).attempt();
+    attempt.unwrap_err();
+    let denied = portcullis.ending(port);
+    assert!(denied.is("connection.denied"), "{}", denied.0);
+    denied
 }
