@@ -27,6 +27,7 @@ mod shield;
 mod source;
 pub mod timestamp;
 mod tls;
+mod token;
 mod transport;
 mod upstream;
 mod x509;

@@ -13,6 +13,7 @@ use crate::cli::client::AdminClient;
 use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
+use crate::config::admin::Admin;
 use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
 use crate::dns::HostCache;
@@ -140,7 +141,7 @@ fn to_json(built: &Built) -> Value {
         "valid": true,
         "audit_file": config.log.audit_file,
         "state_directory": config.state_directory,
-        "admin_socket": config.admin.as_ref().map(|admin| &admin.socket),
+        "admin_socket": config.admin.as_ref().and_then(Admin::socket),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
         "listeners": listeners.collect::<Vec<_>>(),

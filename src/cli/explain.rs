@@ -79,7 +79,10 @@ fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Polic
     }
     let file = &args.config.config;
     let socket = match Config::admin_of(file) {
-        Ok(Some(admin)) => admin.socket,
+        Ok(Some(admin)) => match admin.socket() {
+            Some(socket) => socket.to_owned(),
+            None => return Ok(PolicySource::File("admin.listen has no Unix socket".to_owned())),
+        },
         Ok(None) => return Ok(PolicySource::File("the file has no [admin] section".to_owned())),
         Err(_) => {
             hint("use --socket PATH to ask the running program, even if the file is invalid");

@@ -15,9 +15,22 @@ use crate::transport::unix_socket::Access;
 
 /// Returns what prevents a start on this machine. `offline` skips the checks of network addresses.
 pub(crate) fn problems(config: &Config, offline: bool) -> Vec<Problem> {
-    let admin = config.admin.iter().filter_map(|admin| {
-        let why = unix_socket::check(&admin.socket, Access::PRIVATE).err()?;
-        Some(config.problem_at("admin.listen", format_args!("{} {why}", admin.socket.display())))
+    let admin = config.admin.iter().flat_map(|admin| {
+        let listen = admin.listen.iter().filter_map(|address| match address {
+            ListenAddr::Unix(path) => {
+                let why = unix_socket::check(path, Access::PRIVATE).err()?;
+                Some(config.problem_at("admin.listen", format_args!("{} {why}", path.display())))
+            }
+            ListenAddr::Tcp(address) => {
+                let why = bind_error(address.socket).filter(|_| !offline)?;
+                Some(config.problem_at("admin.listen", format_args!("{address} {why}")))
+            }
+        });
+        let metrics = admin.metrics.filter(|_| !offline).and_then(|address| {
+            let why = bind_error(address)?;
+            Some(config.problem_at("admin.metrics", format_args!("{address} {why}")))
+        });
+        listen.chain(metrics)
     });
     let audit_file = config.log.audit_file.iter().filter_map(|path| {
         let why = file::check(path).err()?;

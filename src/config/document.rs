@@ -49,8 +49,6 @@ pub(crate) struct Section<'a> {
     span: Range<usize>,
     table: &'a DeTable<'a>,
     known: RefCell<Vec<&'static str>>,
-    /// Keys of features that are not available yet. Known, but never suggested.
-    later: RefCell<Vec<&'static str>>,
     /// Keys that belong to another table, each with a hint.
     misplaced_keys: RefCell<Vec<(&'static str, &'static str)>>,
 }
@@ -144,15 +142,7 @@ pub(crate) fn limit_reported(mut problems: Vec<Problem>, mut omitted: usize) -> 
 
 impl<'a> Section<'a> {
     fn of(document: &'a Document<'a>, path: String, span: Range<usize>, table: &'a DeTable<'a>) -> Self {
-        Self {
-            document,
-            path,
-            span,
-            table,
-            known: RefCell::default(),
-            later: RefCell::default(),
-            misplaced_keys: RefCell::default(),
-        }
+        Self { document, path, span, table, known: RefCell::default(), misplaced_keys: RefCell::default() }
     }
 
     /// Returns the value of `key` if it is set, and marks the key as known.
@@ -187,16 +177,6 @@ impl<'a> Section<'a> {
         Some(SourcedPath { position: self.document.position(value.span().start), key: format!("{}.{key}", table.key) })
     }
 
-    /// Rejects keys of features that are not available yet.
-    pub(crate) fn reject_later_keys(&self, keys: &[&'static str]) {
-        for key in keys {
-            if let Some(node) = self.find(key) {
-                node.problem(NOT_YET);
-            }
-            self.later.borrow_mut().push(key);
-        }
-    }
-
     /// Registers keys that belong to another table, and the hint to report for them.
     pub(crate) fn add_misplaced_keys(&self, hint: &'static str, keys: &[&'static str]) {
         self.misplaced_keys.borrow_mut().extend(keys.iter().map(|key| (*key, hint)));
@@ -204,10 +184,10 @@ impl<'a> Section<'a> {
 
     /// Records a problem for every key that was not read.
     pub(crate) fn finish(self) {
-        let (known, later) = (self.known.borrow(), self.later.borrow());
+        let known = self.known.borrow();
         for (key, _) in self.table {
             let name = key.get_ref().as_ref();
-            if !known.contains(&name) && !later.contains(&name) {
+            if !known.contains(&name) {
                 let misplaced_keys = self.misplaced_keys.borrow();
                 let message = match misplaced_keys.iter().find(|(key, _)| *key == name) {
                     Some((_, hint)) => format!("does not belong here; {hint}"),

@@ -24,8 +24,8 @@ pub(crate) struct Listeners<'a> {
     files: &'a mut Files,
     /// Problems in `sources_file` files.
     file_problems: Vec<Problem>,
-    /// The path of the `[admin]` socket.
-    admin: Option<&'a Path>,
+    /// The addresses of `[admin]`.
+    admin: Vec<ListenAddr>,
     /// The default of each listener's `revoke`.
     revoke: Revoke,
     names: Vec<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Listeners<'a> {
 }
 
 impl<'a> Listeners<'a> {
-    pub(crate) fn new(directory: &'a Path, files: &'a mut Files, admin: Option<&'a Path>, revoke: Revoke) -> Self {
+    pub(crate) fn new(directory: &'a Path, files: &'a mut Files, admin: Vec<ListenAddr>, revoke: Revoke) -> Self {
         let (names, addresses, positions) = Default::default();
         Self { directory, files, file_problems: Vec::new(), admin, revoke, names, addresses, positions }
     }
@@ -139,7 +139,7 @@ impl<'a> Listeners<'a> {
                 node.problem(format_args!("found {}, but listener \"{owner}\" already uses {other}", node.found()));
                 continue;
             }
-            if matches!(address, ListenAddr::Unix(path) if self.admin == Some(path)) {
+            if self.admin.iter().any(|taken| address.overlaps(taken)) {
                 node.problem(format_args!("found {}, but [admin] already uses it", node.found()));
                 continue;
             }

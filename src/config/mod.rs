@@ -3,6 +3,7 @@
 //! [`document`] gives every value its position. The other modules turn the tree into a [`Config`], in which nothing is missing
 //! and every value has its type. Certificate files are only named here; [`crate::policy`] reads them.
 
+pub(crate) mod admin;
 pub(crate) mod credential;
 pub(crate) mod document;
 pub(crate) mod files;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::admin::Admin;
 use crate::config::files::{Files, Location};
 use crate::config::problem::{Position, Problem, Problems};
 
@@ -46,7 +48,7 @@ pub struct Config {
     pub log: Log,
     /// `[state] directory`: where state is kept across restarts. The directory may be missing.
     pub state_directory: PathBuf,
-    /// `[admin]`: the admin socket; `None` if it is off.
+    /// `[admin]`; `None` if the admin API is off.
     pub admin: Option<Admin>,
     pub reload: Reload,
     /// `[shutdown] drain`: how long open sessions may continue after SIGTERM.
@@ -77,13 +79,6 @@ pub enum LogFormat {
     Json,
     /// For humans.
     Text,
-}
-
-/// `[admin]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    /// The path of the Unix socket.
-    pub socket: PathBuf,
 }
 
 /// `[reload]`
@@ -358,16 +353,21 @@ impl Config {
         let directory = directory_of(file);
         let log = process::log(&root, directory);
         let state_directory = process::state(&root, directory);
-        let admin = process::admin(&root, directory);
+        let mut admin = admin::admin(&root, directory);
+        let tokens_problems = admin.as_mut().map(|admin| admin.read_tokens_file(files)).unwrap_or_default();
         let reload = process::reload(&root);
         let drain = process::drain(&root);
-        let machine_settings = [("admin", "listen", "admin.listen"), ("log", "audit_file", "log.audit_file")];
+        let machine_settings = [
+            ("admin", "listen", "admin.listen"),
+            ("admin", "metrics", "admin.metrics"),
+            ("log", "audit_file", "log.audit_file"),
+        ];
         let machine_settings = machine_settings
             .into_iter()
             .filter_map(|(table, key, name)| Some((name.to_owned(), root.position_of(table, key)?)));
         let mut positions: BTreeMap<_, _> = machine_settings.collect();
-        let admin_socket = admin.as_ref().map(|admin| admin.socket.as_path());
-        let readers = Listeners::new(directory, files, admin_socket, reload.revoke);
+        let taken = admin.as_ref().map(|admin| admin.addresses().collect()).unwrap_or_default();
+        let readers = Listeners::new(directory, files, taken, reload.revoke);
         let (listeners, mut file_problems) = readers.read(&root, &mut positions);
         root.add_misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
         root.add_misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
@@ -382,6 +382,7 @@ impl Config {
         let named = document.take_named();
         let mut problems = document.into_problems();
         problems.append(&mut file_problems);
+        problems.extend(tokens_problems);
         let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners, positions };
         Ok(Loaded { config, problems, named })
     }
@@ -402,7 +403,7 @@ impl Config {
         let bytes = read(file, &mut Files::default())?;
         let document = document::Document::new(file, text(file, &bytes)?);
         let (tree, errors) = document.parse_recovering();
-        let admin = process::admin(&document.root(tree.get_ref()), directory_of(file));
+        let admin = admin::admin(&document.root(tree.get_ref()), directory_of(file));
         match (admin, errors) {
             (None, Some(errors)) => Err(errors),
             (admin, Some(_)) => Ok(admin),

@@ -1,4 +1,4 @@
-//! Settings of the whole process: `[log]`, `[state]`, `[admin]`, `[reload]`, `[shutdown]`.
+//! Settings of the whole process: `[log]`, `[state]`, `[reload]`, `[shutdown]`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,8 +6,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::document::{Node, Section};
-use crate::config::values::ADMIN_SOCKET;
-use crate::config::{Admin, Log, LogFormat, Reload, Revoke, shown};
+use crate::config::{Log, LogFormat, Reload, Revoke, shown};
 use crate::permissions;
 
 pub(crate) fn log(root: &Section<'_>, directory: &Path) -> Log {
@@ -79,14 +78,6 @@ pub(crate) fn state(root: &Section<'_>, directory: &Path) -> PathBuf {
     let given = || std::env::var("STATE_DIRECTORY").ok()?.split(':').next().map(PathBuf::from);
     let given = || given().filter(|path| path.is_absolute());
     configured.or_else(given).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY))
-}
-
-pub(crate) fn admin(root: &Section<'_>, directory: &Path) -> Option<Admin> {
-    let section = root.section("admin")?;
-    let socket = section.require("listen", ADMIN_SOCKET).and_then(|node| node.admin_socket(directory));
-    section.reject_later_keys(&["token", "metrics"]);
-    section.finish();
-    Some(Admin { socket: socket? })
 }
 
 pub(crate) fn reload(root: &Section<'_>) -> Reload {

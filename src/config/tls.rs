@@ -68,7 +68,7 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     })
 }
 
-fn certificates(node: &Node<'_>, directory: &Path) -> Option<Vec<CertificateFiles>> {
+pub(crate) fn certificates(node: &Node<'_>, directory: &Path) -> Option<Vec<CertificateFiles>> {
     let nodes = node.list("a list of { cert = \"…\", key = \"…\" }")?;
     if nodes.is_empty() {
         node.expected("at least one { cert = \"…\", key = \"…\" }");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::addr::UpstreamAddr;
 use crate::config::credential;
-use crate::config::document::{NOT_YET, Node};
+use crate::config::document::Node;
 use crate::config::files::Location;
 use crate::config::{SourcedFile, SourcedPem, shown};
 use crate::limit::rate::{Rate, RateError};
@@ -65,16 +65,6 @@ impl Node<'_> {
             }
         }
         parsed
-    }
-
-    /// `"unix:/path"`, the path relative to `directory`.
-    pub(crate) fn admin_socket(&self, directory: &Path) -> Option<PathBuf> {
-        let text = self.text(ADMIN_SOCKET)?;
-        if host_and_port(text).is_some() || text.parse::<SocketAddr>().is_ok() {
-            self.problem(format_args!("found {}; a TCP address {NOT_YET}", self.found()));
-            return None;
-        }
-        self.socket_path(directory, ADMIN_SOCKET)
     }
 
     /// The path of `"unix:/path"`, relative to `directory`.
@@ -196,8 +186,6 @@ impl Node<'_> {
         directory.map(|directory| directory.join(name))
     }
 }
-
-pub(crate) const ADMIN_SOCKET: &str = "a Unix socket such as \"unix:/run/portcullis/admin.sock\"";
 
 const FILE: &str = "a file";
 const IS_PEM: &str = "is PEM content (not shown), expected a file; write the PEM to a file, or for cert and key to an environment variable";

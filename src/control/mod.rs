@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::addr::ClientAddr;
-use crate::config;
+use crate::config::admin::Admin;
 use crate::control::response::AdminResponse;
 use crate::transport::unix_socket;
 use crate::transport::unix_socket::{Access, UnixSocketFile};
@@ -117,7 +117,7 @@ impl AdminServer {
     /// If the socket cannot be created; the error names it.
     pub fn start(path: &Path, requests: mpsc::Sender<PendingRequest>) -> io::Result<Self> {
         let mut admin = Self::new(requests);
-        let prepared = admin.prepare(Some(&config::Admin { socket: path.to_owned() }))?;
+        let prepared = admin.prepare_socket(Some(path))?;
         admin.commit(prepared);
         Ok(admin)
     }
@@ -126,8 +126,12 @@ impl AdminServer {
     ///
     /// # Errors
     /// If the socket cannot be created; the error names it. The open socket stays open.
-    pub fn prepare(&self, settings: Option<&config::Admin>) -> io::Result<Prepared> {
-        let Some(config::Admin { socket }) = settings else { return Ok(Prepared(Step::Close)) };
+    pub fn prepare(&self, settings: Option<&Admin>) -> io::Result<Prepared> {
+        self.prepare_socket(settings.and_then(Admin::socket))
+    }
+
+    fn prepare_socket(&self, socket: Option<&Path>) -> io::Result<Prepared> {
+        let Some(socket) = socket else { return Ok(Prepared(Step::Close)) };
         // If the socket file was removed or replaced, create a new one.
         if self.open.as_ref().is_some_and(|open| open.socket_file.is_at(socket) && open.socket_file.is_ours()) {
             return Ok(Prepared(Step::Stay));

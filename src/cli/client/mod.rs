@@ -153,7 +153,7 @@ impl Reply {
 /// Reads the admin socket from the configuration. Other parts of the file may be invalid.
 fn configured_socket(config: &Path) -> Result<PathBuf, Failure> {
     match Config::admin_of(config) {
-        Ok(Some(admin)) => Ok(admin.socket),
+        Ok(Some(admin)) => admin.socket().map(Path::to_owned).ok_or_else(|| Failure::file(config, NO_SOCKET)),
         Ok(None) => Err(Failure::file(
             config,
             "has no [admin] section, so a program that uses it has no admin socket. Add\n\n    \
@@ -169,6 +169,9 @@ fn configured_socket(config: &Path) -> Result<PathBuf, Failure> {
         }
     }
 }
+
+const NO_SOCKET: &str =
+    "has no Unix socket in admin.listen; use --url and a token, or add \"unix:/run/portcullis/admin.sock\"";
 
 /// A reload of many large files takes seconds. The server times out a little earlier and reports the timeout.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -5,10 +5,11 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use crate::addr::{ListenAddr, UpstreamAddr};
+use crate::config::admin::{Admin, AdminTls};
 use crate::config::files::Location;
 use crate::config::{
-    Admin, CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, Shield, SourcedFile, Tls,
-    Upstream, UpstreamTls,
+    CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, Shield, SourcedFile, Tls, Upstream,
+    UpstreamTls,
 };
 use crate::identity::settings::ClientAuth;
 use crate::limit::rate::Rate;
@@ -18,6 +19,7 @@ use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
 use crate::source::trusted::{Enforcement, SourcePolicy};
 use crate::timestamp;
+use crate::token::Token;
 use crate::transport::unix_socket::Access;
 use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 use crate::x509::crl::key_digest;
@@ -27,18 +29,48 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
     let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, positions: _ } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
-    let admin = admin.as_ref().map(|Admin { socket }| format!("unix:{}", path(socket)));
-    vec![
+    let mut settings = vec![
         plain("log.level", level),
         plain("log.format", log_format(*format)),
         optional("log.audit_file", audit_file.as_deref().map(path)),
         plain("state.directory", path(state_directory)),
-        optional("admin.listen", admin),
         plain("reload.watch", watch),
         plain("reload.poll", duration(poll.unwrap_or_default())),
         graded("reload.revoke", revoke_word(*revoke), u64::from(*revoke == Revoke::Keep)),
         plain("shutdown.drain", duration(*drain)),
+    ];
+    settings.extend(of_admin(admin.as_ref()));
+    settings
+}
+
+fn of_admin(admin: Option<&Admin>) -> Vec<Setting> {
+    let Some(Admin { listen, metrics, hosts, tls, tokens, tokens_file }) = admin else {
+        return vec![optional("admin.listen", None::<String>)];
+    };
+    let AdminTls { certificates, client_ca } = &tls.clone().unwrap_or_default();
+    vec![
+        list("admin.listen", listen.iter().map(ToString::to_string).collect()),
+        optional("admin.metrics", metrics.map(|address| address.to_string())),
+        list("admin.hosts", hosts.clone()),
+        list("admin.tls.certificates", certificates.iter().map(certificate).collect()),
+        list("admin.tls.client_ca", files(client_ca)),
+        list("admin.token", tokens.iter().map(token).collect()),
+        optional("admin.tokens_file", tokens_file.as_deref().map(path)),
     ]
+}
+
+/// The digest is not shown: it identifies a token that leaks elsewhere.
+fn token(token: &Token) -> String {
+    let Token { name, role, digest: _, created_at: _, expires_at, sources, origin: _ } = token;
+    let mut shown = format!("{name} ({}", role.code());
+    if let Some(end) = expires_at {
+        shown += &format!(", expires {}", timestamp::seconds(*end));
+    }
+    if !sources.is_empty() {
+        let networks: Vec<_> = sources.iter().map(ToString::to_string).collect();
+        shown += &format!(", from {}", networks.join(" "));
+    }
+    shown + ")"
 }
 
 /// The settings of a listener. Rules are compared in [`super::sources`], certificates by their fingerprints.

@@ -14,7 +14,7 @@ use crate::server::reload::build;
 const EVERY_KEY: &str = r#"
 log = { level = "info", format = "auto", audit_file = "audit.jsonl" }
 state = { directory = "state" }
-admin = { listen = "unix:admin.sock", token = "x", metrics = "x" }
+admin = { listen = ["unix:admin.sock", "127.0.0.1:9642"], metrics = "127.0.0.1:9643", hosts = ["portcullis.internal"], tokens_file = "tokens.toml", tls = { certificates = [{ cert = "server.crt", key = "server.key" }], client_ca = "ca.crt" }, token = [{ name = "ci", role = "operator", sha256 = "0000000000000000000000000000000000000000000000000000000000000000", expires_at = 2036-01-31T00:00:00Z, sources = ["10.0.0.0/8"] }] }
 reload = { watch = true, poll = "30s", revoke = "disconnect" }
 shutdown = { drain = "30s" }
 
