@@ -42,6 +42,7 @@ use crate::limit::handshakes::HandshakeLimiter;
 use crate::limit::rate_limiter::RateLimiter;
 use crate::limit::sessions::{SessionLimiter, SessionLimits};
 use crate::policy::builder::Builder;
+use crate::policy::builder::reader::Reader;
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::source::host::{AddressBook, Host};
 use crate::source::proxies::TrustedProxies;
@@ -159,8 +160,14 @@ impl Snapshot {
         let mut known_lists: KnownCrls = former.flat_map(|policy| policy.revocation_lists()).cloned().collect();
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
-            let (problems, warnings, known_lists) = (&mut problems, &mut warnings, &mut known_lists);
-            let mut builder = Builder { listener, files, problems, warnings, book, now, known_lists };
+            let reader = Reader {
+                owner: format!("listener {}", listener.name),
+                files,
+                problems: &mut problems,
+                warnings: &mut warnings,
+                known_lists: &mut known_lists,
+            };
+            let mut builder = Builder { listener, reader, book, now };
             policies.extend(builder.policy(before.map(|before| &**before)).map(Arc::new));
         }
         // The builder has already reported the unreadable files of valid listeners.

@@ -3,13 +3,13 @@
 use rustls::pki_types::CertificateDer;
 
 use crate::config::SourcedPem;
-use crate::policy::builder::Builder;
+use crate::policy::builder::reader::Reader;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::{ShownTo, chain_faults, purpose_fault};
 use crate::x509::key_kind::{KeyKind, USABLE_KEYS};
 use crate::x509::key_pair::CertifiedKeyPair;
 
-impl Builder<'_> {
+impl Reader<'_> {
     /// Warns about a chain that peers may reject.
     pub(crate) fn warn_about_chain(&mut self, file: &SourcedPem, certificate: &CertifiedKeyPair, shown_to: ShownTo) {
         let subject = &certificate.leaf().subject;

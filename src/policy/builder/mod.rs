@@ -2,6 +2,7 @@
 
 pub(crate) mod chains;
 pub(crate) mod proxies;
+pub(crate) mod reader;
 pub(crate) mod server;
 pub(crate) mod sources;
 pub(crate) mod upstream;
@@ -10,29 +11,23 @@ use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit};
 use rustls::pki_types::CertificateDer;
-use time::OffsetDateTime;
 
 use crate::addr::ListenAddr;
-use crate::config::files::{Files, Location, is_in_volume};
-use crate::config::problem::Problem;
-use crate::config::{Listener, Shield, SourcedFile, SourcedPem};
+use crate::config::{Listener, Shield};
 use crate::identity::settings::ClientAuth;
 use crate::limit::handshakes::built_in_limit;
 use crate::limit::rate::Rate;
 use crate::limit::rate_limiter::RateLimiter;
+use crate::policy::builder::reader::Reader;
 use crate::policy::builder::server::Server;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
 use crate::policy::{BindAddr, ListenerPolicy, with_roles};
 use crate::protocol::Protocol;
 use crate::source::host::AddressBook;
 use crate::source::trusted::{Enforcement, SourcePolicy};
-use crate::timestamp;
 use crate::tls::server::ServerTls;
 use crate::upstream::Upstream;
 use crate::x509::certificate::Certificate;
-use crate::x509::crl::KnownCrls;
-use crate::x509::expiry::{days_left, expiry_milestone};
-use crate::x509::pem::PemError;
 
 /// Certificates as DER, with their parsed form.
 type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
@@ -40,15 +35,11 @@ type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
 /// Builds one listener's policy and records its problems and warnings.
 pub(crate) struct Builder<'a> {
     pub(crate) listener: &'a Listener,
-    pub(crate) files: &'a mut Files,
-    pub(crate) problems: &'a mut Vec<Problem>,
-    pub(crate) warnings: &'a mut Vec<String>,
+    pub(crate) reader: Reader<'a>,
     /// The known addresses of the hosts in rules.
     pub(crate) book: &'a AddressBook,
     /// The generation being built.
     pub(crate) now: GenerationStamp,
-    /// The CRLs of the previous policy, and those that other listeners have read.
-    pub(crate) known_lists: &'a mut KnownCrls,
 }
 
 impl Builder<'_> {
@@ -101,66 +92,31 @@ impl Builder<'_> {
         }
     }
 
-    fn warn_about_readers(&mut self, what: &str, location: &Location) {
-        if self.files.is_open_to_others(location) {
-            // File modes in a volume cannot be changed.
-            let in_volume = matches!(location, Location::File(path) if is_in_volume(path));
-            if in_volume {
-                self.warn(format_args!(
-                    "every user in the pod can read the {what} {location}; set defaultMode: 0400 on the volume of the Secret \
-                     (0440 with fsGroup)"
-                ));
-            } else {
-                self.warn(format_args!("group or others can read the {what} {location}; run: chmod 600 {location}"));
-            }
-        }
-    }
-
-    /// Returns the files that match a pattern.
-    fn matching(&mut self, pattern: &SourcedFile) -> Option<Vec<SourcedFile>> {
-        let paths = self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error)));
-        Some(paths.ok()?.into_iter().map(|path| SourcedFile { path, ..pattern.clone() }).collect())
-    }
-
-    fn parse<T, E: std::fmt::Display>(
-        &mut self,
-        file: &SourcedFile,
-        parse: impl FnOnce(&[u8]) -> Result<T, E>,
-    ) -> Option<T> {
-        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
-        parse(&bytes).map_err(|error| self.problems.push(file.problem(error))).ok()
-    }
-
-    fn pem<T>(&mut self, text: &SourcedPem, parse: fn(&[u8]) -> Result<T, PemError>) -> Option<T> {
-        let bytes =
-            self.files.read(&text.location).map_err(|error| self.problems.push(text.unreadable(&error))).ok()?;
-        parse(&bytes).map_err(|error| self.problems.push(text.problem(error))).ok()
-    }
-
     fn warn_about_listener(&mut self) {
         let listener = self.listener;
         for upstream in &listener.upstream.addresses {
             if listener.listen.iter().any(|address| upstream.reaches(address)) {
-                self.warn(format_args!("upstream {upstream} is the listener itself; set upstream to the database"));
+                self.reader
+                    .warn(format_args!("upstream {upstream} is the listener itself; set upstream to the database"));
             }
         }
         if listener.sources.enforcement == Enforcement::Observe {
-            self.warn("enforcement = \"observe\" admits untrusted sources");
+            self.reader.warn("enforcement = \"observe\" admits untrusted sources");
         } else if listener.sources.trusted.rules().is_empty()
             && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
         {
-            self.warn("no source is trusted, so every TCP connection is rejected; add rules to trusted_sources");
+            self.reader.warn("no source is trusted, so every TCP connection is rejected; add rules to trusted_sources");
         }
         for (path, access) in listener.socket_files.iter().filter(|(_, access)| access.mode & 0o002 != 0) {
             let (path, mode) = (path.display(), access.mode);
-            self.warn(format_args!("every user of this machine can connect to unix:{path} (mode {mode:04o})"));
+            self.reader.warn(format_args!("every user of this machine can connect to unix:{path} (mode {mode:04o})"));
         }
         self.warn_about_sources();
         if listener.protocol == Protocol::Postgres
             && listener.plaintext_cancel
             && listener.tls.as_ref().is_some_and(|tls| tls.client_auth == ClientAuth::Required)
         {
-            self.warn("a plaintext CancelRequest is accepted without a client certificate (libpq before 17 sends no other); set postgres.plaintext_cancel = false to reject them");
+            self.reader.warn("a plaintext CancelRequest is accepted without a client certificate (libpq before 17 sends no other); set postgres.plaintext_cancel = false to reject them");
         }
     }
 
@@ -168,26 +124,8 @@ impl Builder<'_> {
         if policy.shield != Shield::Off
             && let Err(unavailable) = policy.packet_filter(None, self.now.at)
         {
-            self.warn(format_args!("shield = \"{}\" has no effect: {unavailable}", policy.shield));
+            self.reader.warn(format_args!("shield = \"{}\" has no effect: {unavailable}", policy.shield));
         }
-    }
-
-    fn warn_about_dates(&mut self, what: &str, certificate: &Certificate) {
-        let now = OffsetDateTime::now_utc();
-        let Certificate { subject, not_before, not_after, .. } = certificate;
-        if now > *not_after {
-            self.warn(format_args!("the {what} {subject} expired at {}", timestamp::seconds(*not_after)));
-        } else if now < *not_before {
-            self.warn(format_args!("the {what} {subject} is not valid before {}", timestamp::seconds(*not_before)));
-        } else if expiry_milestone(*not_after, now).is_some() {
-            let (left, end) = (days_left(*not_after, now), timestamp::seconds(*not_after));
-            let days = if left == 1 { "day" } else { "days" };
-            self.warn(format_args!("the {what} {subject} expires in {left} {days}, at {end}"));
-        }
-    }
-
-    fn warn(&mut self, warning: impl std::fmt::Display) {
-        self.warnings.push(format!("listener {}: {warning}", self.listener.name));
     }
 }
 

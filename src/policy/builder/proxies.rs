@@ -8,7 +8,7 @@ impl Builder<'_> {
         let listener = self.listener;
         for network in listener.proxies.networks() {
             if is_wide(network) {
-                self.warn(format_args!(
+                self.reader.warn(format_args!(
                     "every host in {network} (proxy_protocol.trusted) can announce any client address; list only the load balancers"
                 ));
             }
@@ -17,7 +17,7 @@ impl Builder<'_> {
                 source.is_some_and(|source| network.net().contains(&source.net()))
             });
             if let Some(rule) = inside {
-                self.warn(format_args!(
+                self.reader.warn(format_args!(
                     "the rule {rule} is within {network} of proxy_protocol.trusted: its clients are rejected without a PROXY header, \
                      and can announce any address with one; list only the load balancers"
                 ));

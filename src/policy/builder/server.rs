@@ -3,11 +3,10 @@
 use crate::x509::pem;
 use std::sync::Arc;
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
 use crate::config::files::Location;
-use crate::config::{CertificateFiles, Revoke, SourcedFile, Tls};
+use crate::config::{Revoke, SourcedFile, Tls};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::settings::ClientAuth;
@@ -21,10 +20,8 @@ use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
 use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::Crl;
-use crate::x509::encrypted_key::{EncryptedKeyError, Passphrase};
 use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
-use crate::x509::pem::StoredKey;
 
 /// The inputs of client certificate verification.
 #[derive(Default)]
@@ -68,7 +65,7 @@ impl Builder<'_> {
     pub(crate) fn server(&mut self, before: Option<&ListenerPolicy>) -> Option<Server> {
         let Some(tls) = &self.listener.tls else { return Some(Server::default()) };
         let certificates: Vec<_> =
-            tls.certificates.iter().filter_map(|files| self.certificate(files, ShownTo::Clients)).collect();
+            tls.certificates.iter().filter_map(|files| self.reader.certificate(files, ShownTo::Clients)).collect();
         // Checks everything before returning, so that all problems are reported.
         let clients = self.clients(tls)?;
         let settings = clients.settings(tls);
@@ -95,63 +92,12 @@ impl Builder<'_> {
         Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
     }
 
-    pub(crate) fn certificate(&mut self, files: &CertificateFiles, shown_to: ShownTo) -> Option<CertifiedKeyPair> {
-        let chain = self.pem(&files.cert, pem::certificates);
-        let key = self.private_key(files);
-        match CertifiedKeyPair::new(chain?, key?) {
-            Ok(certificate) => {
-                for issuer in certificate.chain().iter().skip(1).filter_map(|der| Certificate::parse(der).ok()) {
-                    self.warn_about_dates("intermediate certificate", &issuer);
-                }
-                self.warn_about_chain(&files.cert, &certificate, shown_to);
-                Some(certificate)
-            }
-            Err(error) => {
-                let key = &files.key.location;
-                self.problems.push(files.cert.problem(format_args!("with key {key}: {error}")));
-                None
-            }
-        }
-    }
-
-    fn private_key(&mut self, files: &CertificateFiles) -> Option<PrivateKeyDer<'static>> {
-        let CertificateFiles { cert: _, key, key_passphrase_file } = files;
-        let stored = self.pem(key, pem::stored_key);
-        self.warn_about_readers("key", &key.location);
-        let Some(file) = key_passphrase_file else {
-            return match stored? {
-                StoredKey::Plain(key) => Some(key),
-                StoredKey::Encrypted(_) => {
-                    self.problems.push(key.problem(PASSPHRASE_NEEDED));
-                    None
-                }
-            };
-        };
-        let passphrase = self.parse(file, Passphrase::from_file);
-        self.warn_about_readers("passphrase", &Location::from(&file.path));
-        match (stored?, passphrase?) {
-            (StoredKey::Plain(plain), _) => {
-                self.warn(format_args!("the key {} is not encrypted; remove key_passphrase_file", key.location));
-                Some(plain)
-            }
-            (StoredKey::Encrypted(encrypted), passphrase) => {
-                let problem = |error| match error {
-                    EncryptedKeyError::WrongPassphrase => {
-                        file.problem(format_args!("does not contain the passphrase of {}", key.location))
-                    }
-                    other => key.problem(other),
-                };
-                encrypted.decrypt(&passphrase).map_err(|error| self.problems.push(problem(error))).ok()
-            }
-        }
-    }
-
     /// Reads everything that client certificates are verified with.
     fn clients(&mut self, tls: &Tls) -> Option<Clients> {
         let mut clients = Clients::default();
         let mut is_complete = true;
         for file in &tls.client_ca {
-            match self.parse(file, pem::certificates).and_then(|ders| self.anchors(file, ders)) {
+            match self.reader.parse(file, pem::certificates).and_then(|ders| self.reader.anchors(file, ders)) {
                 Some(anchors) => clients.anchors.extend(anchors),
                 None => is_complete = false,
             }
@@ -171,35 +117,11 @@ impl Builder<'_> {
         is_complete.then_some(clients)
     }
 
-    fn anchors(&mut self, file: &SourcedFile, ders: Vec<CertificateDer<'static>>) -> Option<Certificates> {
-        let mut anchors = Vec::new();
-        for (index, der) in ders.into_iter().enumerate() {
-            let parsed = Certificate::parse(&der).map_err(BuildError::from);
-            match parsed.and_then(|parsed| ClientVerifier::check_anchor(&der).map(|()| parsed)) {
-                Ok(parsed) => {
-                    if !parsed.may_issue() {
-                        let subject = &parsed.subject;
-                        self.warn(format_args!(
-                            "the client CA certificate {subject} must not issue certificates, so it authenticates no client"
-                        ));
-                    }
-                    self.warn_about_key("client CA certificate", &der, &parsed);
-                    anchors.push((der, parsed));
-                }
-                Err(error) => {
-                    self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
-                    return None;
-                }
-            }
-        }
-        Some(anchors)
-    }
-
     /// Reads pinned client certificates: all of each file except those that issued another one of the file.
     fn pinned(&mut self, pattern: &SourcedFile) -> Option<Certificates> {
         let mut pinned = Vec::new();
-        for file in self.matching(pattern)? {
-            let ders = self.parse(&file, pem::certificates)?;
+        for file in self.reader.matching(pattern)? {
+            let ders = self.reader.parse(&file, pem::certificates)?;
             let parsed: Result<Vec<_>, BuildError> = ders
                 .iter()
                 .map(|der| {
@@ -208,13 +130,13 @@ impl Builder<'_> {
                     Ok(certificate)
                 })
                 .collect();
-            let parsed = parsed.map_err(|error| self.problems.push(file.problem(error))).ok()?;
+            let parsed = parsed.map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
             let has_issued = |one: &Certificate| {
                 parsed.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
             };
             for (der, parsed) in ders.into_iter().zip(&parsed).filter(|(_, parsed)| !has_issued(parsed)) {
-                self.warn_about_dates("client certificate", parsed);
-                self.warn_about_key("client certificate", &der, parsed);
+                self.reader.warn_about_dates("client certificate", parsed);
+                self.reader.warn_about_key("client certificate", &der, parsed);
                 pinned.push((der, parsed.clone()));
             }
         }
@@ -223,18 +145,18 @@ impl Builder<'_> {
 
     fn lists(&mut self, tls: &Tls, pattern: &SourcedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
         let mut all = Vec::new();
-        for file in self.matching(pattern)? {
-            for list in self.revocation_lists(&file)? {
+        for file in self.reader.matching(pattern)? {
+            for list in self.reader.revocation_lists(&file)? {
                 let Crl { issuer, next_update, .. } = &list;
                 let mut namesakes = anchors.iter().filter(|(anchor, _)| list.has_issuer(anchor)).peekable();
                 if namesakes.peek().is_none() {
-                    self.warn(format_args!(
+                    self.reader.warn(format_args!(
                         "the CRL {} is issued by {issuer}, which is not in client_ca; it applies only to an intermediate CA of that name",
                         file.path.display()
                     ));
                 } else if !namesakes.any(|(anchor, _)| list.is_signed_by(anchor)) {
                     // With this list, webpki would reject every certificate of that CA at its handshake.
-                    self.problems.push(file.problem(format_args!(
+                    self.reader.problems.push(file.problem(format_args!(
                         "names {issuer} as its issuer, but no certificate of that name in client_ca signed it; \
                          if the CA has a new key, use the CRL signed by the certificate in client_ca"
                     )));
@@ -246,13 +168,13 @@ impl Builder<'_> {
                         CrlExpired::Allow => "it is still used (crl_expired = \"allow\")",
                     };
                     let end = timestamp::seconds(*next_update);
-                    self.warn(format_args!(
+                    self.reader.warn(format_args!(
                         "the CRL of {issuer} in {} expired at {end}: {meaning}",
                         file.path.display()
                     ));
                 }
                 if list.is_scoped() {
-                    self.warn(format_args!(
+                    self.reader.warn(format_args!(
                         "the CRL of {issuer} in {} covers only some of its certificates (issuing distribution point); \
                          certificates that no CRL covers are rejected",
                         file.path.display()
@@ -262,15 +184,6 @@ impl Builder<'_> {
             }
         }
         Some(all)
-    }
-
-    /// Reads the CRLs of one file, and frees its bytes before the next file is read.
-    fn revocation_lists(&mut self, file: &SourcedFile) -> Option<Vec<Crl>> {
-        let bytes = self.files.read(&file.path).map_err(|error| self.problems.push(file.unreadable(&error))).ok()?;
-        let parsed = Crl::parse_all_knowing(&bytes, self.known_lists);
-        drop(bytes);
-        self.files.release(&file.path);
-        parsed.map_err(|error| self.problems.push(file.problem(error))).ok()
     }
 
     fn trust(
@@ -288,7 +201,7 @@ impl Builder<'_> {
         match (ClientVerifier::new(settings), tls.client_ca.first()) {
             (Ok(trust), _) => Some(trust),
             (Err(error), Some(file)) => {
-                self.problems.push(file.problem(error));
+                self.reader.problems.push(file.problem(error));
                 None
             }
             // Cannot happen: only a bundle can be invalid.
@@ -299,8 +212,8 @@ impl Builder<'_> {
     /// Reads the shared session ticket keys; `Some(None)` if none are set.
     fn tickets(&mut self, tls: &Tls) -> Option<Option<TicketKeys>> {
         let Some(file) = &tls.ticket_keys else { return Some(None) };
-        let keys = self.parse(file, TicketKeys::parse)?;
-        self.warn_about_readers("ticket keys", &Location::from(&file.path));
+        let keys = self.reader.parse(file, TicketKeys::parse)?;
+        self.reader.warn_about_readers("ticket keys", &Location::from(&file.path));
         Some(Some(keys))
     }
 
@@ -321,7 +234,7 @@ impl Builder<'_> {
         match built {
             Ok(tls) => Some(tls),
             Err(error) => {
-                self.problems.extend(tls.certificates.first().map(|files| files.cert.problem(error)));
+                self.reader.problems.extend(tls.certificates.first().map(|files| files.cert.problem(error)));
                 None
             }
         }
@@ -329,10 +242,10 @@ impl Builder<'_> {
 
     fn warn_about_clients(&mut self, tls: &Tls, clients: &Clients) {
         if tls.client_auth == ClientAuth::Optional && !tls.trusted_clients.patterns().is_empty() {
-            self.warn("client_auth = \"optional\" admits clients without a certificate even when trusted_clients is set; use \"required\" to prevent this");
+            self.reader.warn("client_auth = \"optional\" admits clients without a certificate even when trusted_clients is set; use \"required\" to prevent this");
         }
         if self.listener.revoke == Revoke::Keep {
-            self.warn("revoke = \"keep\": open sessions continue without a time limit after their source or certificate is no longer admitted");
+            self.reader.warn("revoke = \"keep\": open sessions continue without a time limit after their source or certificate is no longer admitted");
         }
         if clients.lists.is_empty() {
             return;
@@ -340,7 +253,7 @@ impl Builder<'_> {
         for (anchor, Certificate { subject, ca, sha256, .. }) in &clients.anchors {
             if *ca && !clients.lists.iter().any(|list| list.is_signed_by(anchor)) {
                 if clients.lists.iter().any(|list| list.has_issuer(anchor)) {
-                    self.warn(format_args!(
+                    self.reader.warn(format_args!(
                         "the CRLs in client_crl with the name of the client CA {subject} (sha256 {}) are signed by another key, \
                          so certificates issued by this CA are rejected; add the CRL signed by its key, or remove the \
                          certificate from client_ca",
@@ -348,7 +261,7 @@ impl Builder<'_> {
                     ));
                     continue;
                 }
-                self.warn(format_args!(
+                self.reader.warn(format_args!(
                     "client_crl contains no CRL of the client CA {subject}, so certificates revoked by this CA are accepted"
                 ));
             }
@@ -359,28 +272,28 @@ impl Builder<'_> {
         for (der, parsed) in anchors {
             match trust.anchor_error(der, self.now.at) {
                 Some(error) => {
-                    self.warn(format_args!(
+                    self.reader.warn(format_args!(
                         "the client CA certificate {} authenticates no client: {error}",
                         parsed.subject
                     ));
                 }
-                None => self.warn_about_dates("client CA certificate", parsed),
+                None => self.reader.warn_about_dates("client CA certificate", parsed),
             }
             if let Some(warning) = ClientVerifier::unchecked_constraints(der) {
-                self.warn(format_args!("the client CA certificate {} {warning}", parsed.subject));
+                self.reader.warn(format_args!("the client CA certificate {} {warning}", parsed.subject));
             }
         }
     }
 
     fn warn_about_certificates(&mut self, certificates: &[CertifiedKeyPair]) {
         for certificate in certificates {
-            self.warn_about_dates("server certificate", certificate.leaf());
+            self.reader.warn_about_dates("server certificate", certificate.leaf());
             if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {
                 let subject = &certificate.leaf().subject;
-                self.warn(format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will reject it"));
+                self.reader.warn(format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will reject it"));
             }
             if self.listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
-                self.warn(
+                self.reader.warn(
                     "an Ed25519 server certificate does not support channel binding: clients with channel_binding=require fail",
                 );
             }
@@ -390,6 +303,3 @@ impl Builder<'_> {
 
 /// Length of a fingerprint prefix that distinguishes two certificates, in hex digits.
 const SHORT: usize = 16;
-
-const PASSPHRASE_NEEDED: &str = "holds an encrypted private key; \
-                                 set key_passphrase_file to a file whose first line is the passphrase";

@@ -13,13 +13,13 @@ impl Builder<'_> {
         for rule in rules {
             let Source::Network(network) = &rule.source else { continue };
             if network.net().prefix_len() == 0 {
-                self.warn(format_args!("the rule {rule} trusts every address of its family"));
+                self.reader.warn(format_args!("the rule {rule} trusts every address of its family"));
             }
         }
         let networks = rules.iter().filter_map(|rule| rule.source.network());
         for network in networks.chain(listener.proxies.networks()).filter(|network| is_unspecified(network)) {
             let ip = network.net().addr();
-            self.warn(format_args!(
+            self.reader.warn(format_args!(
                 "{ip} is the unspecified address and matches no client; use {ip}/0 for every address of its family"
             ));
         }
@@ -31,12 +31,12 @@ impl Builder<'_> {
         let expired: Vec<_> = rules.iter().filter(|rule| !rule.is_live(now)).collect();
         for rule in expired.iter().take(MAX_REPORTED) {
             let end = rule.expires_at.map(timestamp::seconds).unwrap_or_default();
-            self.warn(format_args!(
+            self.reader.warn(format_args!(
                 "the rule {rule} expired at {end} and matches no client; remove it, or set a later expires_at"
             ));
         }
         if expired.len() > MAX_REPORTED {
-            self.warn(format_args!(
+            self.reader.warn(format_args!(
                 "{} more rules have expired and match no client",
                 expired.len().saturating_sub(MAX_REPORTED)
             ));

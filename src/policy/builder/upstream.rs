@@ -31,7 +31,7 @@ impl Builder<'_> {
         let Some(wanted) = &self.listener.upstream.tls else { return Some(None) };
         let anchors = self.upstream_anchors(wanted);
         let certificate = match &wanted.identity {
-            Some(files) => self.certificate(files, ShownTo::Upstream).map(Some),
+            Some(files) => self.reader.certificate(files, ShownTo::Upstream).map(Some),
             None => Some(None),
         };
         let settings = UpstreamTlsSettings {
@@ -54,7 +54,7 @@ impl Builder<'_> {
                 Err(error) => {
                     let problem = wanted.ca.first().map(|file| file.problem(&error));
                     let problem = problem.or_else(|| wanted.identity.as_ref().map(|files| files.cert.problem(&error)));
-                    self.problems.extend(problem);
+                    self.reader.problems.extend(problem);
                     return None;
                 }
             },
@@ -67,13 +67,15 @@ impl Builder<'_> {
         let mut bundle = Vec::new();
         let mut is_complete = true;
         for file in &wanted.ca {
-            match self.parse(file, pem::certificates) {
+            match self.reader.parse(file, pem::certificates) {
                 Some(ders) => {
                     for (index, der) in ders.iter().enumerate() {
                         match Certificate::parse(der).map_err(BuildError::from) {
-                            Ok(parsed) => self.warn_about_key("upstream CA certificate", der, &parsed),
+                            Ok(parsed) => self.reader.warn_about_key("upstream CA certificate", der, &parsed),
                             Err(error) => {
-                                self.problems.push(file.problem(format_args!("certificate {}: {error}", index + 1)));
+                                self.reader
+                                    .problems
+                                    .push(file.problem(format_args!("certificate {}: {error}", index + 1)));
                                 is_complete = false;
                             }
                         }
@@ -87,10 +89,10 @@ impl Builder<'_> {
             return None;
         }
         let bundle = (!wanted.ca.is_empty()).then_some(bundle);
-        match Anchors::new(bundle, wanted.verification, || self.files.system_roots()) {
+        match Anchors::new(bundle, wanted.verification, || self.reader.files.system_roots()) {
             Ok(anchors) => Some(anchors),
             Err(error) => {
-                self.problems.push(wanted.position.problem(error));
+                self.reader.problems.push(wanted.position.problem(error));
                 None
             }
         }
@@ -105,19 +107,20 @@ impl Builder<'_> {
         for (anchor, error) in tls.anchors().iter().zip(tls.anchor_errors(self.now.at)) {
             match error {
                 Some(error) => {
-                    self.warn(format_args!(
+                    self.reader.warn(format_args!(
                         "the upstream CA certificate {} authenticates no upstream: {error}",
                         anchor.subject
                     ));
                 }
-                None => self.warn_about_dates("upstream CA certificate", anchor),
+                None => self.reader.warn_about_dates("upstream CA certificate", anchor),
             }
         }
         if let Some(certificate) = tls.certificate() {
-            self.warn_about_dates("certificate for the upstream", certificate);
+            self.reader.warn_about_dates("certificate for the upstream", certificate);
         }
         if wanted.verification == Verification::Require && wanted.ca.is_empty() {
-            self.warn("upstream.tls = \"require\" without ca does not authenticate the upstream; use \"verify-full\"");
+            self.reader
+                .warn("upstream.tls = \"require\" without ca does not authenticate the upstream; use \"verify-full\"");
         }
         self.warn_about_channel_binding(tls, shown);
     }
@@ -132,13 +135,13 @@ impl Builder<'_> {
             shown.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
         for leaf in same.iter().filter(|leaf| !Certificate::can_be_bound_to(leaf)) {
             let Ok(Certificate { subject, .. }) = Certificate::parse(leaf) else { continue };
-            self.warn(format_args!(
+            self.reader.warn(format_args!(
                 "the certificate {subject} is signed with Ed25519 or Ed448, which SCRAM channel binding does not support, so libpq \
                  fails unless it has channel_binding=disable; use a certificate signed with ECDSA or RSA"
             ));
         }
         if same.is_empty() {
-            self.warn(
+            self.reader.warn(
                 "with TLS on both sides, SCRAM channel binding (preferred by libpq) fails unless the upstream presents this listener's \
                  certificate; use one certificate for both and add it to upstream.ca, set channel_binding=disable in clients, or \
                  connect to the upstream over a Unix socket",
