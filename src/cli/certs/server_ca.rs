@@ -48,8 +48,12 @@ impl ServerCa {
 /// The CA of each server certificate of a listener.
 fn listener_cas(listener: &Listener, args: &IssueArgs, files: &mut Files) -> Result<String, Failure> {
     let tls = listener.tls.as_ref();
-    let tls = tls
-        .ok_or_else(|| Failure::Usage(format!("listener {:?} has tls = \"off\" and no certificate", listener.name)))?;
+    let tls = tls.ok_or_else(|| {
+        Failure::Usage(format!(
+            "listener {:?} has tls = \"off\" and no certificate; pass the CA with --server-ca FILE",
+            listener.name
+        ))
+    })?;
     let issuing = read_certificates(&args.ca)?;
     let mut pem = String::new();
     for configured in &tls.certificates {

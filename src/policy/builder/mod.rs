@@ -145,7 +145,7 @@ impl Builder<'_> {
             }
         }
         if listener.sources.enforcement == Enforcement::Observe {
-            self.warn("enforcement = \"observe\" admits untrusted sources");
+            self.warn("enforcement = \"observe\" admits untrusted sources; set \"enforce\" to reject them");
         } else if listener.sources.trusted.rules().is_empty()
             && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
         {
@@ -153,7 +153,9 @@ impl Builder<'_> {
         }
         for (path, access) in listener.socket_files.iter().filter(|(_, access)| access.mode & 0o002 != 0) {
             let (path, mode) = (path.display(), access.mode);
-            self.warn(format_args!("every user of this machine can connect to unix:{path} (mode {mode:04o})"));
+            self.warn(format_args!(
+                "every user of this machine can connect to unix:{path} (mode {mode:04o}); set a narrower mode"
+            ));
         }
         self.warn_about_sources();
         if listener.protocol == Protocol::Postgres
@@ -176,13 +178,16 @@ impl Builder<'_> {
         let now = OffsetDateTime::now_utc();
         let Certificate { subject, not_before, not_after, .. } = certificate;
         if now > *not_after {
-            self.warn(format_args!("the {what} {subject} expired at {}", timestamp::seconds(*not_after)));
+            self.warn(format_args!("the {what} {subject} expired at {}; replace it", timestamp::seconds(*not_after)));
         } else if now < *not_before {
-            self.warn(format_args!("the {what} {subject} is not valid before {}", timestamp::seconds(*not_before)));
+            self.warn(format_args!(
+                "the {what} {subject} is not valid before {}; check the clock, or use a valid one",
+                timestamp::seconds(*not_before)
+            ));
         } else if expiry_milestone(*not_after, now).is_some() {
             let (left, end) = (days_left(*not_after, now), timestamp::seconds(*not_after));
             let days = if left == 1 { "day" } else { "days" };
-            self.warn(format_args!("the {what} {subject} expires in {left} {days}, at {end}"));
+            self.warn(format_args!("the {what} {subject} expires in {left} {days}, at {end}; replace it"));
         }
     }
 
