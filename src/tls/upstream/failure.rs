@@ -118,7 +118,8 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
             facts.version
         ),
         _ if facts.ca => {
-            "it is a CA certificate, which is trusted as a server certificate only if ca contains that exact certificate"
+            "it is a CA certificate, which is trusted as a server certificate only if ca contains that exact certificate; \
+             install a server certificate on the upstream"
                 .to_owned()
         }
         error => error.to_string(),
