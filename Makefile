@@ -18,7 +18,7 @@ confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 .DEFAULT_GOAL := help
 .PHONY: bench build conformance demo help install lint test uninstall
 
-bench: ## install other proxies (Debian, Ubuntu) and measure beside them; about half an hour (BENCH_ARGS="--rounds 3")
+bench: ## install other proxies (Debian, Ubuntu) and compare with them; about half an hour (BENCH_ARGS="--rounds 3")
 	scripts/install-bench-peers
 	$(CARGO) bench --locked --bench peers -- $(BENCH_ARGS)
 

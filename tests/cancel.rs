@@ -182,7 +182,7 @@ fn plaintext_cancel_during_a_reload_is_authorized_by_the_new_policy() {
         let listener = Listener::postgres(&upstream);
         let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
         let mut stream = portcullis.client().dial();
-        // The answer shows that the client is in.
+        // The answer shows that the client was accepted.
         stream.write_all(&GSSENC_REQUEST).unwrap();
         assert_eq!(read_exactly(&mut stream, 1), b"N");
         let packet = cancel(77, &[1, 2, 3, 4]);

@@ -6,7 +6,7 @@ use crate::harness::program::run;
 use crate::harness::{Authority, Leaf, Listener, Portcullis, Postgres, Request, TestDir};
 use crate::postgres::{conninfo, psql};
 
-/// The words of `check`, and of the log when it happens.
+/// Parts of the warning of `check`, and of the log when a client fails.
 const WARNING: &str = "SCRAM channel binding (preferred by libpq) fails unless";
 const EXPLANATION: &str = "SCRAM channel binding failed";
 
@@ -62,7 +62,7 @@ fn unix_socket_upstream_works_except_with_channel_binding_require() {
     works_but_for_require(&Portcullis::before(Listener::postgres(format!("unix:{}", postgres.socket().display()))));
 }
 
-/// A listener before a server that both show this certificate.
+/// A listener and its upstream, which both present this certificate.
 fn twins(own: impl Fn(&TestDir) -> Leaf, ca: impl Fn(&TestDir) -> String) -> (Portcullis, Postgres) {
     let site = TestDir::new();
     let leaf = own(&site);

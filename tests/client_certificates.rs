@@ -234,7 +234,7 @@ fn tls_session_of_one_listener_is_not_resumed_on_another() {
         let leaf = clients.issue(Request::client("app"));
         let client = portcullis.client().speaking(version).showing(leaf);
         client.attempt().1.unwrap();
-        // The same name and the same session cache, so this client offers the session that it has.
+        // The same name and the same session cache, so this client offers its session.
         let client = client.at(portcullis.address("other"));
         let (port, connection) = client.attempt();
         connection.unwrap_err();

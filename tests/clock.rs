@@ -40,7 +40,7 @@ fn expiry_beyond_the_year_9999_in_a_reload_trusts_the_source() {
     let from = |source: &str| portcullis.client().from(source).attempt();
     let before = from("127.0.1.1").1.unwrap();
     for rules in [rules(), "rule = []\n".to_owned(), rules()] {
-        // Removed again too, since the audit names the rules that come and those that go.
+        // Also removes the rules again, because the audit names added and removed rules.
         portcullis.applies(|| {
             portcullis.site.replace("sources.toml", rules);
             portcullis.process.signal("HUP");

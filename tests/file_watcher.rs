@@ -116,8 +116,8 @@ pub(crate) fn watching(upstream: &Upstream) -> Portcullis {
     portcullis
 }
 
-/// Mounts files as Kubernetes mounts a Secret: they are links into `..data`, which is a link to a directory that is new every
-/// time. Links to new files come, and those to old ones go, after that has been swapped.
+/// Mounts files as Kubernetes mounts a Secret. The files are links into `..data`, which is a link to a new directory each
+/// time. After `..data` is swapped, links to new files are added and links to old files removed.
 fn mount(volume: &Path, files: &[(&str, String)], number: usize) {
     let fresh = volume.join(format!("..2026_01_31_{number}"));
     fs::create_dir_all(&fresh).unwrap();

@@ -179,7 +179,7 @@ fn reload_changes_the_limits_and_keeps_the_counts() {
         let applied = portcullis.reconfigure(config(limit));
         assert!(applied.is("reload.applied"), "{}", applied.0);
     };
-    // There is no limit when the first session opens, and it counts all the same.
+    // Without a limit, the first session is counted too.
     let portcullis = Portcullis::start(TestDir::new(), config(""));
     let client = portcullis.client();
     let mut first = session(&client);

@@ -430,7 +430,7 @@ fn plaintext_application_reaches_databases_that_require_tls() {
     };
     for way in [&file, &port] {
         for user in ["certified", "keyed"] {
-            // SCRAM-SHA-256-PLUS, which the server offers, is not for who has no TLS, and out of the offer.
+            // The server offers SCRAM-SHA-256-PLUS, which Portcullis removes for a client without TLS.
             for binding in ["prefer", "disable"] {
                 let output = ask(&mut psql(&format!("{way} user={user}")), binding).success();
                 assert_eq!(output, format!("{user}|t|/CN=certified\n"));

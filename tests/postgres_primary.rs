@@ -308,9 +308,9 @@ fn server_that_serves_no_client_is_ejected_for_each_target() {
             assert_eq!(known["healthy"], false, "{server} {target}");
             assert!(known["error"].as_str().is_some_and(|error| error.contains(words)), "{known}");
         }
-        // It answers, if only that it is not ready.
+        // It answers that it is not ready, which is healthy.
         assert_eq!(upstreams(&portcullis)[4]["healthy"], true);
-        // Nobody is let back in for taking connections.
+        // Accepting connections alone does not make it healthy again.
         let asked = closing.connections();
         eventually("it is asked again", || (closing.connections() > asked).then_some(()));
         assert_eq!(upstreams(&portcullis)[1]["healthy"], false);

@@ -12,7 +12,7 @@ use crate::harness::wire::{
 };
 use crate::harness::{Client, Listener, Portcullis, Upstream};
 
-/// A PostgreSQL listener before an upstream that nothing here may reach.
+/// A PostgreSQL listener whose upstream must not receive anything.
 fn postgres() -> (Upstream, Portcullis) {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::postgres(&upstream));
@@ -282,7 +282,7 @@ fn client_that_only_connects_does_not_reach_the_upstream() {
 fn plaintext_redis_client_gets_an_error_that_names_tls() {
     let upstream = Upstream::silent();
     let portcullis = Portcullis::before(Listener::redis(&upstream));
-    // More than anybody reads: the answer has to survive what is thrown away.
+    // More than Portcullis reads: the discarded bytes must not prevent the answer.
     let much = [&b"SET key "[..], &[b'x'; 16 * 1024], b"\r\n"].concat();
     for command in [&b"PING\r\n"[..], b"*1\r\n$4\r\nPING\r\n", &much] {
         let (port, words) = exchange(&portcullis.client(), command);

@@ -112,7 +112,7 @@ fn wrong_passphrase_is_reported_and_never_shown() {
         words.iter().for_each(|word| assert!(text_of(&outcome).contains(word), "no {word} in {}", text_of(&outcome)));
     };
     site.write("passphrase", format!("{PASSPHRASE}, and more"));
-    problem(&["key_passphrase_file: passphrase does not contain the passphrase of encrypted.key"]);
+    problem(&["key_passphrase_file: passphrase does not contain the passphrase of encrypted.key on its first line"]);
     site.write("passphrase", format!("\n{PASSPHRASE}\n"));
     problem(&["passphrase holds no passphrase"]);
     fs::remove_file(site.path("passphrase")).unwrap();

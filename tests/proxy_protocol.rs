@@ -430,7 +430,7 @@ fn load_balancer_health_checks_pass_and_reach_no_upstream() {
         }
         haproxy.client(&portcullis).connect().ask(b"hello", b"hello");
     }
-    // With an address of their own they announce nothing. HAProxy leaves before the kernel has a connection for anybody.
+    // Checks with a separate address have no header. HAProxy closes them before the kernel completes the connection.
     let portcullis = start();
     let address = portcullis.address("main");
     let haproxy = checking(&portcullis, &format!("send-proxy-v2 addr 127.0.0.1 port {}", address.port()));
@@ -479,7 +479,7 @@ fn repeated_health_checks_are_counted_and_not_logged() {
     upstream.assert_untouched();
 }
 
-/// HAProxy that has found the listener well.
+/// HAProxy whose first health check of the listener has succeeded.
 fn checking(portcullis: &Portcullis, options: &str) -> Haproxy {
     let server = format!("server main {} source {BALANCER} check inter 20ms {options}", portcullis.address("main"));
     let haproxy = Haproxy::on("127.0.0.1:0", "", &format!("option log-health-checks\n    {server}"));
@@ -524,7 +524,7 @@ fn load_balancer_removed_during_the_handshake_denies_its_client() {
     let mut waiting = client.dial();
     waiting.write_all(&v1("10.1.0.1:7001", "192.0.2.1:1")).unwrap();
     let mut silent = client.dial();
-    // Both have been accepted when the next one has got in.
+    // Both are accepted once the next client is admitted.
     drop(announced(&client, &v1("10.1.0.1:7002", "192.0.2.1:1")));
     portcullis.ending(7002);
     assert!(portcullis.reconfigure(config("127.0.0.8")).is("reload.applied"));
@@ -674,7 +674,7 @@ fn hostile_headers_are_denied_and_reach_no_upstream() {
             }
         }
         let mut stream = client.dial();
-        // Cut off while it still speaks.
+        // It may be closed while it still sends.
         let _ = stream.write_all(&bytes);
         let _ = stream.write_all(&noise(seed, 40));
         let _ = stream.shutdown(Shutdown::Write);

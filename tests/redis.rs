@@ -55,7 +55,7 @@ fn value_of_64_mib_is_relayed_unchanged_both_ways() {
     let redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis));
     let mut connection = connect(&portcullis);
-    // No two stretches are the same, so nothing can be lost, doubled or swapped unseen.
+    // The value has no repetition, so the comparison detects lost, doubled and swapped bytes.
     let value: Vec<u8> =
         (0..16 * 1024 * 1024_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let () = connection.set("big", &value).unwrap();

@@ -26,7 +26,7 @@ fn repeated_error_is_reported_once() {
     portcullis.applies(|| portcullis.site.replace("portcullis.toml", &config));
 }
 
-/// Breaks something, and expects nothing to change, the file to be named, and mending to heal.
+/// Breaks a file, and expects that nothing changes, that the error names the file, and that repairing it is enough.
 fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(), mended: &str) {
     let before = served(portcullis);
     let rejected = portcullis.reload_after(|| {

@@ -20,7 +20,7 @@ use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, WAIT_T
 
 const MIB: usize = 1024 * 1024;
 
-/// Bytes that differ all along.
+/// Bytes without a short period.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|place| place.to_le_bytes()[place % 3] ^ 0x5a).collect()
 }
@@ -34,7 +34,7 @@ fn read_all(stream: &mut TcpStream) -> Vec<u8> {
 #[test]
 fn half_closed_client_receives_the_whole_answer() {
     let upstream = Upstream::new(|mut stream| {
-        // Answers only when the question has come to its end.
+        // Answers only after the end of the question.
         assert_eq!(read_all(&mut stream), b"question");
         stream.write_all(&pattern(8 * MIB)).unwrap();
     });
@@ -75,7 +75,7 @@ fn both_directions_flow_simultaneously() {
     let mut client = portcullis.client().connect();
     let sent = pattern(4 * MIB);
     let mut back = Vec::new();
-    // Neither side reads before it has written a good deal: nothing may wait for the other direction.
+    // Each side writes much before it reads, so one direction must not wait for the other.
     for piece in sent.chunks(64 * 1024) {
         client.send(piece);
         if back.len() < sent.len() / 2 {
@@ -104,7 +104,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
                     Ok(count) => written += count,
                     // The reader has stopped: this is the moment to measure the memory.
                     Err(error) if error.kind() == ErrorKind::WouldBlock => sender.send(written).unwrap(),
-                    // The client has seen enough.
+                    // The client has closed.
                     Err(_) => return,
                 }
             }
@@ -131,7 +131,7 @@ fn slow_reader_uses_little_memory_and_stalls_no_other_session() {
     let mut client = portcullis.client().connect();
     client.send(b"?");
     let stalled_at = receiver.recv_timeout(WAIT_TIMEOUT).unwrap();
-    assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were taken off the upstream's hands");
+    assert!(stalled_at < SIZE / 8, "{stalled_at} bytes were read from the upstream");
     let grown = portcullis.anonymous_memory().saturating_sub(before);
     assert!(grown <= MAX_GROWTH, "{grown} KiB more while {stalled_at} bytes wait");
     // Measured again while other work disturbs the measurement. A neighbour that is stalled stays so.

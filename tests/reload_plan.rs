@@ -340,7 +340,7 @@ fn every_changed_key_is_listed_with_both_values() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// A listener with what the running one of [`weaker`] has given up.
+/// A listener with the protection that the running one of [`weaker`] lacks.
 fn stronger() -> Listener {
     Listener::redis("127.0.0.1:1")
         .tls("client_auth = \"required\"")

@@ -224,7 +224,7 @@ fn idle_sessions_use_little_memory_and_no_cpu() {
     let memory = portcullis.anonymous_memory();
     let sessions: Vec<_> = (0..200).map(|_| exchange()).collect();
     let each = (portcullis.anonymous_memory() - memory) / 200;
-    // Some 6 KiB. One buffer a session would be 16 at least.
+    // About 6 KiB. One buffer for each session would be at least 16 KiB.
     assert!(each < 12, "{each} KiB for a session that does nothing");
     let before = portcullis.cpu_ticks();
     thread::sleep(Duration::from_secs(1));

@@ -20,7 +20,7 @@ enum Kind {
     Server,
     /// CAs of clients: an unused one is added and removed.
     Authorities,
-    /// Uploaded client certificates: another one comes, its predecessor goes.
+    /// Uploaded client certificates: a new one is added, the previous one is removed.
     Uploaded,
     /// A newer CRL that revokes another certificate.
     List,
@@ -30,9 +30,9 @@ enum Kind {
     Cover,
     /// `trusted_clients` gets narrower and wider.
     Names,
-    /// A new ticket key in front; the one before stays.
+    /// A new first ticket key; the previous one stays.
     Tickets,
-    /// A listener comes and goes.
+    /// A listener is added and removed.
     Beside,
 }
 

@@ -154,7 +154,7 @@ fn trusted_source_is_never_dropped_while_sources_change() {
         while round < 60 || (dialled.load(Ordering::Relaxed) < 3_000 && round < 600) {
             let list = &lists[usize::try_from(round).unwrap() % lists.len()];
             let listener = Listener::redis(&upstream).trusting(list);
-            // Up and down, too.
+            // Also switches the shield on and off.
             let shield = ["on", "on", "auto", "on", "off", "on", "on"][usize::try_from(round).unwrap() % 7];
             let listener = listener.key(&format!("shield = {shield:?}"));
             let applied = portcullis.reconfigure(config(&[&listener]));

@@ -1,4 +1,4 @@
-//! The table of contents of the tests. They test Portcullis from outside.
+//! The modules of the tests, which test Portcullis from outside.
 //!
 //! Each test starts the real program on its own ports and depends on no other test. `harness` has what they share.
 #![allow(

@@ -91,7 +91,7 @@ fn server_name_selects_the_certificate() {
         let connection = portcullis.client().named(name).connect();
         assert_eq!(&connection.tls().peer_certificates().unwrap()[0], leaf.der());
     }
-    // An address is no server name, so this client sends none.
+    // An address is not a server name, so this client sends none.
     portcullis.client().named("127.0.0.1").connect();
     // A name that no certificate has gets the first one, and the client decides.
     let unknown = portcullis.client().named("nobody.test");

@@ -59,7 +59,7 @@ impl Wire {
         }
     }
 
-    /// Ends with an RST, where there is such a thing.
+    /// Ends with an RST; a Unix socket has none.
     fn reset(self) {
         match self {
             Self::Unix(_) => {}
@@ -145,7 +145,7 @@ fn upstream(site: &TestDir, kind: Kind, serve: impl Fn(Wire) + Send + Sync + 'st
     }
 }
 
-/// A listener for each kind of client, before this upstream.
+/// A listener for each kind of client, with this upstream.
 fn listeners(protocol: &str, upstream: &str, limits: &str) -> String {
     let secured = "tls.certificates = [{ cert = \"server.crt\", key = \"server.key\" }]";
     let ways = [("127.0.0.1:0", secured), ("127.0.0.1:0", "tls = \"off\""), ("unix:portcullis.sock", "tls = \"off\"")];
@@ -235,7 +235,7 @@ fn half_closed_upstream_receives_all_client_bytes_over_all_transports() {
     let serve = |mut stream: Wire| {
         stream.write_all(b"again").unwrap();
         stream.finish().unwrap();
-        // A fault here shows in the count.
+        // The byte count shows an error here.
         stream.read_all();
     };
     for_all("", serve, |portcullis, _, name| {

@@ -354,7 +354,7 @@ fn redis_master_is_found_at_every_position() {
     assert!(client.rest().unwrap().starts_with(b"-LOADING "));
     let denied = portcullis.ending(client.port());
     assert_eq!(denied.text("detail").matches("is a replica").count(), 2, "{}", denied.0);
-    // They answer, so nobody is left out.
+    // They answer, so all stay healthy.
     assert!(upstreams(&portcullis).iter().all(|upstream| upstream["healthy"] == true));
     assert_eq!(cli(&leader, &["REPLICAOF", "NO", "ONE"]), "OK");
     assert_eq!(session(&portcullis), leader.to_string());

@@ -49,7 +49,7 @@ fn assert_refused(portcullis: &Portcullis, listener: &str, words: &str) {
     }
 }
 
-/// Listeners by name, each before one of several servers.
+/// Listeners by name, each with one of several servers.
 struct Table(String);
 
 impl Table {
@@ -561,7 +561,7 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
     let own = site.server();
     let upstream = Upstream::tls(showing(&own), |mut tls| {
         let mut question = Vec::new();
-        // Only close_notify ends it well.
+        // Fails without close_notify.
         tls.read_to_end(&mut question).unwrap();
         let answer = vec![b'a'; question.len() + 1];
         tls.write_all(&answer).unwrap();
@@ -593,7 +593,7 @@ fn half_close_is_relayed_with_tls_on_both_sides() {
         }
         let mut client = portcullis.client_of("brief").speaking(version).connect();
         assert_eq!(client.rest().unwrap(), b"that is all");
-        // rustls writes nothing any more once TLS 1.2 has ended on one side.
+        // In TLS 1.2, rustls sends no more data after either side has ended.
         if version.version == TLS13.version {
             client.send(&vec![b'q'; 2 << 20]);
             client.finish_sending();

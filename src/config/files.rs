@@ -314,8 +314,8 @@ fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
 
 fn read_variable(name: &str) -> Result<Vec<u8>, String> {
     match std::env::var_os(name) {
-        None => Err("is not set".to_owned()),
-        Some(text) if text.is_empty() => Err("is empty".to_owned()),
+        None => Err("is not set; set it to PEM text".to_owned()),
+        Some(text) if text.is_empty() => Err("is empty; set it to PEM text".to_owned()),
         Some(text) => Ok(with_line_breaks(text.into_vec())),
     }
 }

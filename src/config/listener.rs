@@ -118,7 +118,10 @@ impl<'a> Listeners<'a> {
             return None;
         }
         if self.names.iter().any(|taken| taken == name) {
-            node.problem(format_args!("found {}, which is already the name of another listener", node.found()));
+            node.problem(format_args!(
+                "found {}, which is already the name of another listener; choose another name",
+                node.found()
+            ));
             return None;
         }
         self.names.push(name.to_owned());
@@ -136,11 +139,14 @@ impl<'a> Listeners<'a> {
             let address = &one.address;
             let taken = self.addresses.iter().find(|(other, _)| address.overlaps(other));
             if let Some((other, owner)) = taken {
-                node.problem(format_args!("found {}, but listener \"{owner}\" already uses {other}", node.found()));
+                node.problem(format_args!(
+                    "found {}, but listener \"{owner}\" already uses {other}; use another address",
+                    node.found()
+                ));
                 continue;
             }
             if self.admin.iter().any(|taken| address.overlaps(taken)) {
-                node.problem(format_args!("found {}, but [admin] already uses it", node.found()));
+                node.problem(format_args!("found {}, but [admin] already uses it; use another address", node.found()));
                 continue;
             }
             let position = SourcedPath { position: node.position(), key: node.key().to_owned() };

@@ -235,11 +235,14 @@ impl SourcedFile {
     }
 }
 
-/// Adds to a read error the command that fixes it, if there is one.
+/// Adds to a read error what to do about it, if that is known.
 fn with_fix(why: &str, key: &str, location: &Location) -> String {
     let Location::File(path) = location else { return why.to_owned() };
-    let fix = permissions::fix_for_reading(path, shown::is_secret(key));
-    fix.map_or_else(|| why.to_owned(), |fix| format!("{why}; run: {fix}"))
+    match permissions::fix_for_reading(path, shown::is_secret(key)) {
+        Some(fix) => format!("{why}; run: {fix}"),
+        None if !path.exists() => format!("{why}; create it, or fix the path"),
+        None => why.to_owned(),
+    }
 }
 
 /// `[listener.upstream]`

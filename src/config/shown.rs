@@ -336,8 +336,8 @@ fn has_encoded_key(text: &str) -> bool {
     runs.any(|run| !run.split(is_separator).all(is_ordinary))
 }
 
-/// Whether a text without separators may be a word or number of a name, such as `production`, `Alice`, `TLS`, `projects2`, `2026`,
-/// `1st` or `k8s`. Of random keys of 16 bytes in base64, fewer than 1 in 100,000 consist only of such words.
+/// Whether a text without separators may be a word or number of a name, such as `production`, `Alice`, `TLS`, `projects2`,
+/// `2026`, `1st` or `k8s`. Fewer than 1 in 100,000 random keys of 16 bytes in base64 consist only of such words.
 fn is_ordinary(word: &str) -> bool {
     let is = |range: &str, class: fn(&u8) -> bool| range.bytes().all(|byte| class(&byte));
     let stem = word.trim_end_matches(|character: char| character.is_ascii_digit());

@@ -175,7 +175,7 @@ const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];
 const REFRESH: Duration = Duration::from_secs(30);
 const MIN_REFRESH: Duration = Duration::from_secs(1);
 
-const EMPTY: &str = "is empty and may still be being written; \
+const EMPTY: &str = "is empty or not completely written; \
                      write \"rule = []\" for a list without rules";
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
         {
             node.problem(
                 "needs client_ca (the CAs that issue client certificates) or client_certificates (the client certificates \
-                 themselves)",
+                 themselves); set one of them",
             );
         }
         _ => {}

@@ -50,7 +50,7 @@ fn addresses(node: &Node<'_>, directory: &Path) -> Option<Vec<UpstreamAddr>> {
     for node in &nodes {
         let Some(address) = node.upstream_address(directory) else { continue };
         if addresses.contains(&address) {
-            node.problem(format_args!("found {}, which is already in the list", node.found()));
+            node.problem(format_args!("found {}, which is already in the list; remove one of them", node.found()));
             continue;
         }
         addresses.push(address);

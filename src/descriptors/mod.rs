@@ -1,8 +1,8 @@
 //! The budget of file descriptors for connections.
 //!
-//! A connection needs two: the client's socket and the upstream's. An accept loop takes both from the budget before it accepts,
-//! and waits while there are none. The rest of the limit is a reserve for reloads, the control channel, host names, health
-//! checks and log rotation, so that clients cannot prevent an operator from removing them.
+//! A connection needs two: the client's socket and the upstream's. An accept loop takes both from the budget before it
+//! accepts, and waits while there are none. The rest of the limit is a reserve for reloads, the control channel, host names,
+//! health checks and log rotation. So clients cannot prevent an operator from removing them.
 
 #[cfg(test)]
 mod tests;
@@ -190,7 +190,7 @@ impl<'a> Paused<'a> {
                     connections,
                     limit,
                     reserved,
-                    "accepting paused, connections use all file descriptors they may have; raise the limit (LimitNOFILE) \
+                    "accepting paused, all file descriptors for connections are in use; raise the limit (LimitNOFILE) \
                      or set limits.max_connections_per_source"
                 );
             }

@@ -23,7 +23,7 @@ use crate::fault;
 use crate::source::host::{AddressBook, Addresses, HostName};
 use crate::timestamp;
 
-/// Refreshes the watched names until no more policies come.
+/// Refreshes the watched names until the policy channel is closed.
 pub(crate) async fn run(current: watch::Receiver<Arc<Watched>>, host_cache: Arc<HostCache>) {
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_LOOKUPS));
     let mut refresher = Refresher {

@@ -1,8 +1,8 @@
 //! Limits the rate of new connections from each source (`connection_rate_per_source`).
 //!
-//! A connection above the rate is rejected with an error in its protocol, which costs a handshake. The limiter rejects as many
-//! connections this way as the rate admits. It closes all further ones immediately. The two are counted separately, so rejected
-//! connections do not use up admitted ones.
+//! A connection above the rate is rejected with an error in its protocol, which costs a handshake. The limiter rejects as
+//! many connections this way as the rate admits. It closes all further ones immediately. The two are counted separately, so
+//! rejected connections do not reduce the number of admitted ones.
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! The two access decisions, source and identity, made by one snapshot: for every new connection, and again for every open
-//! session when the policy changes or a deadline passes.
+//! The two access decisions, source and identity, made by one snapshot. They apply to every new connection, and again to
+//! every open session when the policy changes or a deadline passes.
 
 use std::sync::Arc;
 

@@ -3,9 +3,10 @@
 //! Such text must not end a line, hide a part of itself, change the direction in which the rest is read, or fill a disk. It is
 //! escaped and cut where it becomes text to be shown, and again where it is written. Decisions use the original value.
 //!
-//! Escaped are the characters that Rust's `str::escape_debug` escapes as not printable: the general categories Cc, Cf, Cn, Co, Zl
-//! and Zp, every space other than U+0020, and a combining mark at the start of the text. So are the other code points with the
-//! property `Default_Ignorable_Code_Point`. A backslash is not escaped, so that escaping twice changes nothing.
+//! The module escapes the characters that Rust's `str::escape_debug` escapes as not printable. These are the general
+//! categories Cc, Cf, Cn, Co, Zl and Zp, every space other than U+0020, and a combining mark at the start of the text. It
+//! also escapes the other code points with the property `Default_Ignorable_Code_Point`. A backslash is not escaped, so that
+//! escaping twice changes nothing.
 
 #[cfg(test)]
 mod tests;

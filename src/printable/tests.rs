@@ -107,13 +107,13 @@ fn escape_sequence_is_one_piece() {
     assert_eq!(of("aß\\n\\u{202e}b"), ["a", "ß", "\\n", "\\u{202e}", "b"]);
     assert_eq!(of("\\e2\\80\\ae\\c3\\a4\\0a\\0a\\,"), ["\\e2\\80\\ae", "\\c3\\a4", "\\0a", "\\0a", "\\,"]);
     assert_eq!(of("\\\\u{1}"), ["\\\\", "u", "{", "1", "}"]);
-    // What only looks like one.
+    // Text that only looks like an escape sequence.
     assert_eq!(of("\\u{12"), ["\\u", "{", "1", "2"]);
     assert_eq!(of("\\+1\\"), ["\\+", "1", "\\"]);
     assert_eq!(of("\\€"), ["\\€"]);
 }
 
-/// Text with much in it that has to be escaped, or looks as if it were.
+/// Text with many characters that are escaped or look escaped.
 fn text() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         "[a-z ]{0,20}",
@@ -141,7 +141,7 @@ proptest! {
             let kept: Vec<_> = pieces(cut.strip_suffix(MARK).unwrap()).collect();
             let all: Vec<_> = pieces(&whole).collect();
             prop_assert_eq!(all.get(..kept.len()), Some(kept.as_slice()));
-            // No more is missing than what the mark and one piece take.
+            // The cut text has no room for the next piece.
             let next = all.get(kept.len()).map_or(0, |piece| size_in_json(piece));
             prop_assert!(size_in_json(&cut) + next > limit);
         }

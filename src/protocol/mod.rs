@@ -1,5 +1,5 @@
-//! The wire formats of Redis, PostgreSQL and the PROXY protocol, as far as a proxy needs them: what may come before TLS, the
-//! error messages to rejected clients, the farewell messages, and PROXY headers.
+//! The wire formats of Redis, PostgreSQL and the PROXY protocol, as far as a proxy needs them. These are the bytes before
+//! TLS, error messages to rejected clients, farewell messages, and PROXY headers.
 //!
 //! The module is pure: it takes bytes and returns a verdict.
 

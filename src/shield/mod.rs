@@ -1,8 +1,8 @@
 //! The shield, a kernel source filter: while it is active, the kernel drops packets of untrusted sources at the listening socket.
 //!
-//! It is a classic BPF program built from the trusted sources. For a moment it may admit more than the policy, never less: a new
-//! policy is admitted before it comes into force ([`Shields::widen`]), and what it no longer trusts is dropped afterwards
-//! ([`Shields::follow`]). Every connection that passes is judged by the policy all the same.
+//! It is a classic BPF program built from the trusted sources. For a moment it may admit more than the policy, never less.
+//! Sources of a new policy pass before it comes into force ([`Shields::widen`]), and sources that it no longer trusts are
+//! dropped afterwards ([`Shields::follow`]). Every connection that passes is judged by the policy all the same.
 //!
 //! The main thread owns all shields. With `shield = "auto"` it counts untrusted connections once a second during a flood.
 

@@ -144,13 +144,13 @@ mod tests {
             ("b.test", ECDSA, 1),
             ("B.TEST", ECDSA, 1),
             ("c.test", RSA, 2),
-            // Named, but not verifiable: then the first that is.
+            // Named, but not verifiable: the first verifiable one.
             ("b.test", RSA, 2),
             ("c.test", ECDSA, 0),
             // Not named by any.
             ("d.test", ECDSA, 0),
             ("d.test", RSA, 2),
-            // An address is not asked for by SNI.
+            // SNI cannot contain an address.
             ("192.0.2.1", ECDSA, 0),
             ("192.0.2.1", RSA, 2),
             // None is verifiable: the first, so that the handshake fails with a reason.

@@ -183,7 +183,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     match new_socket()?.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => remove(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A full backlog belongs to a running program.
+        // Only a running program can have a full backlog.
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
             Err(describe(&error, "already exists, and testing whether a program uses it failed"))
         }

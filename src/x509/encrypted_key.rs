@@ -25,7 +25,7 @@ pub(crate) struct Passphrase(Zeroizing<Vec<u8>>);
 /// Why an encrypted key cannot be decrypted. The texts reveal nothing about the passphrase.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EncryptedKeyError {
-    #[error("holds an encrypted private key that is damaged: {0}")]
+    #[error("holds an encrypted private key that is damaged: {0}; copy the complete file")]
     Malformed(&'static str),
     /// Decryption would delay the start by minutes.
     #[error(

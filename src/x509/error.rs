@@ -20,7 +20,7 @@ pub enum BuildError {
     /// The type or size of the key is not supported.
     #[error("the private key cannot be used: it is {0}; use {USABLE_KEYS}")]
     KeyKind(KeyKind),
-    #[error("the private key does not belong to the certificate {subject}")]
+    #[error("the private key does not belong to the certificate {subject}; replace both files together")]
     KeyMismatch { subject: String },
     #[error(
         "the private key belongs to certificate {position} of the file; put that certificate first, then its issuers"

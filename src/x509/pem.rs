@@ -10,7 +10,7 @@ use crate::x509::encrypted_key::EncryptedKey;
 pub enum PemError {
     #[error("is DER; PEM is required; convert it with openssl x509 -inform DER or openssl pkey -inform DER")]
     Der,
-    #[error("is empty or not completely written")]
+    #[error("is empty or not completely written; copy the complete file")]
     Empty,
     #[error("holds a private key that is protected by a passphrase; decrypt it with openssl pkey -in OLD -out NEW")]
     EncryptedKey,
@@ -29,14 +29,14 @@ pub enum PemError {
          openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"
     )]
     LegacyEncryption,
-    #[error("holds no certificate (no BEGIN CERTIFICATE line)")]
+    #[error("holds no certificate (no BEGIN CERTIFICATE line); use a PEM file with a certificate")]
     NoCertificate,
-    #[error("holds no private key (supported: PKCS#8, PKCS#1 and SEC1)")]
+    #[error("holds no private key; use a PEM file with a key in PKCS#8, PKCS#1 or SEC1")]
     NoPrivateKey,
     /// A key of an unsupported type or format.
     #[error("holds {0}")]
     ForeignKey(&'static str),
-    #[error("holds no certificate revocation list (no BEGIN X509 CRL line)")]
+    #[error("holds no certificate revocation list (no BEGIN X509 CRL line); use a CRL in PEM or DER")]
     NoRevocationList,
 }
 
@@ -144,7 +144,8 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
         match begins {
             Some(0) => {
                 let label = line.strip_prefix(BEGIN).and_then(|rest| rest.trim_ascii_end().strip_suffix(b"-----"));
-                let label = label.ok_or_else(|| malformed("its BEGIN line is malformed or truncated"))?;
+                let label = label
+                    .ok_or_else(|| malformed("its BEGIN line is malformed or truncated; copy the complete file"))?;
                 if let Some((_, cause)) = FOREIGN.iter().find(|(foreign, _)| *foreign == label) {
                     return Err(malformed(cause));
                 }
@@ -156,7 +157,7 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
                 ));
             }
             None if !line.is_empty() && BEGIN.starts_with(line) => {
-                return Err(malformed("its BEGIN line is truncated"));
+                return Err(malformed("its BEGIN line is truncated; copy the complete file"));
             }
             None => {}
         }
@@ -167,7 +168,9 @@ fn labels(bytes: &[u8]) -> Result<Vec<&[u8]>, PemError> {
 /// The text contains nothing of the file, which may hold a key.
 fn cause(error: &pem::Error) -> String {
     match error {
-        pem::Error::MissingSectionEnd { .. } => "its END line is missing; the file may be truncated".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => {
+            "its END line is missing (truncated file); copy the complete file".to_owned()
+        }
         pem::Error::IllegalSectionStart { .. } => "its BEGIN line is malformed".to_owned(),
         pem::Error::Base64Decode(_) => "its content is not base64".to_owned(),
         _ => "it cannot be read".to_owned(),
@@ -199,7 +202,8 @@ const LEGACY_ENCRYPTION: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 /// Some editors write it at the start of text files.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Types of which no block may be lost. A lost certificate would reject a client, a lost revocation list would admit one.
+/// Block types that must not be skipped: without a certificate, a valid client would be rejected; without a revocation list,
+/// a revoked one would be admitted.
 const COUNTED: [(SectionKind, &str); 2] = [(SectionKind::Certificate, "CERTIFICATE"), (SectionKind::Crl, "X509 CRL")];
 
 /// Labels that the parser would skip, with the error. Only OpenSSL uses the first two; the last is a rare spelling.

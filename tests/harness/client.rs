@@ -1,4 +1,4 @@
-//! Clients: sockets that come from where the test wants, and TLS on them.
+//! Clients: sockets from a chosen source address, and TLS on them.
 
 use std::borrow::Borrow;
 use std::cell::OnceCell;

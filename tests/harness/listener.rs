@@ -1,4 +1,4 @@
-//! The text of a `[[listener]]`, as short as the test that needs it.
+//! Builds the text of a `[[listener]]` with defaults for tests.
 
 use std::fmt::{self, Display, Formatter};
 

@@ -50,7 +50,7 @@ impl Upstream {
         })
     }
 
-    /// Reads everything, sends nothing, remembers what came.
+    /// Reads everything, sends nothing, and keeps the received bytes.
     pub(crate) fn silent() -> Self {
         Self::sharing(|mut stream, shared| {
             let mut buffer = [0; 4096];
@@ -141,7 +141,7 @@ impl Upstream {
         assert!(self.received().is_empty(), "the upstream received bytes");
     }
 
-    /// All clients have closed again without a byte. For an upstream that remembers what came.
+    /// All clients have closed without sending a byte. For an upstream that keeps the received bytes.
     pub(crate) fn assert_received_nothing(&self) {
         // Accepted after all earlier connections.
         drop(TcpStream::connect(self.address).expect("the upstream is up"));

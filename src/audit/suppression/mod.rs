@@ -201,8 +201,8 @@ fn summary_of_many(summary: &'static str, suppressed: u64) -> Event {
 /// Bytes of a line that count as one event. Lines without long names are shorter.
 const BYTES_PER_EVENT: usize = 1 << 10;
 
-/// Denied connections. The limit of a source leaves enough events to diagnose it. 100 events a second of all sources are
-/// about 2 GB of lines a day, and at most 8 GB.
+/// Denied connections. The limit of a source leaves enough events to diagnose it. The limit for all sources, 100 events a
+/// second, is about 2 GB of lines a day, and at most 8 GB.
 pub(crate) static DENIALS: FloodKind = FloodKind {
     summary: "denials.suppressed",
     per_source: GcraLimit { burst: 500, interval: Duration::from_secs(1) },

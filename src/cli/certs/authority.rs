@@ -44,12 +44,16 @@ impl Authority {
         let Some(own) = bundle.iter().find(fits) else {
             return Err(Failure::file(
                 cert,
-                format_args!("no certificate in this file matches the key {}", key.display()),
+                format_args!(
+                    "no certificate in this file matches the key {}; use the key of one of them",
+                    key.display()
+                ),
             ));
         };
         let facts = Certificate::parse(own).map_err(|error| Failure::file(cert, error))?;
         if !facts.ca {
-            let reason = format_args!("{} is not a CA and cannot issue certificates", facts.subject);
+            let reason =
+                format_args!("{} is not a CA and cannot issue certificates; use a CA certificate", facts.subject);
             return Err(Failure::file(cert, reason));
         }
         Self::from_parts(own.clone(), pair, bundle.clone())

@@ -45,7 +45,10 @@ pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
 
 pub(crate) fn issue(args: &IssueArgs) -> Result<(), Failure> {
     if args.name.is_empty() || args.name.starts_with('.') || args.name.chars().any(|c| c == '/' || c.is_control()) {
-        return Err(Failure::Usage(format!("--name {:?} is not a valid file name", args.name)));
+        return Err(Failure::Usage(format!(
+            "--name {:?} is not a valid file name; use a name without slashes",
+            args.name
+        )));
     }
     let authority = Authority::read(&args.ca, &args.ca_key)?;
     let mut params =

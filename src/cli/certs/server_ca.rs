@@ -38,7 +38,9 @@ impl ServerCa {
         let loaded = Config::load(config, &mut files).map_err(Failure::Configuration)?;
         let Some(listener) = loaded.config.listeners.iter().find(|listener| listener.name == *name) else {
             Problems::unless_any(loaded.problems, ()).map_err(Failure::Configuration)?;
-            return Err(Failure::Usage(format!("{} has no listener {name:?}", config.display())));
+            let known: Vec<_> = loaded.config.listeners.iter().map(|listener| listener.name.as_str()).collect();
+            let reason = format!("{} has no listener {name:?}; listeners: {}", config.display(), known.join(", "));
+            return Err(Failure::Usage(reason));
         };
         let pem = listener_cas(listener, args, &mut files)?;
         Ok(Some(Self { protocol: listener.protocol.to_string(), pem }))
@@ -48,8 +50,12 @@ impl ServerCa {
 /// The CA of each server certificate of a listener.
 fn listener_cas(listener: &Listener, args: &IssueArgs, files: &mut Files) -> Result<String, Failure> {
     let tls = listener.tls.as_ref();
-    let tls = tls
-        .ok_or_else(|| Failure::Usage(format!("listener {:?} has tls = \"off\" and no certificate", listener.name)))?;
+    let tls = tls.ok_or_else(|| {
+        Failure::Usage(format!(
+            "listener {:?} has tls = \"off\" and no certificate; pass the CA with --server-ca FILE",
+            listener.name
+        ))
+    })?;
     let issuing = read_certificates(&args.ca)?;
     let mut pem = String::new();
     for configured in &tls.certificates {

@@ -77,8 +77,9 @@ impl AdminClient {
 
     async fn exchange(&self, method: Method, target: &str, body: String) -> Result<Reply, Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
-        let broken =
-            |error: &dyn std::fmt::Display| self.failure(format_args!("the program closed the connection: {error}"));
+        let broken = |error: &dyn std::fmt::Display| {
+            self.failure(format_args!("the program closed the connection: {error}; check its log"))
+        };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         let request = Request::builder()
             .method(method)
@@ -101,10 +102,9 @@ impl AdminClient {
         })?;
         match serde_json::from_slice(&body) {
             Ok(body) => Ok(Reply { status, body }),
-            Err(_) => {
-                Err(self
-                    .failure(format_args!("the server at this socket is not Portcullis (status {status}, no JSON)")))
-            }
+            Err(_) => Err(self.failure(format_args!(
+                "the server at this socket is not Portcullis (status {status}, no JSON); correct the path"
+            ))),
         }
     }
 

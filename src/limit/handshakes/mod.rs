@@ -169,8 +169,8 @@ impl Drop for HandshakePermit {
 
 /// The limit if none is configured. `open_files` is the maximum number of open files of the process.
 ///
-/// 4,096 handshakes are more than clients need that all reconnect at once. They use 12 MiB if the clients only connect, and
-/// 339 MiB in the most expensive case (see docs/PERFORMANCE.md). Each handshake uses one open file and reserves a second one for
+/// 4,096 handshakes are enough even if all clients reconnect at once. They use 12 MiB if the clients only connect, and 339
+/// MiB in the most expensive case (see docs/PERFORMANCE.md). Each handshake uses one open file and reserves a second one for
 /// its upstream, so a quarter of the open files leaves half of them for sessions.
 pub(crate) fn built_in_limit(open_files: Option<u64>) -> NonZeroU32 {
     let quarter = open_files.and_then(|files| u32::try_from(files / 4).ok()).unwrap_or(u32::MAX);

@@ -101,7 +101,7 @@ impl Builder<'_> {
             }
         }
         if listener.sources.enforcement == Enforcement::Observe {
-            self.reader.warn("enforcement = \"observe\" admits untrusted sources");
+            self.reader.warn("enforcement = \"observe\" admits untrusted sources; set \"enforce\" to reject them");
         } else if listener.sources.trusted.rules().is_empty()
             && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
         {
@@ -109,7 +109,9 @@ impl Builder<'_> {
         }
         for (path, access) in listener.socket_files.iter().filter(|(_, access)| access.mode & 0o002 != 0) {
             let (path, mode) = (path.display(), access.mode);
-            self.reader.warn(format_args!("every user of this machine can connect to unix:{path} (mode {mode:04o})"));
+            self.reader.warn(format_args!(
+                "every user of this machine can connect to unix:{path} (mode {mode:04o}); set a narrower mode"
+            ));
         }
         self.warn_about_sources();
         if listener.protocol == Protocol::Postgres

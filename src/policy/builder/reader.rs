@@ -71,13 +71,16 @@ impl Reader<'_> {
         let now = OffsetDateTime::now_utc();
         let Certificate { subject, not_before, not_after, .. } = certificate;
         if now > *not_after {
-            self.warn(format_args!("the {what} {subject} expired at {}", timestamp::seconds(*not_after)));
+            self.warn(format_args!("the {what} {subject} expired at {}; replace it", timestamp::seconds(*not_after)));
         } else if now < *not_before {
-            self.warn(format_args!("the {what} {subject} is not valid before {}", timestamp::seconds(*not_before)));
+            self.warn(format_args!(
+                "the {what} {subject} is not valid before {}; check the clock, or use a valid one",
+                timestamp::seconds(*not_before)
+            ));
         } else if expiry_milestone(*not_after, now).is_some() {
             let (left, end) = (days_left(*not_after, now), timestamp::seconds(*not_after));
             let days = if left == 1 { "day" } else { "days" };
-            self.warn(format_args!("the {what} {subject} expires in {left} {days}, at {end}"));
+            self.warn(format_args!("the {what} {subject} expires in {left} {days}, at {end}; replace it"));
         }
     }
 
@@ -126,9 +129,10 @@ impl Reader<'_> {
             }
             (StoredKey::Encrypted(encrypted), passphrase) => {
                 let problem = |error| match error {
-                    EncryptedKeyError::WrongPassphrase => {
-                        file.problem(format_args!("does not contain the passphrase of {}", key.location))
-                    }
+                    EncryptedKeyError::WrongPassphrase => file.problem(format_args!(
+                        "does not contain the passphrase of {} on its first line; replace that line",
+                        key.location
+                    )),
                     other => key.problem(other),
                 };
                 encrypted.decrypt(&passphrase).map_err(|error| self.problems.push(problem(error))).ok()

@@ -169,14 +169,14 @@ impl Builder<'_> {
                     };
                     let end = timestamp::seconds(*next_update);
                     self.reader.warn(format_args!(
-                        "the CRL of {issuer} in {} expired at {end}: {meaning}",
+                        "the CRL of {issuer} in {} expired at {end}: {meaning}; replace the file",
                         file.path.display()
                     ));
                 }
                 if list.is_scoped() {
                     self.reader.warn(format_args!(
                         "the CRL of {issuer} in {} covers only some of its certificates (issuing distribution point); \
-                         certificates that no CRL covers are rejected",
+                         certificates that no CRL covers are rejected; add a CRL that covers all of them",
                         file.path.display()
                     ));
                 }
@@ -245,7 +245,7 @@ impl Builder<'_> {
             self.reader.warn("client_auth = \"optional\" admits clients without a certificate even when trusted_clients is set; use \"required\" to prevent this");
         }
         if self.listener.revoke == Revoke::Keep {
-            self.reader.warn("revoke = \"keep\": open sessions continue without a time limit after their source or certificate is no longer admitted");
+            self.reader.warn("revoke = \"keep\": open sessions continue after their source or certificate is no longer admitted; set \"disconnect\" to close them");
         }
         if clients.lists.is_empty() {
             return;
@@ -262,7 +262,7 @@ impl Builder<'_> {
                     continue;
                 }
                 self.reader.warn(format_args!(
-                    "client_crl contains no CRL of the client CA {subject}, so certificates revoked by this CA are accepted"
+                    "client_crl contains no CRL of the client CA {subject}, so certificates revoked by this CA are accepted; add its CRL"
                 ));
             }
         }
@@ -290,11 +290,11 @@ impl Builder<'_> {
             self.reader.warn_about_dates("server certificate", certificate.leaf());
             if !certificate.leaf().sans.iter().any(|san| san.starts_with("dns:") || san.starts_with("ip:")) {
                 let subject = &certificate.leaf().subject;
-                self.reader.warn(format_args!("the server certificate {subject} names no host (subjectAltName); clients that verify names will reject it"));
+                self.reader.warn(format_args!("the server certificate {subject} names no host (subjectAltName), so clients that verify names reject it; issue one with subjectAltName"));
             }
             if self.listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
                 self.reader.warn(
-                    "an Ed25519 server certificate does not support channel binding: clients with channel_binding=require fail",
+                    "an Ed25519 server certificate does not support channel binding: clients with channel_binding=require fail; use ECDSA or RSA",
                 );
             }
         }

@@ -13,7 +13,8 @@ impl Builder<'_> {
         for rule in rules {
             let Source::Network(network) = &rule.source else { continue };
             if network.net().prefix_len() == 0 {
-                self.reader.warn(format_args!("the rule {rule} trusts every address of its family"));
+                self.reader
+                    .warn(format_args!("the rule {rule} trusts every address of its family; list narrower networks"));
             }
         }
         let networks = rules.iter().filter_map(|rule| rule.source.network());
@@ -37,7 +38,7 @@ impl Builder<'_> {
         }
         if expired.len() > MAX_REPORTED {
             self.reader.warn(format_args!(
-                "{} more rules have expired and match no client",
+                "{} more rules have expired and match no client; remove them",
                 expired.len().saturating_sub(MAX_REPORTED)
             ));
         }

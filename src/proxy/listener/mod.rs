@@ -251,9 +251,9 @@ impl Listeners {
         Bound { socket, _running: running }
     }
 
-    /// Allows to bind `bind_addr` while an overlapping address that this reload removes is still bound, for example when a
-    /// wildcard address is narrowed to one interface. Otherwise the old address would have to be closed first, and connections
-    /// would be lost.
+    /// Allows binding `bind_addr` while an overlapping address that this reload removes is still bound. An example is a
+    /// wildcard address that is narrowed to one interface. Otherwise the old address would have to be closed first, and
+    /// connections would be lost.
     fn share_port_of_leaving(&self, bind_addr: &BindAddr, snapshot: &Snapshot) -> Vec<SharedPort> {
         let leaving = |(other, _): &(&BindAddr, &Bound)| {
             other.address.overlaps(&bind_addr.address) && snapshot.at_address(other).is_none()

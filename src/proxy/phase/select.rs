@@ -126,7 +126,7 @@ impl StartupProbe {
         }
         loop {
             let result = match self.startup.asks_client() {
-                // The client may take its time; the server has its own authentication timeout.
+                // No deadline for the client's password: the server has its own authentication timeout.
                 true => match self.dialed.authorized.policy.limits.idle_timeout {
                     Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(ProbeResult::Idle)),
                     None => self.step().await,

@@ -38,7 +38,7 @@ use crate::session::registry::state::SessionState;
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation::turns::{Group, in_turns};
 
-/// Judges sessions until no more policies come.
+/// Judges sessions until the policy channel is closed.
 pub async fn run(current: Current, registry: Arc<ConnectionRegistry>) {
     tokio::select! {
         () = judge_all(current.clone(), &registry) => {}
@@ -56,7 +56,7 @@ async fn judge_all(mut current: Current, registry: &Arc<ConnectionRegistry>) {
     }
 }
 
-/// Judges every session by the newest policy, until that is done or a newer one is there.
+/// Judges every session by the newest policy. Ends early if a newer policy is published.
 async fn judge_by_newest(current: &mut Current, registry: &Arc<ConnectionRegistry>) -> Result<(), Fault> {
     let snapshot = Arc::clone(&current.borrow_and_update());
     let (registry, newer) = (Arc::clone(registry), current.clone());
@@ -217,7 +217,7 @@ impl Pass<'_> {
 /// The outcome of a session whose client has more chains than can be judged in time.
 fn too_many_chains() -> Outcome {
     let detail = format_args!(
-        "the client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be judged in \
+        "the client has sessions with more than {MAX_CHAINS} different certificate chains, and this one could not be checked in \
                  time; send the same chain with every connection"
     );
     Outcome::new(Reason::CredentialRevoked, detail)
@@ -227,7 +227,7 @@ fn too_many_chains() -> Outcome {
 fn not_judged() -> Outcome {
     Outcome::new(
         Reason::CredentialRevoked,
-        "an internal fault prevented the session from being judged; see `portcullis status`",
+        "an internal fault prevented the check of this session; see `portcullis status`",
     )
 }
 
@@ -248,7 +248,7 @@ fn in_parallel<T: Sync>(items: &[T], min_share: usize, work: &(dyn Fn(&T) -> boo
     let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     thread::scope(|scope| {
         for _ in 1..threads.min(items.len().div_ceil(min_share)) {
-            // Where the system gives no thread, this one does the work.
+            // If no thread can be started, this one does the work.
             let _ = thread::Builder::new().spawn_scoped(scope, run);
         }
         run();

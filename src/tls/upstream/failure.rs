@@ -46,7 +46,7 @@ const UNPROVED: &str = "the upstream did not prove that it has the private key o
 const CLOSED: &str = "the upstream closed the connection during the TLS handshake; it may not use TLS on this port, or may \
                       require another client certificate";
 
-const TIMED_OUT: &str = "the upstream did not finish the TLS handshake in time; Redis waits like this on a port without TLS: \
+const TIMED_OUT: &str = "the upstream did not finish the TLS handshake in time; a Redis port without TLS never answers it: \
                          set address to its TLS port, or set tls = \"disable\"";
 
 const PLAINTEXT: &str = "the upstream's response is not TLS; if this port does not use TLS, set address to its TLS port, or set \
@@ -118,7 +118,8 @@ fn chain_refused(error: &ChainError, facts: &Certificate, of_system: bool, now: 
             facts.version
         ),
         _ if facts.ca => {
-            "it is a CA certificate, which is trusted as a server certificate only if ca contains that exact certificate"
+            "it is a CA certificate, which is trusted as a server certificate only if ca contains that exact certificate; \
+             install a server certificate on the upstream"
                 .to_owned()
         }
         error => error.to_string(),

@@ -169,13 +169,13 @@ impl std::fmt::Display for ChainError {
                 "{subject} has the critical extension {extension}, which is not supported, so its chain cannot be verified; \
                  use a certificate in which the extension is not critical, or pin the certificate itself"
             ),
-            Self::Malformed => f.write_str("the certificate, or one sent with it, is malformed"),
+            Self::Malformed => f.write_str("the certificate, or one sent with it, is malformed; issue a new one"),
             Self::NameConstraints => f.write_str(
                 "a name in the certificate is outside the name constraints of its CA, or of a type whose constraints cannot be \
-                 checked (email address, URI, directory name)",
+                 checked (email address, URI, directory name); use a certificate with names that its CA permits",
             ),
             Self::PeerIsCa => f.write_str("it is a CA certificate (basicConstraints CA:TRUE), which cannot identify a peer"),
-            Self::KeyUsage => f.write_str("its key usage does not include digitalSignature, which TLS requires"),
+            Self::KeyUsage => f.write_str("its key usage does not include digitalSignature, which TLS requires; issue one with digitalSignature"),
             Self::Purpose { lacks } => write!(f, "its extended key usage lacks {lacks}"),
             Self::SignatureAlgorithm => f.write_str(
                 "the certificate, or an intermediate, uses a signature algorithm that is not supported; supported: RSA or ECDSA \
@@ -185,7 +185,7 @@ impl std::fmt::Display for ChainError {
                 f.write_str("the certificate, or an intermediate, has X.509 version 1; use a certificate of version 3")
             }
             Self::Unverifiable => f.write_str("it cannot be verified"),
-            Self::NotYetValid => f.write_str("the certificate, or an intermediate, is not valid yet"),
+            Self::NotYetValid => f.write_str("the certificate, or an intermediate, is not valid yet; check the clock"),
             Self::PathLength { anchor } => write!(
                 f,
                 "the chain has more intermediates than {anchor} or a CA below it allows (pathLenConstraint); \

@@ -68,7 +68,7 @@ enum Status {
 }
 
 impl RevocationLists {
-    /// The lists, each under every name of a trust anchor that means its issuer, and under its own.
+    /// The lists, each under its issuer's name and under every name of a trust anchor that is equal to it.
     pub(crate) fn new(lists: &[Crl], expired: CrlExpired, anchors: &AnchorSet) -> Self {
         let mut by_issuer: HashMap<Vec<u8>, Vec<Crl>> = HashMap::new();
         for list in lists {
@@ -168,7 +168,7 @@ impl RevocationLists {
         let signed: Vec<&Crl> = of_its_name.iter().filter(|list| list.is_signed_with(issuer.key_info())).collect();
         // A list whose thisUpdate is in the future does not replace a current one.
         let in_force = |list: &&Crl| list.this_update <= now || signed.iter().all(|list| list.this_update > now);
-        // One of the future counts from its own date on, so no answer holds longer than that.
+        // A list from the future applies from its thisUpdate on, so the result expires at that time.
         let upcoming = signed.iter().map(|list| list.this_update).filter(|from| *from > now).min();
         let own = newest(signed.iter().copied().filter(in_force));
         if own.is_empty() {

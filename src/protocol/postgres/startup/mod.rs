@@ -367,7 +367,8 @@ pub(crate) const RECOVERY_QUERY: &[u8] = b"Q\0\0\0\x2aSELECT pg_catalog.pg_is_in
 
 const AUTHENTICATION_SASL: u32 = 10;
 
-/// Maximum size of the withheld messages of one session in bytes. Only a server that raises notices at every login comes near.
+/// Maximum size of the withheld messages of one session in bytes. Only a server that raises notices at every login could
+/// reach it.
 const MAX_HELD: usize = 256 * 1024;
 
 #[cfg(test)]

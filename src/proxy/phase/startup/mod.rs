@@ -33,7 +33,7 @@ pub(crate) async fn read_startup(mut authorized: AuthorizedClient) -> Result<Sta
     if authorized.policy.protocol != Protocol::Postgres {
         return Ok(StartupRequest::Session(SessionRequest { authorized, buffered: Vec::new() }));
     }
-    // The handshake deadline ends with TLS. The first packet has the same time again.
+    // The handshake deadline ends with TLS. The first packet has a separate deadline of the same length.
     let handshake_timeout = authorized.policy.limits.handshake_timeout;
     let outcome = match timeout(handshake_timeout, read_first_packet(&mut authorized.client)).await {
         Ok(Ok((Packet::Startup { .. }, buffered))) => {

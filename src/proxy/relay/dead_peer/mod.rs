@@ -1,8 +1,8 @@
 //! Ends a session if a peer no longer acknowledges data (`dead_peer_timeout`).
 //!
-//! TCP_USER_TIMEOUT is not suitable. It also closes a connection whose peer acknowledges every window probe but does not read,
-//! such as a server that waits for a lock or a client that shows one page of a result. Instead, TCP_INFO of each peer is read
-//! from time to time, and only for sessions that have relayed bytes since.
+//! TCP_USER_TIMEOUT is not suitable. It also closes a connection whose peer acknowledges every window probe but does not
+//! read. Examples are a server that waits for a lock, and a client that shows one page of a result. Instead, TCP_INFO of each
+//! peer is read from time to time, and only for sessions that have relayed bytes since.
 //!
 //! The time of the last received segment is not sufficient: probes of a closed window back off to minutes, and in between
 //! the peer has nothing to acknowledge. The criterion is data or a probe without a response.

@@ -113,7 +113,7 @@ fn server_without_the_key_of_its_certificate_is_rejected_in_every_mode() {
                 let right = Arc::new(server(version, vec![der.clone()], own, None));
                 assert!(shake(&handshake, &right).is_ok(), "{verification:?}, {version:?}");
                 let wrong = Arc::new(server(version, vec![der], key(&untrusted), None));
-                // A session of the right one is not taken up by it, either.
+                // This server cannot resume a session of the other one, either.
                 assert!(shake(&handshake, &wrong).is_err(), "{verification:?}, {version:?}");
             }
         }
