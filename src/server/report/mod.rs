@@ -22,7 +22,7 @@ use crate::policy::{Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::Target;
 use crate::session::registry::state::SessionInfo;
-use crate::session::registry::{ConnectionRegistry, LiveConnection};
+use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation;
 use crate::shield::ShieldStatus;
 use crate::source::rule::Rule;
@@ -42,20 +42,32 @@ pub(crate) fn sessions(registry: &ConnectionRegistry) -> Value {
 fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
     let SessionInfo { state, opened_at, session } = listed;
     let certificate = session.authorization.identity.as_ref().map(|identity| &identity.certificate);
-    json!({
-        "session": live.id(),
-        "listener": &**live.listener(),
-        "source": live.client().source(),
-        "source_port": live.client().port(),
-        "balancer": live.origin().via.map(ClientAddr::source),
-        "balancer_port": live.origin().via.and_then(ClientAddr::port),
+    let facts = json!({
         "state": state.code(),
         "half_closed_by": state.half_closed_by(),
         "rule": session.authorization.rule.as_ref().map(ToString::to_string),
-        "client_subject": certificate.map(|certificate| &certificate.subject),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
         "opened_at": seconds(*opened_at),
-    })
+    });
+    with_session(facts, live, session)
+}
+
+/// Adds the fields by which an operator finds a session. They are the same in a list and in a plan.
+fn with_session(mut facts: Value, live: &LiveConnection, session: &Session) -> Value {
+    let identity = session.authorization.identity.as_ref();
+    let via = live.origin().via;
+    if let Some(object) = facts.as_object_mut() {
+        object.extend([
+            ("session".to_owned(), json!(live.id())),
+            ("listener".to_owned(), json!(&**live.listener())),
+            ("source".to_owned(), json!(live.client().source())),
+            ("source_port".to_owned(), json!(live.client().port())),
+            ("balancer".to_owned(), json!(via.map(ClientAddr::source))),
+            ("balancer_port".to_owned(), json!(via.and_then(ClientAddr::port))),
+            ("client_subject".to_owned(), json!(identity.map(|identity| &identity.certificate.subject))),
+        ]);
+    }
+    facts
 }
 
 /// The upstream addresses and the status of each resolved endpoint.
@@ -278,18 +290,8 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
     let kept = registry.all().iter().filter(stays).count();
     let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| {
-        let identity = info.session.authorization.identity.as_ref();
-        json!({
-            "session": live.id(),
-            "listener": &**live.listener(),
-            "source": live.client().source(),
-            "source_port": live.client().port(),
-            "balancer": live.origin().via.map(ClientAddr::source),
-            "balancer_port": live.origin().via.and_then(ClientAddr::port),
-            "client_subject": identity.map(|identity| &identity.certificate.subject),
-            "reason": outcome.reason.code(),
-            "detail": outcome.detail,
-        })
+        let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
+        with_session(facts, live, &info.session)
     });
     json!({
         "generation": current.generation,
