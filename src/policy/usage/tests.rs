@@ -2,7 +2,7 @@ use crate::source::rule;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 
 fn client(number: u8) -> ClientAddr {
     ClientAddr::new(([10, 0, 0, number], 1000 + u16::from(number)).into())
@@ -18,9 +18,9 @@ fn authorization(listener_policy: &ListenerPolicy) -> Authorization {
 }
 
 fn policy(sources: &str) -> crate::policy::Snapshot {
-    let site = Site::new();
-    site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
-    site.snapshot(listener("db", 1001, sources), None)
+    let dir = ConfigDir::new();
+    dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+    dir.snapshot(listener("db", 1001, sources), None)
 }
 
 #[test]
