@@ -1,4 +1,3 @@
-use crate::source::rule;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
@@ -64,7 +63,7 @@ fn users_of_many_rules_are_bounded_and_their_times_are_kept() {
     let template = authorization(snapshot.named("db").unwrap());
     let rule = |number: usize| {
         let [.., a, b, c] = u32::try_from(number).unwrap().to_be_bytes();
-        let source = rule::Source::Network(format!("10.{a}.{b}.{c}").parse().unwrap());
+        let source = Source::Network(format!("10.{a}.{b}.{c}").parse().unwrap());
         let rule = Rule { source, ..Rule::clone(template.rule.as_ref().unwrap()) };
         Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() }
     };

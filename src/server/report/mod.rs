@@ -25,7 +25,7 @@ use crate::session::registry::state::SessionInfo;
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation;
 use crate::shield::ShieldStatus;
-use crate::source::rule::Rule;
+use crate::source::rule::{Rule, Source};
 use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredUpstream, EndpointStatus};
@@ -124,7 +124,7 @@ pub(crate) fn dns_sources(policy: &ListenerPolicy, host_cache: &HostCache) -> Ve
     let sources = hosts.into_iter().take(MAX_LISTED).map(|name| {
         let status = host_cache.state(name).unwrap_or_default();
         json!({
-            "rule": format!("dns:{name}"),
+            "rule": format!("{}:{name}", Source::DNS),
             "addresses": trusted.addresses_of(name),
             "resolved_at": status.good.map(|(_, at)| seconds(at)),
             "stale": status.failure.is_some(),
