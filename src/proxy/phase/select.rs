@@ -22,7 +22,9 @@ use crate::proxy::phase::close::Close;
 use crate::proxy::phase::dial::{Candidates, Dialed};
 use crate::proxy::phase::startup::SessionRequest;
 use crate::proxy::relay::startup::StartupRelay;
-use crate::upstream::dial::{CLOSED_WITHOUT_RESPONSE, EndpointError, NOT_POSTGRES, closed_early, unhealthy};
+use crate::upstream::dial::{
+    CLOSED_WITHOUT_RESPONSE, EndpointError, EndpointFault, NOT_POSTGRES, closed_early, dial_failed, unsuitable,
+};
 use crate::upstream::record::{record_failure, record_healthy, record_role};
 
 /// A client and the endpoint that serves its session.
@@ -82,7 +84,8 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
                 candidates.reject(endpoint, upstream, endpoint_error);
                 return Ok(Selected::Retry(SessionRequest { authorized, buffered }));
             }
-            if endpoint_error.is_healthy {
+            // The client takes part in the startup by now, so a lost connection may be its doing and ejects nothing.
+            if endpoint_error.fault == EndpointFault::Unsuitable {
                 record_failure(endpoint, upstream, &endpoint_error, candidates.has_several());
             }
             let next = if role == Some(ServerRole::Standby) {
@@ -211,13 +214,7 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result
 
 /// The endpoint does not respond as a PostgreSQL server does.
 fn unresponsive(detail: &str) -> ProbeResult {
-    ProbeResult::Rejected(unhealthy(io::Error::other(detail)), None)
-}
-
-/// The endpoint responds, but has the wrong role or is not ready.
-fn unsuitable(detail: &str) -> EndpointError {
-    let reason = Reason::UpstreamUnreachable;
-    EndpointError { reason, detail: detail.to_owned(), is_healthy: true, is_local: false, refuses: false }
+    ProbeResult::Rejected(dial_failed(io::Error::other(detail)), None)
 }
 
 const NO_RESPONSE: &str = "accepted the connection but did not respond within connect_timeout";

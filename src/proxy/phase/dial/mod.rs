@@ -21,7 +21,9 @@ use crate::proxy::phase::startup::SessionRequest;
 use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
-use crate::upstream::dial::{ConnectedUpstream, EndpointError, dial_any_role, dial_endpoint, unresolved};
+use crate::upstream::dial::{
+    ConnectedUpstream, EndpointError, EndpointFault, dial_any_role, dial_endpoint, unresolved,
+};
 use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
 use crate::upstream::probe::share;
 use crate::upstream::proxy_header;
@@ -147,9 +149,9 @@ impl Candidates {
     /// Records that an endpoint cannot be used for this client.
     pub(crate) fn reject(&mut self, endpoint: &Endpoint, upstream: &Upstream, endpoint_error: EndpointError) {
         record_failure(endpoint, upstream, &endpoint_error, self.several);
-        let EndpointError { reason, detail, is_healthy, refuses, .. } = endpoint_error;
+        let EndpointError { reason, detail, fault, refuses } = endpoint_error;
         self.any_refused |= refuses;
-        self.any_healthy |= is_healthy;
+        self.any_healthy |= fault == EndpointFault::Unsuitable;
         self.failures.push(format!("upstream {endpoint}: {detail}"));
         self.reason = reason;
     }
