@@ -21,7 +21,7 @@ use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 use crate::upstream::Upstream;
 use crate::upstream::connect::{connect, within};
-use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
+use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
 use crate::upstream::record::record_role;
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct EndpointError {
     pub(crate) refuses: bool,
 }
 
-/// What an error shows about the health of the endpoint. [`record_failure`](crate::upstream::record::record_failure) acts on it.
+/// What an error shows about the health of the endpoint; `upstream/record.rs` acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndpointFault {
     /// The endpoint is unhealthy.
@@ -112,7 +112,7 @@ async fn check_postgres(socket: &mut Socket) -> io::Result<()> {
 /// Sends the PROXY header and performs TLS.
 async fn start(
     mut socket: Socket,
-    configured: &ConfiguredUpstream,
+    configured: &ConfiguredAddress,
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,

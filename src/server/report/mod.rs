@@ -28,7 +28,7 @@ use crate::shield::ShieldStatus;
 use crate::source::rule::{Rule, Source};
 use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
-use crate::upstream::endpoint::{ConfiguredUpstream, EndpointStatus};
+use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// All sessions including closing ones, oldest first.
@@ -72,19 +72,19 @@ fn with_session(mut facts: Value, live: &LiveConnection, session: &Session) -> V
 
 /// The upstream addresses and the status of each resolved endpoint.
 pub(crate) fn upstreams(policy: &ListenerPolicy) -> Vec<Value> {
-    let endpoints = |configured: &Arc<ConfiguredUpstream>| {
+    let endpoints = |configured: &Arc<ConfiguredAddress>| {
         let address = configured.address().to_string();
         let endpoint = |status: EndpointStatus| {
-            let since = status.unhealthy.as_ref().map(|(since, _)| seconds(*since));
+            let since = status.ejection.as_ref().map(|(since, _)| seconds(*since));
             json!({
                 "address": address,
                 "socket": status.socket,
                 "healthy": is_healthy(status.health),
                 "health": status.health.code(),
                 "since": since,
-                "error": status.unhealthy.map(|(_, error)| printable::fitted(error)),
+                "error": status.ejection.map(|(_, error)| printable::fitted(error)),
                 "last_dial": status.last_dial.as_ref().map(dial),
-                "role": status.writes.map(role),
+                "role": status.is_primary.map(role),
             })
         };
         let undialled =
@@ -103,8 +103,8 @@ fn is_healthy(health: UpstreamHealth) -> Option<bool> {
     }
 }
 
-const fn role(takes_writes: bool) -> &'static str {
-    if takes_writes { "primary" } else { "replica" }
+const fn role(is_primary: bool) -> &'static str {
+    if is_primary { "primary" } else { "replica" }
 }
 
 fn dial(Dial { at, outcome }: &Dial) -> Value {

@@ -24,7 +24,7 @@ use crate::upstream::connect::resolve;
 use crate::upstream::dial::{
     ConnectedUpstream, EndpointError, EndpointFault, dial_any_role, dial_endpoint, unresolved,
 };
-use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
+use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
 use crate::upstream::probe::share;
 use crate::upstream::proxy_header;
 use crate::upstream::record::{record_failure, record_healthy};
@@ -41,7 +41,7 @@ pub(crate) struct Dialed {
 /// The endpoints that are still to be tried for one client, and the failures of the others.
 #[derive(Debug)]
 pub(crate) struct Candidates {
-    addresses: std::vec::IntoIter<Arc<ConfiguredUpstream>>,
+    addresses: std::vec::IntoIter<Arc<ConfiguredAddress>>,
     /// The remaining endpoints of the current address.
     endpoints: std::vec::IntoIter<Endpoint>,
     /// The remaining dial time of all endpoints of the current address.
@@ -224,7 +224,7 @@ pub(crate) async fn dial_for_cancel(
     endpoint: Option<&Endpoint>,
     upstream: &Upstream,
     header: &[u8],
-) -> Result<(UpstreamStream, Arc<ConfiguredUpstream>), Outcome> {
+) -> Result<(UpstreamStream, Arc<ConfiguredAddress>), Outcome> {
     let Some(endpoint) = endpoint else {
         let connected = Candidates::new(upstream).dial_next(upstream, header).await?;
         return Ok((connected.stream, connected.endpoint.configured));
