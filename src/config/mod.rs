@@ -17,7 +17,6 @@ pub(crate) mod tls;
 pub(crate) mod upstream;
 pub(crate) mod values;
 
-use crate::protocol::proxy_header::write;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -26,6 +25,7 @@ use std::time::Duration;
 
 use crate::config::files::{Files, Location};
 use crate::config::problem::{Position, Problem, Problems};
+use crate::protocol::proxy_header::write;
 
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::listener::Listeners;

@@ -1,7 +1,6 @@
 //! Since when certificates and rules of a listener are in force, and which certificates were removed. Used for rotation status,
 //! and to explain the rejection of a client that still uses an old certificate.
 
-use crate::tls::failure;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
@@ -16,6 +15,7 @@ use crate::printable;
 use crate::source::rule::Source;
 use crate::source::trusted::TrustedSources;
 use crate::timestamp;
+use crate::tls::failure;
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// The history of one listener's certificates and rules. Immutable, like the policy it belongs to.

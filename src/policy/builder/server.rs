@@ -1,6 +1,5 @@
 //! TLS towards clients: the server certificates and the settings that client certificates are verified with.
 
-use crate::x509::pem;
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -24,6 +23,7 @@ use crate::x509::crl::Crl;
 use crate::x509::encrypted_key::{EncryptedKeyError, Passphrase};
 use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
+use crate::x509::pem;
 use crate::x509::pem::StoredKey;
 
 /// The inputs of client certificate verification.
