@@ -13,7 +13,7 @@ use crate::audit::line::Line;
 use crate::outcome::{Outcome, Reason};
 use crate::printable;
 use crate::source::host::HostName;
-use crate::source::rule::Rule;
+use crate::source::rule::{Rule, Source};
 use crate::source::trusted::SourceMatch;
 use crate::timestamp;
 
@@ -162,7 +162,7 @@ impl Event {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         Self::new(name)
             .with("listener", listener)
-            .with("rule", format!("dns:{host}"))
+            .with("rule", format!("{}:{host}", Source::DNS))
             .with_list("addresses", &addresses)
     }
 

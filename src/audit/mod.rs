@@ -20,12 +20,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::changes::{Changes, MAX_DIFFERENCES};
-use crate::audit::event::{ConnectionFields, ExpiringCertificate};
-use crate::audit::sink::Destination;
 
 use crate::audit::checks::HealthChecks;
-use crate::audit::event::{Event, Level};
-use crate::audit::sink::Sink;
+use crate::audit::event::{ConnectionFields, Event, ExpiringCertificate, Level};
+use crate::audit::sink::{Destination, Sink};
 use crate::audit::suppression::FloodLimiter;
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::source::host::HostName;

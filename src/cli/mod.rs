@@ -11,11 +11,6 @@ pub(crate) mod preflight;
 pub(crate) mod reachability;
 pub(crate) mod run;
 
-use crate::cli::certs::inspect;
-use crate::cli::certs::renew;
-use crate::cli::client::reload;
-use crate::cli::client::sessions;
-use crate::cli::client::status;
 use std::io::{self, Write as _};
 use std::net::{AddrParseError, IpAddr};
 use std::path::{Path, PathBuf};
@@ -27,6 +22,11 @@ use clap_complete::Shell;
 use serde_json::Value;
 
 use crate::addr::ClientAddr;
+use crate::cli::certs::inspect;
+use crate::cli::certs::renew;
+use crate::cli::client::reload;
+use crate::cli::client::sessions;
+use crate::cli::client::status;
 use crate::cli::explain::ExplainArgs;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;

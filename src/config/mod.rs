@@ -18,7 +18,6 @@ pub(crate) mod tls;
 pub(crate) mod upstream;
 pub(crate) mod values;
 
-use crate::protocol::proxy_header::write;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -28,6 +27,7 @@ use std::time::Duration;
 use crate::config::admin::Admin;
 use crate::config::files::{Files, Location};
 use crate::config::problem::{Position, Problem, Problems};
+use crate::protocol::proxy_header::write;
 
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::listener::Listeners;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::config::files::Location;
 use crate::printable;
+use crate::source::rule::Source;
 
 /// Keys whose values hold or name a secret, in any table. Everything below such a key is secret too. The list includes keys of
 /// features that are not available yet, because operators may already write them.
@@ -251,8 +252,10 @@ fn address_part(text: &str) -> Option<String> {
     Some(format!("{kind}{scheme}{user}{address}"))
 }
 
-/// Type prefixes of values.
-const KINDS: [&str; 10] = ["cn", "credential", "dns", "email", "env", "ip", "ip_addr", "sha256", "unix", "uri"];
+/// Type prefixes of sources, client names, keys and addresses. Any other text before a colon may be a user name, and the text
+/// after it a password.
+const KINDS: [&str; 10] =
+    ["cn", "credential", Source::DNS, "email", "env", "ip", Source::IP_ADDR, "sha256", "unix", "uri"];
 
 /// Splits a host from the text after the colon, if any. A bare IPv6 address or network has no port.
 fn split_port(authority: &str) -> (&str, Option<&str>) {

@@ -83,12 +83,12 @@ fn file_rule(node: &Node<'_>) -> Option<Rule> {
     rule
 }
 
-/// `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"` or `"dns:db.internal"`.
+/// Reads `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"` or `"dns:db.internal"`.
 fn string_rule(node: &Node<'_>) -> Option<Rule> {
     let text = node.text(SOURCE)?;
     let source = match text.split_once(':') {
-        Some(("ip_addr", value)) => network(node, value)?,
-        Some(("dns", value)) => Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }),
+        Some((Source::IP_ADDR, value)) => network(node, value)?,
+        Some((Source::DNS, value)) => Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }),
         Some((kind, _)) if LATER_KINDS.contains(&kind) => {
             node.problem(format_args!("a source of type \"{kind}\" {NOT_YET}"));
             return None;
@@ -110,7 +110,7 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
     };
     let kind = kind?;
     let source = match kind.text(SOURCE_TYPE)? {
-        "ip_addr" => {
+        Source::IP_ADDR => {
             if let Some(node) = refresh {
                 node.problem("applies to type \"dns\" only; remove it");
                 return None;
@@ -118,7 +118,7 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
             let value = value?;
             network(&value, value.text(SOURCE)?)?
         }
-        "dns" => {
+        Source::DNS => {
             // Reads both before returning, so that all problems are reported.
             let refresh = refresh.map_or(Some(REFRESH), |node| refresh_time(&node));
             let value = value?;
@@ -169,6 +169,8 @@ const MAX_PIECE: usize = 1_000;
 pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
 const SOURCE_TYPE: &str = "\"ip_addr\" or \"dns\"";
+
+/// Source types of managed databases, which operators may copy from there. They get their own error.
 const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];
 
 /// Default interval between lookups of a host.

@@ -63,7 +63,6 @@ pub enum AdminRequest {
 /// An [`AdminRequest`] with its reply channel. If it is dropped without a reply, the client receives an error.
 #[derive(Debug)]
 pub struct PendingRequest {
-    /// The request.
     pub request: AdminRequest,
     /// Sends the response. Sending fails if the client has disconnected, which is not an error.
     pub reply: oneshot::Sender<AdminResponse>,

@@ -1,6 +1,5 @@
 //! Parses requests to `/v1/explain`: parameters of a GET, or the body of a POST, which may contain a certificate.
 
-use crate::x509::pem;
 use hyper::Method;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Map, Value};
@@ -9,6 +8,7 @@ use crate::addr::ClientAddr;
 use crate::control::response::AdminResponse;
 use crate::control::route::invalid;
 use crate::control::{AdminRequest, parameters};
+use crate::x509::pem;
 
 /// Parses the request.
 ///

@@ -135,15 +135,15 @@ mod tests {
         after.changes_since(before, &after.source_changes_since(before))
     }
     use crate::audit::changes::Difference;
-    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::fixtures::{ConfigDir, listener};
     use crate::source::host::{AddressBook, Addresses};
 
     #[test]
     fn added_removed_and_moved_listeners_are_distinguished() {
-        let site = Site::new();
+        let dir = ConfigDir::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
-        let [_kept, old, gone, fresh] = ["kept", "turned", "gone", "fresh"].map(|name| site.install(name, year));
-        let before = site.snapshot(
+        let [_kept, old, gone, fresh] = ["kept", "turned", "gone", "fresh"].map(|name| dir.install(name, year));
+        let before = dir.snapshot(
             [
                 listener("kept", 1001, r#""10.0.0.0/8""#),
                 listener("turned", 1002, r#""10.0.0.0/8", "192.0.2.1""#),
@@ -152,8 +152,8 @@ mod tests {
             .concat(),
             None,
         );
-        let new = site.install("turned", year);
-        let after = site.snapshot(
+        let new = dir.install("turned", year);
+        let after = dir.snapshot(
             [
                 listener("kept", 1001, r#""10.0.0.0/8""#),
                 listener("turned", 1004, r#""192.0.2.1", "192.0.2.3", "192.0.2.4""#),
@@ -189,10 +189,10 @@ mod tests {
 
     #[test]
     fn changed_expiry_makes_another_rule_and_changed_description_does_not() {
-        let site = Site::new();
-        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let dir = ConfigDir::new();
+        dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
         let rule = |rest: &str| format!(r#"{{ type = "ip_addr", value = "192.0.2.1"{rest} }}"#);
-        let snapshot = |rest: &str| site.snapshot(listener("db", 1001, &rule(rest)), None);
+        let snapshot = |rest: &str| dir.snapshot(listener("db", 1001, &rule(rest)), None);
         let plain = snapshot("");
         let unchanged = Changes { generation: 1, ..Changes::default() };
         let described = changes(&snapshot(r#", description = "office""#), &plain);
@@ -208,14 +208,14 @@ mod tests {
 
     #[test]
     fn changed_addresses_make_a_new_generation_that_keeps_everything_else() {
-        let site = Site::new();
+        let dir = ConfigDir::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
         for name in ["named", "plain"] {
-            site.install(name, year);
+            dir.install(name, year);
         }
         let (named, plain) =
             (listener("named", 1001, r#""dns:app.internal""#), listener("plain", 1002, r#""10.0.0.1""#));
-        let before = site.snapshot([named, plain].concat(), None);
+        let before = dir.snapshot([named, plain].concat(), None);
         let name: HostName = "app.internal".parse().unwrap();
         let book = |last: &[u8]| {
             let ips = last.iter().map(|last| IpAddr::from([192, 0, 2, *last]));

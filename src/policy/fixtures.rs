@@ -14,14 +14,14 @@ use crate::source::host::AddressBook;
 use crate::tls::fixtures::Authority;
 use crate::x509::crypto::sha256_hex;
 
-/// A temporary directory with certificates and a configuration.
+/// A temporary directory with a configuration and the certificates that it names. Relative paths in it resolve there.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct ConfigDir {
     directory: TempDir,
     authority: Authority,
 }
 
-impl Site {
+impl ConfigDir {
     pub(crate) fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap(), authority: Authority::new("Test CA") }
     }

@@ -1,7 +1,6 @@
 //! Since when certificates and rules of a listener are in force, and which certificates were removed. Used for rotation status,
 //! and to explain the rejection of a client that still uses an old certificate.
 
-use crate::tls::failure;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
@@ -16,6 +15,7 @@ use crate::printable;
 use crate::source::rule::Source;
 use crate::source::trusted::TrustedSources;
 use crate::timestamp;
+use crate::tls::failure;
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// The history of one listener's certificates and rules. Immutable, like the policy it belongs to.
@@ -179,19 +179,19 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::fixtures::{ConfigDir, listener};
 
     #[test]
     fn kept_certificate_keeps_its_date_and_removed_one_is_remembered_until_it_returns() {
-        let site = Site::new();
+        let dir = ConfigDir::new();
         let year = OffsetDateTime::now_utc() + Duration::days(365);
-        let old = site.install("db", year);
+        let old = dir.install("db", year);
         let config = listener("db", 1001, "");
-        let first = site.snapshot(&config, None);
-        let same = site.snapshot(&config, Some(&first));
-        let old_pair = ["crt", "key"].map(|ending| std::fs::read(site.path(&format!("db.{ending}"))).unwrap());
-        let new = site.install("db", year);
-        let rotated = site.snapshot(&config, Some(&same));
+        let first = dir.snapshot(&config, None);
+        let same = dir.snapshot(&config, Some(&first));
+        let old_pair = ["crt", "key"].map(|ending| std::fs::read(dir.path(&format!("db.{ending}"))).unwrap());
+        let new = dir.install("db", year);
+        let rotated = dir.snapshot(&config, Some(&same));
         let generation = |snapshot: &crate::policy::Snapshot, sha256: &str| {
             snapshot.named("db").unwrap().history.since(sha256).map(|since| since.generation)
         };
@@ -204,22 +204,22 @@ mod tests {
         );
 
         for (ending, bytes) in ["crt", "key"].into_iter().zip(old_pair) {
-            std::fs::write(site.path(&format!("db.{ending}")), bytes).unwrap();
+            std::fs::write(dir.path(&format!("db.{ending}")), bytes).unwrap();
         }
-        let back = site.snapshot(&config, Some(&rotated));
+        let back = dir.snapshot(&config, Some(&rotated));
         assert_eq!(generation(&back, &old), Some(4));
         assert!(back.named("db").unwrap().history.removed.iter().all(|removed| removed.sha256 == new));
     }
 
     #[test]
     fn rule_is_as_old_as_the_reload_that_added_it() {
-        let site = Site::new();
-        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let dir = ConfigDir::new();
+        dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
         let of = |sources: &str| listener("db", 1001, sources);
-        let first = site.snapshot(of(r#""10.0.0.1", "10.0.0.2""#), None);
-        let added = site.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&first));
-        let removed = site.snapshot(of(r#""10.0.0.1", "10.0.0.3""#), Some(&added));
-        let back = site.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&removed));
+        let first = dir.snapshot(of(r#""10.0.0.1", "10.0.0.2""#), None);
+        let added = dir.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&first));
+        let removed = dir.snapshot(of(r#""10.0.0.1", "10.0.0.3""#), Some(&added));
+        let back = dir.snapshot(of(r#""10.0.0.1", "10.0.0.2", "10.0.0.3""#), Some(&removed));
         let policy = back.named("db").unwrap();
         let since =
             |rule: &crate::source::rule::Rule| policy.history.rule_since(&rule.source).map(|since| since.generation);

@@ -153,21 +153,21 @@ mod tests {
     use crate::descriptors::Descriptors;
     use crate::fault::injection::inject;
     use crate::limit::rate_limiter::RateDecision;
-    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::fixtures::{ConfigDir, listener};
     use crate::proxy::accepted::Admission;
     use crate::proxy::record::ConnectionRecord;
     use crate::session::registry::ConnectionRegistry;
     use crate::transport::socket::AcceptedSocket;
 
     /// One listener whose audit is a file.
-    fn shared() -> (Site, Shared) {
-        let site = Site::new();
-        site.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
-        let snapshot = site.snapshot(listener("main", 1, ""), None);
-        let audit = Audit::start(LineFormat::Json, Some(open_audit_file(site.path("audit.log")).unwrap()));
+    fn shared() -> (ConfigDir, Shared) {
+        let dir = ConfigDir::new();
+        dir.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
+        let snapshot = dir.snapshot(listener("main", 1, ""), None);
+        let audit = Audit::start(LineFormat::Json, Some(open_audit_file(dir.path("audit.log")).unwrap()));
         let descriptors = Descriptors::default();
         descriptors.follow(0);
-        (site, Shared { current: watch::channel(Arc::new(snapshot)).1, registry: Arc::default(), audit, descriptors })
+        (dir, Shared { current: watch::channel(Arc::new(snapshot)).1, registry: Arc::default(), audit, descriptors })
     }
 
     fn connection(shared: &Shared) -> (UnixStream, AcceptedConnection) {
@@ -185,9 +185,9 @@ mod tests {
     }
 
     /// The reasons of all denied connections in the audit.
-    fn denials(site: &Site, shared: &Shared) -> Vec<String> {
+    fn denials(dir: &ConfigDir, shared: &Shared) -> Vec<String> {
         shared.audit.flush();
-        let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
+        let text = std::fs::read_to_string(dir.path("audit.log")).unwrap();
         let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         let denials = events.filter(|event| event["event"] == "connection.denied");
         denials.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
@@ -195,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn fault_in_one_connection_leaves_the_next_one_served() {
-        let (site, shared) = shared();
+        let (dir, shared) = shared();
         let (queue, connections) = mpsc::channel(MAX_QUEUED);
         let load = Arc::new(AtomicUsize::new(2));
         let (mut first_client, first) = connection(&shared);
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(first_client.read(&mut [0]).unwrap(), 0, "the first connection is closed");
         assert_eq!(load.load(Ordering::Relaxed), 0);
         assert_eq!((shared.registry.count(), shared.descriptors.status().connections), (0, 0));
-        let denials = denials(&site, &shared);
+        let denials = denials(&dir, &shared);
         assert!(
             denials.len() == 1 && denials[0] != "io_error",
             "the second connection has its own reason: {denials:?}"
@@ -219,13 +219,13 @@ mod tests {
 
     #[test]
     fn connection_that_panics_is_audited_once() {
-        let (site, shared) = shared();
+        let (dir, shared) = shared();
         let (_client, AcceptedConnection { admission, policy, guard, accepted_at, .. }) = connection(&shared);
         let fault = fault::contain(PART, || {
             let _record = ConnectionRecord::new(Arc::new(shared.clone()), &policy, &admission, &guard, accepted_at);
             panic!("before the session is open")
         });
         fault.unwrap_err();
-        assert_eq!(denials(&site, &shared), ["io_error"]);
+        assert_eq!(denials(&dir, &shared), ["io_error"]);
     }
 }

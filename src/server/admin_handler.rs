@@ -1,6 +1,5 @@
 //! Handles requests of the admin API.
 
-use crate::fault::record;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use crate::control::response::{AdminResponse, Status};
 use crate::control::{AdminRequest, PendingRequest};
 use crate::dns::HostCache;
 use crate::fault;
+use crate::fault::record;
 use crate::fault::record::Fault;
 use crate::outcome::Reason;
 use crate::policy::explain::ExplainError;

@@ -85,47 +85,47 @@ mod tests {
 
     use super::*;
     use crate::audit::{LineFormat, open_audit_file};
-    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::fixtures::{ConfigDir, listener};
 
     /// The number of events for a certificate in the audit file.
-    fn count_events(site: &Site, audit: &Audit, sha256: &str) -> usize {
+    fn count_events(dir: &ConfigDir, audit: &Audit, sha256: &str) -> usize {
         audit.flush();
-        let text = std::fs::read_to_string(site.path("audit.log")).unwrap();
+        let text = std::fs::read_to_string(dir.path("audit.log")).unwrap();
         let lines = text.lines().filter(|line| line.contains("\"event\":\"certificate.expiring\""));
         lines.filter(|line| line.contains(sha256)).count()
     }
 
     #[test]
     fn certificate_is_reported_once_and_again_after_its_return() {
-        let site = Site::new();
+        let dir = ConfigDir::new();
         let now = OffsetDateTime::now_utc();
-        let ending = site.install("ending", now + Duration::days(5));
-        let lasting = site.install("lasting", now + Duration::days(365));
+        let ending = dir.install("ending", now + Duration::days(5));
+        let lasting = dir.install("lasting", now + Duration::days(365));
         let (ours, theirs) = (listener("ending", 1001, ""), listener("lasting", 1002, ""));
-        let both = site.snapshot([ours, theirs.clone()].concat(), None);
-        let one = site.snapshot(theirs, None);
+        let both = dir.snapshot([ours, theirs.clone()].concat(), None);
+        let one = dir.snapshot(theirs, None);
 
-        let file = open_audit_file(site.path("audit.log")).unwrap();
+        let file = open_audit_file(dir.path("audit.log")).unwrap();
         let audit = Audit::start(LineFormat::Json, Some(file));
         let mut watch = ExpiryWatch::default();
         let mut check = |snapshot: &Snapshot| {
             watch.check(snapshot, &audit);
-            count_events(&site, &audit, &ending)
+            count_events(&dir, &audit, &ending)
         };
         assert_eq!(check(&both), 1);
         assert_eq!(check(&both), 1, "it is already reported");
         assert_eq!(check(&one), 1, "it is not in use");
         assert_eq!(check(&both), 2, "it has returned");
-        assert_eq!(count_events(&site, &audit, &lasting), 0);
+        assert_eq!(count_events(&dir, &audit, &lasting), 0);
     }
 
     #[test]
     fn clock_change_reports_each_milestone_once() {
-        let site = Site::new();
+        let dir = ConfigDir::new();
         let now = OffsetDateTime::now_utc();
-        let ending = site.install("ending", now + Duration::days(100));
-        let snapshot = site.snapshot(listener("ending", 1001, ""), None);
-        let file = open_audit_file(site.path("audit.log")).unwrap();
+        let ending = dir.install("ending", now + Duration::days(100));
+        let snapshot = dir.snapshot(listener("ending", 1001, ""), None);
+        let file = open_audit_file(dir.path("audit.log")).unwrap();
         let audit = Audit::start(LineFormat::Json, Some(file));
         let mut watch = ExpiryWatch::default();
         // Days by which the clock is moved, and the number of events so far.
@@ -135,7 +135,7 @@ mod tests {
             let set = now.saturating_add(Duration::days(days));
             watch.check_at(set, &snapshot, &audit);
             watch.check_at(set, &snapshot, &audit);
-            assert_eq!(count_events(&site, &audit, &ending), expected, "set to day {days}");
+            assert_eq!(count_events(&dir, &audit, &ending), expected, "set to day {days}");
         }
     }
 }

@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
     use crate::addr::ClientAddr;
-    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::fixtures::{ConfigDir, listener};
     use crate::policy::usage::Authorization;
 
     #[test]
@@ -69,9 +69,9 @@ mod tests {
         assert_eq!(counts.of_listener("db"), Count { relaying: 1, closing: 1 });
         assert_eq!(counts.of_listener("cache"), Count::default());
 
-        let site = Site::new();
-        site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
-        let snapshot = site.snapshot(listener("db", 1001, ""), None);
+        let dir = ConfigDir::new();
+        dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+        let snapshot = dir.snapshot(listener("db", 1001, ""), None);
         let removed = json!({ "name": "old", "sessions": 1, "sessions_closing": 0 });
         assert_eq!(counts.of_removed_listeners(&snapshot), [removed]);
     }

@@ -10,20 +10,20 @@ use crate::audit::LineFormat;
 use crate::audit::log::subscriber;
 use crate::control;
 use crate::fault::injection::inject;
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 use crate::server::reload;
 use crate::server::reload::ReloadResult;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A configuration with one listener, which has a shield, and an admin socket.
-struct Fixture(Site);
+struct Fixture(ConfigDir);
 
 impl Fixture {
     fn new() -> Self {
-        let site = Site::new();
-        site.install("main", OffsetDateTime::now_utc() + Days::days(365));
-        let fixture = Self(site);
+        let dir = ConfigDir::new();
+        dir.install("main", OffsetDateTime::now_utc() + Days::days(365));
+        let fixture = Self(dir);
         fixture.configure("127.0.0.1", "127.0.0.9");
         fixture
     }

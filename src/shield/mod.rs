@@ -205,29 +205,29 @@ mod tests {
 
     use super::*;
     use crate::audit::LineFormat;
-    use crate::policy::fixtures::{Site, listener};
+    use crate::policy::fixtures::{ConfigDir, listener};
 
     struct Fixture {
-        site: Site,
+        dir: ConfigDir,
         shields: Shields,
         socket: Arc<ListenSocket>,
     }
 
     impl Fixture {
         fn new() -> Self {
-            let site = Site::new();
+            let dir = ConfigDir::new();
             for name in ["cache", "other"] {
-                site.install(name, OffsetDateTime::now_utc() + Days::days(90));
+                dir.install(name, OffsetDateTime::now_utc() + Days::days(90));
             }
             let shields = Shields::new(Audit::start(LineFormat::Json, None));
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
             let socket = Arc::new(ListenSocket::listen(socket, 64, None, shields.alarm()).unwrap());
-            Self { site, shields, socket }
+            Self { dir, shields, socket }
         }
 
         fn snapshot(&self, text: &str) -> Snapshot {
-            self.site.snapshot(text, None)
+            self.dir.snapshot(text, None)
         }
 
         fn follow(&mut self, snapshot: &Snapshot) {

@@ -36,7 +36,8 @@ impl fmt::Display for Rule {
     }
 }
 
-/// What a rule trusts.
+/// What a rule trusts, by the kinds of the configuration. The address of a client is a
+/// [`ClientAddr`](crate::addr::ClientAddr).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// Every address of a network.
@@ -46,15 +47,20 @@ pub enum Source {
 }
 
 impl Source {
-    /// The `type` key.
+    /// The `type` of a network.
+    pub const IP_ADDR: &str = "ip_addr";
+    /// The `type` of a host.
+    pub const DNS: &str = "dns";
+
+    /// The value of the `type` key, and the prefix in the short form `dns:db.internal`.
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::Network(_) => "ip_addr",
-            Self::Host(_) => "dns",
+            Self::Network(_) => Self::IP_ADDR,
+            Self::Host(_) => Self::DNS,
         }
     }
 
-    /// The `value` key.
+    /// The value of the `value` key.
     pub fn value(&self) -> String {
         match self {
             Self::Network(network) => network.to_string(),
@@ -115,7 +121,7 @@ impl Network {
     }
 
     /// Whether it is a single address.
-    pub fn is_one_host(self) -> bool {
+    pub fn is_single_address(self) -> bool {
         self.net.prefix_len() == self.net.max_prefix_len()
     }
 }

@@ -15,12 +15,12 @@ use crate::descriptors::{is_local_shortage, shortage};
 use crate::fault;
 use crate::transport::socket::{Socket, keep_alive};
 use crate::upstream::Upstream;
-use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
+use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
 
 /// Resolves a configured address by `deadline`. Ejected endpoints come last and, with `needs_primary`, replicas after the
 /// others. A name is resolved again each time.
 pub(crate) async fn resolve(
-    configured: &Arc<ConfiguredUpstream>,
+    configured: &Arc<ConfiguredAddress>,
     upstream: &Upstream,
     deadline: Instant,
     needs_primary: bool,

@@ -21,7 +21,7 @@ use crate::transport::tls_stream::TlsStream;
 use crate::transport::{Stream, UpstreamStream};
 use crate::upstream::Upstream;
 use crate::upstream::connect::{connect, within};
-use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
+use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
 use crate::upstream::record::record_role;
 
 #[derive(Debug)]
@@ -37,12 +37,20 @@ pub(crate) struct EndpointError {
     pub(crate) reason: Reason,
     /// A predicate for the log and the audit, after `upstream ADDRESS: `.
     pub(crate) detail: String,
-    /// The endpoint responds, but has the wrong role or is not ready.
-    pub(crate) is_healthy: bool,
-    /// This host lacks a resource for the dial, which shows nothing about the endpoint.
-    pub(crate) is_local: bool,
+    pub(crate) fault: EndpointFault,
     /// The endpoint refuses connections. It may be restarting, so a later dial may succeed.
     pub(crate) refuses: bool,
+}
+
+/// What an error shows about the health of the endpoint; `upstream/record.rs` acts on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndpointFault {
+    /// The endpoint is unhealthy.
+    Failed,
+    /// The endpoint responds, so it is healthy, but it has the wrong role or is not ready.
+    Unsuitable,
+    /// This host lacks a resource for the dial, which shows nothing about the endpoint.
+    LocalShortage,
 }
 
 /// Dials an endpoint by `deadline` and sends `header`, which may be empty, before anything else. With `target = "master"`
@@ -68,7 +76,7 @@ pub(crate) async fn dial_any_role(
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamStream, EndpointError> {
-    let socket = connect(endpoint, upstream, deadline).await.map_err(unhealthy)?;
+    let socket = connect(endpoint, upstream, deadline).await.map_err(dial_failed)?;
     start(socket, &endpoint.configured, upstream, header, deadline).await
 }
 
@@ -85,7 +93,7 @@ pub(crate) async fn dial_for_probe(
     let mut stream = dial_endpoint(endpoint, upstream, header, deadline).await?;
     match (upstream.protocol, &mut stream) {
         (Protocol::Postgres, Stream::Plain(socket)) => {
-            within(deadline, check_postgres(socket)).await.map_err(unhealthy)
+            within(deadline, check_postgres(socket)).await.map_err(dial_failed)
         }
         _ => Ok(()),
     }
@@ -104,12 +112,12 @@ async fn check_postgres(socket: &mut Socket) -> io::Result<()> {
 /// Sends the PROXY header and performs TLS.
 async fn start(
     mut socket: Socket,
-    configured: &ConfiguredUpstream,
+    configured: &ConfiguredAddress,
     upstream: &Upstream,
     header: &[u8],
     deadline: Instant,
 ) -> Result<UpstreamStream, EndpointError> {
-    within(deadline, socket.write_all(header)).await.map_err(unhealthy)?;
+    within(deadline, socket.write_all(header)).await.map_err(dial_failed)?;
     match (upstream.tls(), socket, configured.address()) {
         (Some(tls), Socket::Tcp(stream), UpstreamAddr::Tcp { host, .. }) => {
             let negotiation = upstream.settings.tls.as_ref().map(|tls| tls.negotiation);
@@ -117,7 +125,7 @@ async fn start(
             let handshake = tls.handshake(host).map_err(|error| tls_failed(error.to_string()))?;
             let encrypted = within(deadline, encrypt(stream, &handshake, asks_first)).await;
             encrypted.map(|stream| Stream::Tls(Box::new(stream))).map_err(|error| match is_local_shortage(&error) {
-                true => unhealthy(error),
+                true => dial_failed(error),
                 false => tls_failed(handshake.explain(&error)),
             })
         }
@@ -200,13 +208,7 @@ impl Role {
             Self::Unknown(NoRole::Loading) => "is loading its dataset",
         };
         record_role(endpoint, upstream, false);
-        Err(EndpointError {
-            reason: Reason::UpstreamUnreachable,
-            detail: detail.to_owned(),
-            is_healthy: true,
-            is_local: false,
-            refuses: false,
-        })
+        Err(unsuitable(detail))
     }
 }
 
@@ -214,24 +216,31 @@ impl Role {
 /// the handshake.
 pub(crate) fn closed_early(error: &io::Error, upstream: &Upstream) -> EndpointError {
     let detail = upstream.tls().and_then(|tls| tls.explain(error));
-    detail.map_or_else(|| unhealthy(io::Error::new(error.kind(), error.to_string())), tls_failed)
+    detail.map_or_else(|| dial_failed(io::Error::new(error.kind(), error.to_string())), tls_failed)
 }
 
-pub(crate) fn unhealthy(error: io::Error) -> EndpointError {
-    let is_local = is_local_shortage(&error);
-    let detail = match is_local {
-        true => format!("the proxy is out of local resources: {error}"),
-        false => error.to_string(),
-    };
-    let refuses = !is_local && is_refusal(error.kind());
-    EndpointError { reason: Reason::UpstreamUnreachable, detail, is_healthy: false, is_local, refuses }
+/// An endpoint that responds, but has the wrong role or is not ready.
+pub(crate) fn unsuitable(detail: &str) -> EndpointError {
+    let (reason, fault) = (Reason::UpstreamUnreachable, EndpointFault::Unsuitable);
+    EndpointError { reason, detail: detail.to_owned(), fault, refuses: false }
+}
+
+/// An endpoint that cannot be reached, or a local shortage: only the error tells which.
+pub(crate) fn dial_failed(error: io::Error) -> EndpointError {
+    let reason = Reason::UpstreamUnreachable;
+    if is_local_shortage(&error) {
+        let detail = format!("the proxy is out of local resources: {error}");
+        return EndpointError { reason, detail, fault: EndpointFault::LocalShortage, refuses: false };
+    }
+    let refuses = is_refusal(error.kind());
+    EndpointError { reason, detail: error.to_string(), fault: EndpointFault::Failed, refuses }
 }
 
 /// A name that does not resolve counts as a refusal. A resolver that times out does not.
 pub(crate) fn unresolved(error: io::Error) -> EndpointError {
     let timed_out = error.kind() == io::ErrorKind::TimedOut;
-    let endpoint_error = unhealthy(error);
-    EndpointError { refuses: !timed_out && !endpoint_error.is_local, ..endpoint_error }
+    let endpoint_error = dial_failed(error);
+    EndpointError { refuses: !timed_out && endpoint_error.fault != EndpointFault::LocalShortage, ..endpoint_error }
 }
 
 /// Whether the connection was refused at once, as opposed to a timeout.
@@ -250,7 +259,7 @@ fn is_refusal(kind: io::ErrorKind) -> bool {
 }
 
 fn tls_failed(detail: String) -> EndpointError {
-    EndpointError { reason: Reason::UpstreamTlsFailed, detail, is_healthy: false, is_local: false, refuses: false }
+    EndpointError { reason: Reason::UpstreamTlsFailed, detail, fault: EndpointFault::Failed, refuses: false }
 }
 
 pub(crate) const NOT_POSTGRES: &str = "is not a PostgreSQL server: unexpected reply";

@@ -1,7 +1,8 @@
 //! Probes ejected endpoints until they are healthy again or no longer configured.
 //!
-//! No probe runs while all endpoints are healthy. [`Endpoints`](crate::upstream::endpoint::Endpoints) sets the interval of the
-//! probes and ensures that at most one probe of an endpoint runs at a time.
+//! No probe runs while all endpoints are healthy. [`Health`](crate::upstream::endpoint::health::Health) sets the interval of
+//! the probes and ensures that at most one probe of an endpoint runs at a time. [`probe`](crate::upstream::probe::probe) does
+//! one.
 
 use std::future::poll_fn;
 use std::sync::Arc;

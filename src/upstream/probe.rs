@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
-use crate::upstream::dial::{dial_for_probe, unhealthy};
+use crate::upstream::dial::{dial_failed, dial_for_probe};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::proxy_header;
 use crate::upstream::record::{record_failure, record_healthy, record_probe_failure};
@@ -17,7 +17,7 @@ pub(crate) async fn probe(endpoint: &Endpoint, upstream: &Upstream) {
     let deadline = Instant::now() + upstream.settings.connect_timeout;
     let endpoints = match resolve(&endpoint.configured, upstream, deadline, false).await {
         Ok(endpoints) => endpoints,
-        Err(error) => return record_probe_failure(endpoint, upstream, &unhealthy(error)),
+        Err(error) => return record_probe_failure(endpoint, upstream, &dial_failed(error)),
     };
     let header = proxy_header::own_header(upstream);
     if !endpoint.is_name() && endpoint.is_known() {

@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use crate::upstream::Upstream;
-use crate::upstream::dial::EndpointError;
+use crate::upstream::dial::{EndpointError, EndpointFault};
 use crate::upstream::endpoint::Endpoint;
 
 /// Marks the endpoint healthy. Logs a recovery.
@@ -13,20 +13,18 @@ pub(crate) fn record_healthy(endpoint: &Endpoint, upstream: &Upstream) {
     }
 }
 
-/// Records why an endpoint cannot serve a session, and logs a change. `several` says whether other endpoints exist.
+/// Records why an endpoint cannot serve a session, and logs a change. This is the rule that ejects endpoints.
+///
+/// `several` only chooses the log message: without another endpoint to try first, an ejection changes no order.
 pub(crate) fn record_failure(endpoint: &Endpoint, upstream: &Upstream, endpoint_error: &EndpointError, several: bool) {
-    let EndpointError { detail, is_healthy, is_local, .. } = endpoint_error;
-    if *is_local {
-        endpoint.record_local_failure(detail);
-    } else if *is_healthy {
-        if endpoint.mark_unsuitable(detail) {
-            log_recovered(endpoint, upstream);
-        }
-    } else if endpoint.eject(detail) {
-        if several {
-            warn!(listener = %upstream.listener, upstream = %endpoint, error = %detail, "upstream ejected");
-        } else {
-            warn!(listener = %upstream.listener, upstream = %endpoint, error = %detail, "upstream unhealthy");
+    let detail = &endpoint_error.detail;
+    match endpoint_error.fault {
+        EndpointFault::LocalShortage => endpoint.record_local_failure(detail),
+        EndpointFault::Unsuitable => record_unsuitable(endpoint, upstream, detail),
+        EndpointFault::Failed => {
+            if endpoint.eject(detail) {
+                log_ejected(endpoint, upstream, detail, several);
+            }
         }
     }
 }
@@ -39,13 +37,28 @@ pub(crate) fn record_role(endpoint: &Endpoint, upstream: &Upstream, is_primary: 
     }
 }
 
-/// Records why a probe has failed.
+/// Records why a probe of an ejected endpoint has failed.
 pub(crate) fn record_probe_failure(endpoint: &Endpoint, upstream: &Upstream, endpoint_error: &EndpointError) {
-    match endpoint_error {
-        // The endpoint responds, so it is no longer ejected.
-        EndpointError { is_healthy: true, .. } => record_failure(endpoint, upstream, endpoint_error, true),
-        EndpointError { detail, is_local: true, .. } => endpoint.record_local_probe_failure(detail),
-        EndpointError { detail, .. } => endpoint.record_probe_failure(detail),
+    let detail = &endpoint_error.detail;
+    match endpoint_error.fault {
+        EndpointFault::LocalShortage => endpoint.record_local_probe_failure(detail),
+        EndpointFault::Unsuitable => record_unsuitable(endpoint, upstream, detail),
+        EndpointFault::Failed => endpoint.record_probe_failure(detail),
+    }
+}
+
+/// The endpoint responds, so it is no longer ejected.
+fn record_unsuitable(endpoint: &Endpoint, upstream: &Upstream, detail: &str) {
+    if endpoint.mark_unsuitable(detail) {
+        log_recovered(endpoint, upstream);
+    }
+}
+
+fn log_ejected(endpoint: &Endpoint, upstream: &Upstream, detail: &str, several: bool) {
+    if several {
+        warn!(listener = %upstream.listener, upstream = %endpoint, error = %detail, "upstream ejected");
+    } else {
+        warn!(listener = %upstream.listener, upstream = %endpoint, error = %detail, "upstream unhealthy");
     }
 }
 

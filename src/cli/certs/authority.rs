@@ -1,6 +1,5 @@
 //! A local certificate authority, and the certificates that it signs.
 
-use crate::x509::pem;
 use std::path::Path;
 
 use ::pem::{EncodeConfig, LineEnding, Pem};
@@ -15,6 +14,7 @@ use crate::cli::certs::inspect::read_certificates;
 use crate::config::files::Files;
 use crate::x509::certificate::Certificate;
 use crate::x509::key_pair::CertifiedKeyPair;
+use crate::x509::pem;
 
 /// A CA certificate with its private key.
 pub(crate) struct Authority {

@@ -1,6 +1,5 @@
 //! `portcullis certs inspect`: shows every certificate in each file.
 
-use crate::x509::pem;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use crate::cli::check::describe;
 use crate::cli::{Failure, print};
 use crate::config::files::Files;
 use crate::x509::certificate::Certificate;
+use crate::x509::pem;
 use crate::x509::pem::PemError;
 
 pub(crate) fn inspect(paths: &[PathBuf]) -> Result<(), Failure> {

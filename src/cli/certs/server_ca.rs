@@ -1,6 +1,5 @@
 //! The CA with which the clients of a listener verify the server.
 
-use crate::x509::pem;
 use std::time::Duration;
 
 use rustls::RootCertStore;
@@ -16,6 +15,7 @@ use crate::config::files::Files;
 use crate::config::problem::Problems;
 use crate::config::{Config, Listener};
 use crate::x509::certificate::Certificate;
+use crate::x509::pem;
 
 #[derive(Debug)]
 pub(crate) struct ServerCa {

@@ -48,10 +48,10 @@ pub(crate) struct ChainVerifier {
     memo: SignatureMemo,
 }
 
-/// A path that the policy accepts.
+/// A path that the policy accepts, or a pinned certificate, which needs none.
 struct TrustedPath {
     trusted_by: TrustedBy,
-    /// Positions in the chain.
+    /// Positions in the chain. Empty for a pinned certificate.
     path: Box<[u8]>,
     sent: Sent,
     /// The period in which the result holds.
@@ -234,7 +234,6 @@ impl ChainVerifier {
         now: OffsetDateTime,
     ) -> Result<Arc<VerifiedIdentity>, ChainError> {
         let leaf = chain.first().ok_or(ChainError::Malformed)?;
-        let facts = || Certificate::parse(leaf).map_err(|_| ChainError::Malformed);
         if self.pins(leaf) {
             return self.verify_pinned(chain, digest, search, now);
         }
@@ -254,19 +253,8 @@ impl ChainVerifier {
                 self.apply_policy(path, sent, now, Some(names))
             },
         )?;
-        Ok(Arc::new(VerifiedIdentity {
-            trusted_by: trusted.trusted_by,
-            from: trusted.good.start,
-            until: trusted.good.end,
-            constrains_names: trusted.constrains_names,
-            validity: trusted.sent.validity,
-            path: trusted.path,
-            constraints: trusted.constraints,
-            chain: owned(chain),
-            digest,
-            verifier_id: self.id,
-            certificate: facts()?,
-        }))
+        let certificate = Certificate::parse(leaf).map_err(|_| ChainError::Malformed)?;
+        Ok(self.build_identity(chain, digest, certificate, trusted))
     }
 
     fn pins(&self, leaf: &CertificateDer<'_>) -> bool {
@@ -297,19 +285,38 @@ impl ChainVerifier {
                 return Err(ChainError::Revoked);
             }
         }
-        Ok(Arc::new(VerifiedIdentity {
+        let trusted = TrustedPath {
             trusted_by: TrustedBy::Pinned,
-            from: validity.start,
-            until: validity.end,
-            constrains_names: false,
-            validity,
             path: Box::default(),
+            sent: Sent { validity: validity.clone(), constrains_names: false },
+            good: validity,
+            constrains_names: false,
             constraints: Digest::default(),
-            chain: owned(chain),
+        };
+        Ok(self.build_identity(chain, digest, certificate, trusted))
+    }
+
+    /// Builds the identity of a chain that the policy accepts.
+    fn build_identity(
+        &self,
+        chain: &[CertificateDer<'_>],
+        digest: Digest,
+        certificate: Certificate,
+        trusted: TrustedPath,
+    ) -> Arc<VerifiedIdentity> {
+        Arc::new(VerifiedIdentity {
+            certificate,
+            trusted_by: trusted.trusted_by,
+            from: trusted.good.start,
+            until: trusted.good.end,
+            constrains_names: trusted.constrains_names,
+            validity: trusted.sent.validity,
+            path: trusted.path,
+            constraints: trusted.constraints,
+            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
             digest,
             verifier_id: self.id,
-            certificate,
-        }))
+        })
     }
 
     /// Applies the parts of the policy that can change: the limits of the anchor, and the revocation lists. The rules for the
@@ -359,7 +366,3 @@ fn hints(anchors: &AnchorSet) -> Vec<DistinguishedName> {
 
 /// Bytes of CA names that are sent to clients.
 const MAX_HINTS: usize = 16 << 10;
-
-fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
-    chain.iter().map(|der| der.clone().into_owned()).collect()
-}

@@ -13,7 +13,7 @@ impl Builder<'_> {
                 ));
             }
             let inside = listener.sources.trusted.rules().iter().find(|rule| {
-                let source = rule.source.network().filter(|_| !network.is_one_host());
+                let source = rule.source.network().filter(|_| !network.is_single_address());
                 source.is_some_and(|source| network.net().contains(&source.net()))
             });
             if let Some(rule) = inside {

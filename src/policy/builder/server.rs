@@ -1,6 +1,5 @@
 //! TLS towards clients: the server certificates and the settings that client certificates are verified with.
 
-use crate::x509::pem;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -22,6 +21,7 @@ use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::Crl;
 use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
+use crate::x509::pem;
 
 /// The inputs of client certificate verification.
 #[derive(Default)]

@@ -47,8 +47,7 @@ impl Builder<'_> {
 
 /// Whether a network is the single address 0.0.0.0 or ::, which is never the source of a connection.
 fn is_unspecified(network: &Network) -> bool {
-    let net = network.net();
-    net.prefix_len() == net.max_prefix_len() && net.addr().is_unspecified()
+    network.is_single_address() && network.net().addr().is_unspecified()
 }
 
 /// Maximum number of expired rules that are listed; there may be thousands.

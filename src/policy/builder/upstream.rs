@@ -1,6 +1,5 @@
 //! TLS towards the upstream.
 
-use crate::x509::pem;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -14,6 +13,7 @@ use crate::tls::upstream::{Alpn, UpstreamTls, UpstreamTlsSettings};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
 use crate::x509::error::BuildError;
+use crate::x509::pem;
 
 /// TLS towards the upstream, and the settings it was built from.
 type Tls = (Arc<UpstreamTls>, UpstreamTlsSettings);

@@ -63,7 +63,8 @@ fn with_changed_expiry(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Diff
 }
 
 /// A new rule that trusts more than an old one: every address, a network around a trusted one, or a larger network than any
-/// before. Other new rules are reported as added and do not weaken.
+/// before. Other new rules are reported as added and do not weaken, and so are hosts. A new kind of source with many addresses
+/// must be compared here.
 fn widening(
     listener: &str,
     old: &TrustedSources,
@@ -83,7 +84,7 @@ fn widening(
         return None;
     }
     let before = if within.is_empty() { Vec::from_iter(widest) } else { within };
-    let before: Vec<_> = before.iter().map(|network| format!("ip_addr:{network}")).collect();
+    let before: Vec<_> = before.iter().map(|network| format!("{}:{network}", Source::IP_ADDR)).collect();
     let before = Some(before.join(", ")).filter(|before| !before.is_empty());
     Some(Difference { weakens: true, ..Difference::new(Some(listener), KEY, before, Some(describe(rule))) })
 }

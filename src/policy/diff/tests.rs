@@ -8,13 +8,13 @@ use crate::audit::changes::Difference;
 use crate::policy::Snapshot;
 use crate::policy::diff::value;
 use crate::policy::diff::value::{Exposure, Value};
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 use crate::x509::crl::CrlSeries;
 
-fn site() -> Site {
-    let site = Site::new();
-    site.install("db", OffsetDateTime::now_utc() + time::Duration::days(365));
-    site
+fn config_dir() -> ConfigDir {
+    let dir = ConfigDir::new();
+    dir.install("db", OffsetDateTime::now_utc() + time::Duration::days(365));
+    dir
 }
 
 fn differences(after: &Snapshot, before: &Snapshot) -> Vec<Difference> {
@@ -23,25 +23,25 @@ fn differences(after: &Snapshot, before: &Snapshot) -> Vec<Difference> {
 
 /// The differences of one listener whose rules change, as text.
 fn of_rules(before: &str, after: &str) -> Vec<String> {
-    let site = site();
-    let [before, after] = [before, after].map(|rules| site.snapshot(listener("db", 1001, rules), None));
+    let dir = config_dir();
+    let [before, after] = [before, after].map(|rules| dir.snapshot(listener("db", 1001, rules), None));
     differences(&after, &before).iter().map(ToString::to_string).collect()
 }
 
 #[test]
 fn same_policy_has_no_differences() {
-    let site = site();
-    let snapshot = site.snapshot(listener("db", 1001, r#""10.0.0.0/8""#), None);
+    let dir = config_dir();
+    let snapshot = dir.snapshot(listener("db", 1001, r#""10.0.0.0/8""#), None);
     assert_eq!(differences(&snapshot, &snapshot), []);
 }
 
 #[test]
 fn policy_built_from_the_same_files_is_the_same_only_with_the_same_socket_group() {
-    let site = site();
+    let dir = config_dir();
     let config = "[[listener]]\nname = \"db\"\nprotocol = \"tcp\"\nupstream = \"127.0.0.1:1\"\ntls = \"off\"\n\
                   listen = { address = \"unix:db.sock\", mode = \"0660\", group = \"0\" }\n";
-    let before = site.snapshot(config, None);
-    let mut again = site.snapshot(config, Some(&before));
+    let before = dir.snapshot(config, None);
+    let mut again = dir.snapshot(config, Some(&before));
     assert!(again.is_same_policy(&before));
     // As if the group had been given another number.
     let policy = Arc::make_mut(&mut again.policies[0]);
@@ -51,12 +51,12 @@ fn policy_built_from_the_same_files_is_the_same_only_with_the_same_socket_group(
 
 #[test]
 fn policy_with_other_certificates_or_names_is_not_the_same() {
-    let site = site();
+    let dir = config_dir();
     let config = listener("db", 1001, "");
-    let before = site.snapshot(&config, None);
-    site.install("db", OffsetDateTime::now_utc() + time::Duration::days(365));
-    assert!(!site.snapshot(&config, Some(&before)).is_same_policy(&before));
-    let unrelated = site.snapshot(&config, None);
+    let before = dir.snapshot(&config, None);
+    dir.install("db", OffsetDateTime::now_utc() + time::Duration::days(365));
+    assert!(!dir.snapshot(&config, Some(&before)).is_same_policy(&before));
+    let unrelated = dir.snapshot(&config, None);
     assert!(!unrelated.is_same_policy(&before), "its TLS would not resume sessions");
     assert!(unrelated.is_same_policy(&unrelated));
 }
@@ -110,11 +110,11 @@ fn rule_with_another_description_is_a_difference() {
 
 #[test]
 fn listener_that_takes_over_an_address_is_compared_with_its_predecessor() {
-    let site = site();
-    site.install("renamed", OffsetDateTime::now_utc() + time::Duration::days(365));
-    let before = site.snapshot(listener("db", 1001, ""), None);
+    let dir = config_dir();
+    dir.install("renamed", OffsetDateTime::now_utc() + time::Duration::days(365));
+    let before = dir.snapshot(listener("db", 1001, ""), None);
     let observing = listener("renamed", 1001, "").replace("tls.", "enforcement = \"observe\"\ntls.");
-    let differences = differences(&site.snapshot(observing, None), &before);
+    let differences = differences(&dir.snapshot(observing, None), &before);
     let weaker: Vec<_> = differences.iter().filter(|one| one.weakens).map(ToString::to_string).collect();
     assert_eq!(weaker, ["renamed enforcement: enforce -> observe (weakens protection)"]);
     assert!(differences.iter().any(|one| one.key == "name" && one.old.as_deref() == Some("db")), "{differences:?}");

@@ -3,7 +3,6 @@
 #[cfg(test)]
 mod tests;
 
-use crate::source::rule;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ use crate::identity::client_verifier::PresentedIdentity;
 use crate::identity::verified::{TrustedBy, VerifiedIdentity};
 use crate::policy::ListenerPolicy;
 use crate::policy::authorize::Permit;
-use crate::source::rule::Rule;
+use crate::source::rule::{Rule, Source};
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// A certificate or rule that a connection uses and that can be removed separately.
@@ -23,8 +22,8 @@ use crate::x509::certificate::{Certificate, NameDigest};
 pub enum Item {
     /// A server certificate, trust anchor or pinned client certificate, by its fingerprint.
     Certificate(Arc<str>),
-    /// A rule for this network or host.
-    Source(rule::Source),
+    /// All rules for this source. They are one item, whatever their expiry and description are.
+    Source(Source),
 }
 
 /// The first and last use of an item, and its last users.

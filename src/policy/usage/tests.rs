@@ -1,8 +1,7 @@
-use crate::source::rule;
 use time::{Duration, OffsetDateTime};
 
 use super::*;
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 
 fn client(number: u8) -> ClientAddr {
     ClientAddr::new(([10, 0, 0, number], 1000 + u16::from(number)).into())
@@ -18,9 +17,9 @@ fn authorization(listener_policy: &ListenerPolicy) -> Authorization {
 }
 
 fn policy(sources: &str) -> crate::policy::Snapshot {
-    let site = Site::new();
-    site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
-    site.snapshot(listener("db", 1001, sources), None)
+    let dir = ConfigDir::new();
+    dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+    dir.snapshot(listener("db", 1001, sources), None)
 }
 
 #[test]
@@ -64,7 +63,7 @@ fn users_of_many_rules_are_bounded_and_their_times_are_kept() {
     let template = authorization(snapshot.named("db").unwrap());
     let rule = |number: usize| {
         let [.., a, b, c] = u32::try_from(number).unwrap().to_be_bytes();
-        let source = rule::Source::Network(format!("10.{a}.{b}.{c}").parse().unwrap());
+        let source = Source::Network(format!("10.{a}.{b}.{c}").parse().unwrap());
         let rule = Rule { source, ..Rule::clone(template.rule.as_ref().unwrap()) };
         Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() }
     };

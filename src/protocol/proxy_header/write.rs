@@ -61,7 +61,7 @@ pub(crate) struct Tls<'a> {
     pub certificate: Option<Certificate<'a>>,
 }
 
-/// A client certificate.
+/// The client certificate that the header describes (`PP2_TYPE_SSL`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Certificate<'a> {
     /// The common name of the subject.

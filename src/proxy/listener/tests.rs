@@ -7,13 +7,13 @@ use super::*;
 use crate::audit::{Audit, LineFormat};
 use crate::fault::injection::inject;
 use crate::fault::record;
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 
 #[tokio::test]
 async fn accept_loop_that_panicked_accepts_from_the_same_socket() {
-    let site = Site::new();
-    site.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
-    let snapshot = Arc::new(site.snapshot(listener("main", 0, ""), None));
+    let dir = ConfigDir::new();
+    dir.install("main", OffsetDateTime::now_utc() + time::Duration::days(365));
+    let snapshot = Arc::new(dir.snapshot(listener("main", 0, ""), None));
     let audit = Audit::start(LineFormat::Json, None);
     let current = watch::channel(Arc::clone(&snapshot)).1;
     let shared = Shared { current, registry: Arc::default(), audit, descriptors: Descriptors::default() };

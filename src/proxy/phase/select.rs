@@ -22,7 +22,9 @@ use crate::proxy::phase::close::Close;
 use crate::proxy::phase::dial::{Candidates, Dialed};
 use crate::proxy::phase::startup::SessionRequest;
 use crate::proxy::relay::startup::StartupRelay;
-use crate::upstream::dial::{CLOSED_WITHOUT_RESPONSE, EndpointError, NOT_POSTGRES, closed_early, unhealthy};
+use crate::upstream::dial::{
+    CLOSED_WITHOUT_RESPONSE, EndpointError, EndpointFault, NOT_POSTGRES, closed_early, dial_failed, unsuitable,
+};
 use crate::upstream::record::{record_failure, record_healthy, record_role};
 
 /// A client and the endpoint that serves its session.
@@ -59,22 +61,22 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
         record_healthy(&dialed.connected.endpoint, &dialed.authorized.policy.upstream);
         return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })));
     }
-    let mut probe = StartupProbe { dialed, startup, has_waited: candidates.has_waited() };
-    let result = probe.run(candidates.response_timeout()).await;
-    let StartupProbe { dialed, startup, .. } = probe;
+    let mut attempt = StartupAttempt { dialed, startup, has_waited: candidates.has_waited() };
+    let result = attempt.run(candidates.response_timeout()).await;
+    let StartupAttempt { dialed, startup, .. } = attempt;
     let Dialed { authorized, connected, buffered } = dialed;
     let (endpoint, upstream) = (&connected.endpoint, &authorized.policy.upstream);
     match result {
-        ProbeResult::Accepted(role) => {
+        AttemptResult::Accepted(role) => {
             record_healthy(endpoint, upstream);
             if role == Some(ServerRole::Primary) {
                 record_role(endpoint, upstream, true);
             }
-            // The probe has already sent the client's bytes.
+            // The attempt has already sent the client's bytes.
             let dialed = Dialed { authorized, connected, buffered: Vec::new() };
             Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })))
         }
-        ProbeResult::Rejected(endpoint_error, role) => {
+        AttemptResult::Rejected(endpoint_error, role) => {
             if role == Some(ServerRole::Standby) {
                 record_role(endpoint, upstream, false);
             }
@@ -82,7 +84,8 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
                 candidates.reject(endpoint, upstream, endpoint_error);
                 return Ok(Selected::Retry(SessionRequest { authorized, buffered }));
             }
-            if endpoint_error.is_healthy {
+            // The client takes part in the startup by now, so a lost connection may be its doing and ejects nothing.
+            if endpoint_error.fault == EndpointFault::Unsuitable {
                 record_failure(endpoint, upstream, &endpoint_error, candidates.has_several());
             }
             let next = if role == Some(ServerRole::Standby) {
@@ -94,22 +97,22 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
             let outcome = Outcome::new(endpoint_error.reason, detail);
             Err(Close::with_message(outcome, authorized.client, postgres::try_again()))
         }
-        ProbeResult::ClientLost(error) => Err(Outcome::new(Reason::ClientClosed, error).into()),
-        ProbeResult::Idle => {
+        AttemptResult::ClientLost(error) => Err(Outcome::new(Reason::ClientClosed, error).into()),
+        AttemptResult::Idle => {
             Err(Close::with_message(Reason::IdleTimeout, authorized.client, farewell_message(Reason::IdleTimeout)))
         }
     }
 }
 
 /// Runs the startup between client and server until the endpoint is accepted or rejected.
-struct StartupProbe {
+struct StartupAttempt {
     dialed: Dialed,
     startup: Box<StartupRelay>,
     /// The client was held while the upstream refused connections. It stays held while the server starts.
     has_waited: bool,
 }
 
-enum ProbeResult {
+enum AttemptResult {
     Accepted(Option<ServerRole>),
     Rejected(EndpointError, Option<ServerRole>),
     ClientLost(io::Error),
@@ -117,8 +120,8 @@ enum ProbeResult {
     Idle,
 }
 
-impl StartupProbe {
-    async fn run(&mut self, response_timeout: Duration) -> ProbeResult {
+impl StartupAttempt {
+    async fn run(&mut self, response_timeout: Duration) -> AttemptResult {
         let deadline = Instant::now() + response_timeout;
         let Dialed { connected, buffered, .. } = &mut self.dialed;
         if let Err(error) = send(&mut connected.stream, buffered).await {
@@ -128,7 +131,7 @@ impl StartupProbe {
             let result = match self.startup.asks_client() {
                 // No deadline for the client's password: the server has its own authentication timeout.
                 true => match self.dialed.authorized.policy.limits.idle_timeout {
-                    Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(ProbeResult::Idle)),
+                    Some(limit) => timeout(limit, self.step()).await.unwrap_or(Some(AttemptResult::Idle)),
                     None => self.step().await,
                 },
                 false => timeout_at(deadline, self.step()).await.unwrap_or_else(|_| Some(unresponsive(NO_RESPONSE))),
@@ -140,7 +143,7 @@ impl StartupProbe {
     }
 
     /// Reads once from either side and forwards what may pass.
-    async fn step(&mut self) -> Option<ProbeResult> {
+    async fn step(&mut self) -> Option<AttemptResult> {
         let Dialed { authorized: AuthorizedClient { client, .. }, connected, buffered } = &mut self.dialed;
         let can_retry = !self.startup.asks_client();
         let (mut from_upstream, mut from_client) = ([0; 4096], [0; 4096]);
@@ -152,9 +155,9 @@ impl StartupProbe {
             },
             read = client.read(&mut from_client), if !can_retry || buffered.len() < MAX_REPEATED => {
                 let bytes = match read {
-                    Ok(0) => return Some(ProbeResult::ClientLost(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(0) => return Some(AttemptResult::ClientLost(io::ErrorKind::UnexpectedEof.into())),
                     Ok(count) => from_client.get(..count).unwrap_or_default(),
-                    Err(error) => return Some(ProbeResult::ClientLost(error)),
+                    Err(error) => return Some(AttemptResult::ClientLost(error)),
                 };
                 if can_retry {
                     buffered.extend_from_slice(bytes);
@@ -166,32 +169,32 @@ impl StartupProbe {
         match step {
             // The server accepts the session. The relay sends the pending reply to the client.
             StartupStep::Ongoing if self.startup.withhold() == Withhold::Refusal && self.startup.has_pending() => {
-                return Some(ProbeResult::Accepted(None));
+                return Some(AttemptResult::Accepted(None));
             }
             StartupStep::Role(ServerRole::Standby) => {
                 let error = unsuitable("is a standby, but target is \"primary\"");
-                return Some(ProbeResult::Rejected(error, Some(ServerRole::Standby)));
+                return Some(AttemptResult::Rejected(error, Some(ServerRole::Standby)));
             }
             StartupStep::Refused if self.startup.is_not_ready() => {
                 let endpoint_error =
                     EndpointError { refuses: self.has_waited, ..unsuitable("is not ready for connections (57P03)") };
-                return Some(ProbeResult::Rejected(endpoint_error, None));
+                return Some(AttemptResult::Rejected(endpoint_error, None));
             }
             StartupStep::Lost if can_retry => return Some(unresponsive(NOT_POSTGRES)),
             StartupStep::Aborted => return Some(unresponsive("did not report whether it is a primary")),
             // A refusal goes to the client. A server that does not report its role may be a primary.
             StartupStep::Role(role @ (ServerRole::Primary | ServerRole::Unknown)) => {
                 self.startup.release();
-                return Some(ProbeResult::Accepted(Some(role)));
+                return Some(AttemptResult::Accepted(Some(role)));
             }
             StartupStep::Refused | StartupStep::Done | StartupStep::Lost => {
                 self.startup.release();
-                return Some(ProbeResult::Accepted(None));
+                return Some(AttemptResult::Accepted(None));
             }
             StartupStep::Ongoing | StartupStep::Ask => {}
         }
         if let Err(error) = send(client, &self.startup.take_pending()).await {
-            return Some(ProbeResult::ClientLost(error));
+            return Some(AttemptResult::ClientLost(error));
         }
         if step == StartupStep::Ask {
             return send(&mut connected.stream, RECOVERY_QUERY).await.err().map(|error| self.lost(&error));
@@ -199,8 +202,8 @@ impl StartupProbe {
         None
     }
 
-    fn lost(&self, error: &io::Error) -> ProbeResult {
-        ProbeResult::Rejected(closed_early(error, &self.dialed.authorized.policy.upstream), None)
+    fn lost(&self, error: &io::Error) -> AttemptResult {
+        AttemptResult::Rejected(closed_early(error, &self.dialed.authorized.policy.upstream), None)
     }
 }
 
@@ -210,14 +213,8 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> io::Result
 }
 
 /// The endpoint does not respond as a PostgreSQL server does.
-fn unresponsive(detail: &str) -> ProbeResult {
-    ProbeResult::Rejected(unhealthy(io::Error::other(detail)), None)
-}
-
-/// The endpoint responds, but has the wrong role or is not ready.
-fn unsuitable(detail: &str) -> EndpointError {
-    let reason = Reason::UpstreamUnreachable;
-    EndpointError { reason, detail: detail.to_owned(), is_healthy: true, is_local: false, refuses: false }
+fn unresponsive(detail: &str) -> AttemptResult {
+    AttemptResult::Rejected(dial_failed(io::Error::other(detail)), None)
 }
 
 const NO_RESPONSE: &str = "accepted the connection but did not respond within connect_timeout";

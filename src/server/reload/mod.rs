@@ -9,7 +9,6 @@ pub(crate) mod secrets;
 pub(crate) mod thread;
 pub(crate) mod watcher;
 
-use crate::config::problem;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::audit::changes::Changes;
 use crate::config;
 use crate::config::files::{Files, Fingerprint};
+use crate::config::problem;
 use crate::config::{Config, Loaded};
 use crate::dns::cache_file::CacheFile;
 use crate::dns::{HostCache, Lookup};

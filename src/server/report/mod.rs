@@ -22,13 +22,13 @@ use crate::policy::{Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::Target;
 use crate::session::registry::state::SessionInfo;
-use crate::session::registry::{ConnectionRegistry, LiveConnection};
+use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation;
 use crate::shield::ShieldStatus;
-use crate::source::rule::Rule;
+use crate::source::rule::{Rule, Source};
 use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
-use crate::upstream::endpoint::{ConfiguredUpstream, EndpointStatus};
+use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// All sessions including closing ones, oldest first.
@@ -42,37 +42,49 @@ pub(crate) fn sessions(registry: &ConnectionRegistry) -> Value {
 fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
     let SessionInfo { state, opened_at, session } = listed;
     let certificate = session.authorization.identity.as_ref().map(|identity| &identity.certificate);
-    json!({
-        "session": live.id(),
-        "listener": &**live.listener(),
-        "source": live.client().source(),
-        "source_port": live.client().port(),
-        "balancer": live.origin().via.map(ClientAddr::source),
-        "balancer_port": live.origin().via.and_then(ClientAddr::port),
+    let facts = json!({
         "state": state.code(),
         "half_closed_by": state.half_closed_by(),
         "rule": session.authorization.rule.as_ref().map(ToString::to_string),
-        "client_subject": certificate.map(|certificate| &certificate.subject),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
         "opened_at": seconds(*opened_at),
-    })
+    });
+    with_session(facts, live, session)
+}
+
+/// Adds the fields by which an operator finds a session. They are the same in a list and in a plan.
+fn with_session(mut facts: Value, live: &LiveConnection, session: &Session) -> Value {
+    let identity = session.authorization.identity.as_ref();
+    let via = live.origin().via;
+    if let Some(object) = facts.as_object_mut() {
+        object.extend([
+            ("session".to_owned(), json!(live.id())),
+            ("listener".to_owned(), json!(&**live.listener())),
+            ("source".to_owned(), json!(live.client().source())),
+            ("source_port".to_owned(), json!(live.client().port())),
+            ("balancer".to_owned(), json!(via.map(ClientAddr::source))),
+            ("balancer_port".to_owned(), json!(via.and_then(ClientAddr::port))),
+            ("client_subject".to_owned(), json!(identity.map(|identity| &identity.certificate.subject))),
+        ]);
+    }
+    facts
 }
 
 /// The upstream addresses and the status of each resolved endpoint.
 pub(crate) fn upstreams(policy: &ListenerPolicy) -> Vec<Value> {
-    let endpoints = |configured: &Arc<ConfiguredUpstream>| {
+    let endpoints = |configured: &Arc<ConfiguredAddress>| {
         let address = configured.address().to_string();
         let endpoint = |status: EndpointStatus| {
-            let since = status.unhealthy.as_ref().map(|(since, _)| seconds(*since));
+            let since = status.ejection.as_ref().map(|(since, _)| seconds(*since));
             json!({
                 "address": address,
                 "socket": status.socket,
                 "healthy": is_healthy(status.health),
                 "health": status.health.code(),
                 "since": since,
-                "error": status.unhealthy.map(|(_, error)| printable::fitted(error)),
+                "error": status.ejection.map(|(_, error)| printable::fitted(error)),
                 "last_dial": status.last_dial.as_ref().map(dial),
-                "role": status.writes.map(role),
+                "role": status.is_primary.map(role),
             })
         };
         let undialled =
@@ -91,8 +103,8 @@ fn is_healthy(health: UpstreamHealth) -> Option<bool> {
     }
 }
 
-const fn role(takes_writes: bool) -> &'static str {
-    if takes_writes { "primary" } else { "replica" }
+const fn role(is_primary: bool) -> &'static str {
+    if is_primary { "primary" } else { "replica" }
 }
 
 fn dial(Dial { at, outcome }: &Dial) -> Value {
@@ -112,7 +124,7 @@ pub(crate) fn dns_sources(policy: &ListenerPolicy, host_cache: &HostCache) -> Ve
     let sources = hosts.into_iter().take(MAX_LISTED).map(|name| {
         let status = host_cache.state(name).unwrap_or_default();
         json!({
-            "rule": format!("dns:{name}"),
+            "rule": format!("{}:{name}", Source::DNS),
             "addresses": trusted.addresses_of(name),
             "resolved_at": status.good.map(|(_, at)| seconds(at)),
             "stale": status.failure.is_some(),
@@ -278,18 +290,8 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
     let kept = registry.all().iter().filter(stays).count();
     let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| {
-        let identity = info.session.authorization.identity.as_ref();
-        json!({
-            "session": live.id(),
-            "listener": &**live.listener(),
-            "source": live.client().source(),
-            "source_port": live.client().port(),
-            "balancer": live.origin().via.map(ClientAddr::source),
-            "balancer_port": live.origin().via.and_then(ClientAddr::port),
-            "client_subject": identity.map(|identity| &identity.certificate.subject),
-            "reason": outcome.reason.code(),
-            "detail": outcome.detail,
-        })
+        let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
+        with_session(facts, live, &info.session)
     });
     json!({
         "generation": current.generation,

@@ -4,15 +4,15 @@ use time::{Duration, OffsetDateTime};
 
 use super::*;
 use crate::outcome::Reason;
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 use crate::policy::usage::Authorization;
 use crate::session::registry::ConnectionGuard;
 use crate::session::registry::state::ClosedSide;
 
 /// A policy with the listener `db`, which trusts `sources`.
-fn policy(site: &Site, sources: &str) -> Snapshot {
-    site.install("db", OffsetDateTime::now_utc() + Duration::days(365));
-    site.snapshot(listener("db", 1001, sources), None)
+fn policy(dir: &ConfigDir, sources: &str) -> Snapshot {
+    dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+    dir.snapshot(listener("db", 1001, sources), None)
 }
 
 fn register(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionGuard {
@@ -38,8 +38,8 @@ fn connections_in_each_state(registry: &Arc<ConnectionRegistry>, snapshot: &Snap
 
 #[test]
 fn list_has_every_session_with_its_state_and_no_dialling_connection() {
-    let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
-    let snapshot = policy(&site, "\"127.0.0.1\"");
+    let (dir, registry) = (ConfigDir::new(), Arc::new(ConnectionRegistry::default()));
+    let snapshot = policy(&dir, "\"127.0.0.1\"");
     let connections = connections_in_each_state(&registry, &snapshot);
     let answer = sessions(&registry);
     let fields = |session: &Value| {
@@ -58,8 +58,8 @@ fn list_has_every_session_with_its_state_and_no_dialling_connection() {
 
 #[test]
 fn rotation_counts_open_and_half_closed_sessions() {
-    let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
-    let snapshot = policy(&site, "\"127.0.0.1\"");
+    let (dir, registry) = (ConfigDir::new(), Arc::new(ConnectionRegistry::default()));
+    let snapshot = policy(&dir, "\"127.0.0.1\"");
     let [_dialling, open, half_closed, ..] = connections_in_each_state(&registry, &snapshot);
     let users = || {
         let answer = rotation(&snapshot, &registry);
@@ -76,8 +76,8 @@ fn rotation_counts_open_and_half_closed_sessions() {
 
 #[test]
 fn plan_counts_open_and_half_closed_sessions() {
-    let (site, registry) = (Site::new(), Arc::new(ConnectionRegistry::default()));
-    let current = policy(&site, "\"127.0.0.1\"");
+    let (dir, registry) = (ConfigDir::new(), Arc::new(ConnectionRegistry::default()));
+    let current = policy(&dir, "\"127.0.0.1\"");
     let [dialling, open, half_closed, ..] = connections_in_each_state(&registry, &current);
     let counts = |snapshot: Snapshot| {
         let plan = plan(&Built { snapshot, warnings: Vec::new() }, &current, &registry);
@@ -87,9 +87,9 @@ fn plan_counts_open_and_half_closed_sessions() {
         assert_eq!(plan["sessions_ended_count"], ids.len());
         (ids, plan["sessions_kept"].as_u64().unwrap())
     };
-    assert_eq!(counts(policy(&site, "\"127.0.0.1\"")), (vec![], 2));
-    assert_eq!(counts(policy(&site, "\"127.0.0.2\"")), (vec![open.id(), half_closed.id()], 0));
+    assert_eq!(counts(policy(&dir, "\"127.0.0.1\"")), (vec![], 2));
+    assert_eq!(counts(policy(&dir, "\"127.0.0.2\"")), (vec![open.id(), half_closed.id()], 0));
     // The dialling connection is rechecked, too.
-    assert_eq!(revocation::preview(&policy(&site, "\"127.0.0.2\""), &registry).len(), 3);
+    assert_eq!(revocation::preview(&policy(&dir, "\"127.0.0.2\""), &registry).len(), 3);
     drop(dialling);
 }

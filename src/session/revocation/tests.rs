@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::addr::ClientAddr;
-use crate::policy::fixtures::{Site, listener};
+use crate::policy::fixtures::{ConfigDir, listener};
 use crate::session::registry::ConnectionGuard;
 use crate::source::rule::{Origin, Rule, Source};
 use crate::tls::fixtures::{Authority, authority_params};
@@ -27,8 +27,8 @@ struct Replaced {
 
 impl Replaced {
     fn new() -> Self {
-        let site = Site::new();
-        site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
+        let dir = ConfigDir::new();
+        dir.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
         let [old, new] = ["Old CA", "New CA"].map(Authority::new);
         let team = old.intermediate("Team CA");
         let crossed = team.reissued(authority_params("Team CA"), Some(&new));
@@ -37,8 +37,8 @@ impl Replaced {
             listener("db", 1001, "\"127.0.0.1\"")
         );
         let built = |authority: &Authority, previous| {
-            std::fs::write(site.path("clients.pem"), authority.pem()).unwrap();
-            site.snapshot(&config, previous)
+            std::fs::write(dir.path("clients.pem"), authority.pem()).unwrap();
+            dir.snapshot(&config, previous)
         };
         let before = built(&old, None);
         let after = built(&new, Some(&before));
@@ -103,25 +103,25 @@ fn outcome(guard: &ConnectionGuard) -> Option<Outcome> {
 
 #[test]
 fn sessions_with_one_chain_share_a_verdict() {
-    let site = Replaced::new();
-    let leaf = site.client("app");
-    let sessions: Vec<_> = (0..50).map(|_| site.open(&leaf, &[])).collect();
-    assert_eq!(site.pass(), [(0, 50)]);
+    let dir = Replaced::new();
+    let leaf = dir.client("app");
+    let sessions: Vec<_> = (0..50).map(|_| dir.open(&leaf, &[])).collect();
+    assert_eq!(dir.pass(), [(0, 50)]);
     assert!(sessions.iter().all(|session| outcome(session).is_none()), "the new CA has issued their intermediate");
 }
 
 #[test]
 fn clients_take_turns_when_one_has_many_chains() {
-    let site = Replaced::new();
-    let [hostile, honest] = ["hostile", "honest"].map(|name| site.client(name));
-    let parked: Vec<_> = (0..20).map(|_| site.open_hostile(&hostile)).collect();
-    let ordinary = [(); 3].map(|()| site.open(&honest, &[]));
-    let turns = in_turns(site.registry.all());
+    let dir = Replaced::new();
+    let [hostile, honest] = ["hostile", "honest"].map(|name| dir.client(name));
+    let parked: Vec<_> = (0..20).map(|_| dir.open_hostile(&hostile)).collect();
+    let ordinary = [(); 3].map(|()| dir.open(&honest, &[]));
+    let turns = in_turns(dir.registry.all());
     let turn = turns.iter().position(|group| group.sessions.iter().any(|live| live.id() == ordinary[0].id()));
     assert!(turn.unwrap() < 2, "at most one chain of the other client comes before");
     assert_eq!(turns.iter().map(|group| group.turn).max(), Some(19));
 
-    site.pass();
+    dir.pass();
     assert!(ordinary.iter().all(|session| outcome(session).is_none()));
     let outcomes: Vec<_> = parked.iter().filter_map(outcome).collect();
     assert_eq!(outcomes.len(), parked.len() - MAX_CHAINS, "four chains are judged, and the others are not in time");
@@ -133,26 +133,26 @@ fn clients_take_turns_when_one_has_many_chains() {
 
 #[test]
 fn client_with_one_chain_at_several_listeners_has_one_turn() {
-    let site = Replaced::new();
-    let leaf = site.client("app");
+    let dir = Replaced::new();
+    let leaf = dir.client("app");
     let listeners: Vec<_> = (0..2 * MAX_CHAINS).map(|number| format!("db{number}")).collect();
-    let sessions: Vec<_> = listeners.iter().map(|listener| site.open_at(listener, &leaf, &[])).collect();
-    let turns = in_turns(site.registry.all());
+    let sessions: Vec<_> = listeners.iter().map(|listener| dir.open_at(listener, &leaf, &[])).collect();
+    let turns = in_turns(dir.registry.all());
     assert_eq!(turns.len(), sessions.len());
     assert!(turns.iter().all(|group| group.turn == 0));
 }
 
 #[test]
 fn superseded_pass_leaves_the_chains_to_the_next_one() {
-    let site = Replaced::new();
-    let hostile = site.client("hostile");
-    let parked: Vec<_> = (0..20).map(|_| site.open_hostile(&hostile)).collect();
+    let dir = Replaced::new();
+    let hostile = dir.client("hostile");
+    let parked: Vec<_> = (0..20).map(|_| dir.open_hostile(&hostile)).collect();
     let verdicts = AtomicUsize::new(0);
     let apply = |_: &mut dyn FnMut()| {
         verdicts.fetch_add(1, Ordering::Relaxed);
         false
     };
-    enforce(&site.after, &site.registry, &site.registry.all(), OffsetDateTime::now_utc(), &apply);
+    enforce(&dir.after, &dir.registry, &dir.registry.all(), OffsetDateTime::now_utc(), &apply);
     let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     assert!(verdicts.into_inner() <= threads);
     assert!(parked.iter().all(|session| outcome(session).is_none()));
@@ -174,9 +174,9 @@ fn expired(registry: &Arc<ConnectionRegistry>) -> ConnectionGuard {
 }
 
 fn snapshot() -> Arc<Snapshot> {
-    let site = Site::new();
-    site.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
-    Arc::new(site.snapshot(listener("db", 1001, ""), None))
+    let dir = ConfigDir::new();
+    dir.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
+    Arc::new(dir.snapshot(listener("db", 1001, ""), None))
 }
 
 #[tokio::test]

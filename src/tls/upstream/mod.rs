@@ -16,13 +16,11 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, Error};
 use time::OffsetDateTime;
 
-use crate::tls::upstream::verifier::Anchors;
-
 use crate::identity::handshake_signature;
 use crate::protocol::Verification;
 use crate::tls::engine::{Client, TlsEngine};
 use crate::tls::upstream::failure::{explain, explain_handshake};
-use crate::tls::upstream::verifier::ServerVerifier;
+use crate::tls::upstream::verifier::{Anchors, ServerVerifier};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::settings::AnchorValidity;

@@ -74,11 +74,12 @@ impl Health {
         former.is_some()
     }
 
-    /// Ejects the endpoint after a failed dial by a client. Returns whether it was not ejected before.
+    /// Ejects the endpoint after a failed dial. A failed probe of an ejected endpoint is recorded by
+    /// [`record_probe_failure`](Self::record_probe_failure). Returns whether it was not ejected before.
     pub(crate) fn eject(&mut self, error: &str, now: Instant) -> bool {
         self.note(DialOutcome::Failed(error.to_owned()));
         if let Some(ejection) = &mut self.ejection {
-            // The failures of clients do not change the time of the next probe.
+            // Failing clients do not change the time of the next probe. Many of them could postpone it for ever.
             error.clone_into(&mut ejection.error);
             return false;
         }
@@ -88,7 +89,7 @@ impl Health {
             since: OffsetDateTime::now_utc(),
             error: error.to_owned(),
             failures,
-            due: Some(now + wait(failures)),
+            due: Some(now + probe_interval(failures)),
         });
         true
     }
@@ -98,7 +99,7 @@ impl Health {
         self.note(DialOutcome::Failed(error.to_owned()));
         if let Some(ejection) = &mut self.ejection {
             ejection.failures = ejection.failures.saturating_add(1);
-            ejection.due = Some(now + wait(ejection.failures));
+            ejection.due = Some(now + probe_interval(ejection.failures));
             error.clone_into(&mut ejection.error);
         }
     }
@@ -112,7 +113,7 @@ impl Health {
     pub(crate) fn record_local_probe_failure(&mut self, error: &str, now: Instant) {
         self.record_local_failure(error);
         if let Some(ejection) = &mut self.ejection {
-            ejection.due = Some(now + wait(ejection.failures));
+            ejection.due = Some(now + probe_interval(ejection.failures));
         }
     }
 
@@ -137,7 +138,7 @@ impl Health {
     }
 
     /// The start and the last error of the ejection.
-    pub(crate) fn unhealthy(&self) -> Option<(OffsetDateTime, String)> {
+    pub(crate) fn ejection(&self) -> Option<(OffsetDateTime, String)> {
         self.ejection.as_ref().map(|ejection| (ejection.since, ejection.error.clone()))
     }
 
@@ -182,21 +183,22 @@ impl DialOutcome {
     }
 }
 
-/// The interval before the next probe: `max_wait` less up to a quarter, so that many proxies do not dial a recovered
+/// The time until the next probe: `full_interval` less up to a quarter, so that many proxies do not dial a recovered
 /// upstream at the same moment.
-fn wait(failures: u32) -> Duration {
-    let whole = max_wait(failures);
+fn probe_interval(failures: u32) -> Duration {
+    let whole = full_interval(failures);
     let random = u32::try_from(RandomState::new().hash_one(()) % 256).unwrap_or_default();
     whole.saturating_sub(whole / 1024 * random)
 }
 
 /// Doubles with each failure in a row.
-fn max_wait(failures: u32) -> Duration {
-    FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(MAX_DOUBLINGS)).min(MAX_WAIT)
+fn full_interval(failures: u32) -> Duration {
+    FIRST_INTERVAL.saturating_mul(1 << failures.saturating_sub(1).min(MAX_DOUBLINGS)).min(MAX_INTERVAL)
 }
 
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const MAX_WAIT: Duration = Duration::from_secs(15);
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_INTERVAL: Duration = Duration::from_secs(15);
+/// More than enough to reach [`MAX_INTERVAL`], and few enough for the shift not to overflow.
 const MAX_DOUBLINGS: u32 = 8;
 
 /// An endpoint that fails so soon after its recovery keeps its former probe interval.
@@ -210,10 +212,10 @@ mod tests {
     fn probe_interval_grows_with_each_failure_up_to_the_maximum() {
         let mut last = Duration::ZERO;
         for failures in 1..100 {
-            assert!(max_wait(failures) >= last && max_wait(failures) <= MAX_WAIT, "{failures}");
-            last = max_wait(failures);
+            assert!(full_interval(failures) >= last && full_interval(failures) <= MAX_INTERVAL, "{failures}");
+            last = full_interval(failures);
         }
-        assert_eq!((max_wait(1), last), (FIRST_WAIT, MAX_WAIT));
+        assert_eq!((full_interval(1), last), (FIRST_INTERVAL, MAX_INTERVAL));
     }
 
     #[test]
@@ -231,12 +233,12 @@ mod tests {
         }
         let later = now + RELAPSE;
         health.eject("refused", later);
-        assert!(health.ejection.unwrap().due.unwrap() <= later + FIRST_WAIT);
+        assert!(health.ejection.unwrap().due.unwrap() <= later + FIRST_INTERVAL);
     }
 
     #[test]
     fn probe_intervals_of_endpoints_that_fail_together_differ() {
-        let waits: std::collections::HashSet<_> = (0..50).map(|_| wait(8)).collect();
+        let waits: std::collections::HashSet<_> = (0..50).map(|_| probe_interval(8)).collect();
         assert!(waits.len() > 10, "{waits:?}");
     }
 
@@ -267,9 +269,9 @@ mod tests {
         assert_eq!(health.state(), UpstreamHealth::Healthy);
         assert_eq!(health.last_dial().unwrap().outcome, DialOutcome::LocalShortage("EMFILE".to_owned()));
         health.eject("refused", now);
-        assert!(health.start_probe(now + FIRST_WAIT) && health.due().is_none());
+        assert!(health.start_probe(now + FIRST_INTERVAL) && health.due().is_none());
         health.record_local_probe_failure("EMFILE", now);
         assert!(health.due().is_some(), "the next probe is scheduled");
-        assert_eq!(health.unhealthy().unwrap().1, "refused");
+        assert_eq!(health.ejection().unwrap().1, "refused");
     }
 }

@@ -1,8 +1,8 @@
 //! The endpoints of an upstream, with the health and role of each. The status outlives reloads.
 //!
-//! A configured upstream is an address of the configuration. If it is a host name, it has one endpoint for each address that
-//! the name resolves to. Health and role belong to the endpoint: one may be unhealthy and the next a replica. A name itself
-//! can only fail to resolve.
+//! An upstream has one or more configured addresses. If one is a host name, it has one endpoint for each address that the
+//! name resolves to. Health and role belong to the endpoint: one may be unhealthy and the next a replica. A name itself can
+//! only fail to resolve.
 
 pub(crate) mod health;
 pub(crate) mod outage;
@@ -16,14 +16,13 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::addr::UpstreamAddr;
-use crate::upstream::endpoint::health::Health;
-use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
+use crate::upstream::endpoint::health::{Dial, Health, UpstreamHealth};
 use crate::upstream::endpoint::outage::Outage;
 
-/// All addresses of one upstream, in the order of the configuration.
+/// The endpoints of one upstream by their configured addresses, in the order of the configuration.
 #[derive(Debug, Default)]
 pub struct Endpoints {
-    addresses: Vec<Arc<ConfiguredUpstream>>,
+    addresses: Vec<Arc<ConfiguredAddress>>,
     /// Notified when an endpoint is ejected.
     ejected: Arc<Notify>,
     /// The state shared by the clients that wait for this upstream.
@@ -32,22 +31,22 @@ pub struct Endpoints {
 
 /// One address of an upstream, as configured.
 #[derive(Debug)]
-pub struct ConfiguredUpstream {
+pub struct ConfiguredAddress {
     address: UpstreamAddr,
-    state: Mutex<UpstreamState>,
+    state: Mutex<AddressState>,
     ejected: Arc<Notify>,
 }
 
-/// One resolved address of a configured upstream, or the configured upstream itself.
+/// One address that a configured address resolves to, or the configured address itself.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    pub configured: Arc<ConfiguredUpstream>,
+    pub configured: Arc<ConfiguredAddress>,
     /// `None` for a Unix socket and for a name as such.
     pub socket: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default)]
-struct UpstreamState {
+struct AddressState {
     /// The health of name resolution.
     name: Health,
     /// The addresses of the last resolution, in the resolver's order.
@@ -76,11 +75,11 @@ enum Role {
 pub struct EndpointStatus {
     pub socket: Option<SocketAddr>,
     /// The start and the last error of an ejection.
-    pub unhealthy: Option<(OffsetDateTime, String)>,
+    pub ejection: Option<(OffsetDateTime, String)>,
     pub health: UpstreamHealth,
     pub last_dial: Option<Dial>,
-    /// Whether the endpoint accepts writes. `None` if its role is unknown.
-    pub writes: Option<bool>,
+    /// `None` if its role is unknown.
+    pub is_primary: Option<bool>,
 }
 
 impl Endpoints {
@@ -93,7 +92,7 @@ impl Endpoints {
         };
         let new = |address: &UpstreamAddr| {
             let (state, ejected) = (Mutex::default(), Arc::clone(&ejected));
-            Arc::new(ConfiguredUpstream { address: address.clone(), state, ejected })
+            Arc::new(ConfiguredAddress { address: address.clone(), state, ejected })
         };
         Self {
             addresses: addresses.iter().map(|address| known(address).unwrap_or_else(|| new(address))).collect(),
@@ -112,7 +111,7 @@ impl Endpoints {
 
     /// The addresses in the order in which to try them: the configured order, then, with `needs_primary`, replicas, then
     /// ejected ones.
-    pub fn in_order(&self, needs_primary: bool) -> Vec<Arc<ConfiguredUpstream>> {
+    pub fn in_order(&self, needs_primary: bool) -> Vec<Arc<ConfiguredAddress>> {
         let mut addresses = self.addresses.clone();
         addresses.sort_by_cached_key(|configured| configured.state().rank(needs_primary));
         addresses
@@ -134,7 +133,7 @@ impl Endpoints {
     /// Starts the due probes: returns each ejected endpoint, or unresolved name, whose next probe is due by `now`. An endpoint
     /// is not returned again before a result is recorded.
     pub fn take_due(&self, now: Instant) -> Vec<Endpoint> {
-        let due = |configured: &Arc<ConfiguredUpstream>| {
+        let due = |configured: &Arc<ConfiguredAddress>| {
             let sockets = configured.state().take_due(now);
             sockets.into_iter().map(|socket| configured.at(socket)).collect::<Vec<_>>()
         };
@@ -157,12 +156,12 @@ impl Endpoints {
     }
 
     /// In the order of the configuration.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<ConfiguredUpstream>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<ConfiguredAddress>> {
         self.addresses.iter()
     }
 }
 
-impl ConfiguredUpstream {
+impl ConfiguredAddress {
     pub fn address(&self) -> &UpstreamAddr {
         &self.address
     }
@@ -203,7 +202,7 @@ impl ConfiguredUpstream {
         Endpoint { configured: Arc::clone(self), socket }
     }
 
-    fn state(&self) -> MutexGuard<'_, UpstreamState> {
+    fn state(&self) -> MutexGuard<'_, AddressState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -221,31 +220,31 @@ impl Endpoint {
 
     /// Returns whether the endpoint was ejected before.
     pub fn mark_healthy(&self) -> bool {
-        self.health(|health| health.mark_healthy(None, Instant::now())).unwrap_or(false)
+        self.with_health(|health| health.mark_healthy(None, Instant::now())).unwrap_or(false)
     }
 
     /// Marks an endpoint that responds but was not used for the reason `error`. Returns whether it was ejected before.
     pub fn mark_unsuitable(&self, error: &str) -> bool {
-        self.health(|health| health.mark_healthy(Some(error), Instant::now())).unwrap_or(false)
+        self.with_health(|health| health.mark_healthy(Some(error), Instant::now())).unwrap_or(false)
     }
 
     /// Records a dial that failed because of a local shortage.
     pub fn record_local_failure(&self, error: &str) {
-        self.health(|health| health.record_local_failure(error));
+        self.with_health(|health| health.record_local_failure(error));
     }
 
     /// Records a probe that failed because of a local shortage.
     pub fn record_local_probe_failure(&self, error: &str) {
-        self.health(|health| health.record_local_probe_failure(error, Instant::now()));
+        self.with_health(|health| health.record_local_probe_failure(error, Instant::now()));
     }
 
     pub fn is_undialed(&self) -> bool {
-        self.health(|health| health.state() == UpstreamHealth::Unknown).unwrap_or(false)
+        self.with_health(|health| health.state() == UpstreamHealth::Unknown).unwrap_or(false)
     }
 
     /// Ejects the endpoint: it is tried last until it is healthy again. Returns whether it was not ejected before.
     pub fn eject(&self, error: &str) -> bool {
-        let changed = self.health(|health| health.eject(error, Instant::now())).unwrap_or(false);
+        let changed = self.with_health(|health| health.eject(error, Instant::now())).unwrap_or(false);
         if changed {
             self.configured.ejected.notify_one();
         }
@@ -253,7 +252,7 @@ impl Endpoint {
     }
 
     pub fn record_probe_failure(&self, error: &str) {
-        self.health(|health| health.record_probe_failure(error, Instant::now()));
+        self.with_health(|health| health.record_probe_failure(error, Instant::now()));
     }
 
     /// Returns whether the role has changed. The first report of a primary is not a change.
@@ -274,7 +273,7 @@ impl Endpoint {
         Some(endpoint.role.replace(role))
     }
 
-    fn health<T>(&self, change: impl FnOnce(&mut Health) -> T) -> Option<T> {
+    fn with_health<T>(&self, change: impl FnOnce(&mut Health) -> T) -> Option<T> {
         self.configured.state().find(self.socket).map(change)
     }
 }
@@ -293,7 +292,7 @@ impl fmt::Display for Endpoint {
 /// Whether the endpoint is ejected, and since when it is a replica. A lower rank is tried first.
 type Rank = (bool, Option<Instant>);
 
-impl UpstreamState {
+impl AddressState {
     /// The health of an endpoint or of the name. `None` if the endpoint no longer exists.
     fn find(&mut self, socket: Option<SocketAddr>) -> Option<&mut Health> {
         let endpoint = self.endpoints.iter_mut().find(|endpoint| endpoint.socket == socket);
@@ -350,18 +349,18 @@ impl EndpointState {
     }
 
     fn status(&self) -> EndpointStatus {
-        let writes = match self.role {
+        let is_primary = match self.role {
             Some(Role::Primary) => Some(true),
             Some(Role::Replica(_)) => Some(false),
             Some(Role::Unknown) | None => None,
         };
-        status(self.socket, &self.health, writes)
+        status(self.socket, &self.health, is_primary)
     }
 }
 
-fn status(socket: Option<SocketAddr>, health: &Health, writes: Option<bool>) -> EndpointStatus {
+fn status(socket: Option<SocketAddr>, health: &Health, is_primary: Option<bool>) -> EndpointStatus {
     let (state, last_dial) = (health.state(), health.last_dial().cloned());
-    EndpointStatus { socket, unhealthy: health.unhealthy(), health: state, last_dial, writes }
+    EndpointStatus { socket, ejection: health.ejection(), health: state, last_dial, is_primary }
 }
 
 #[cfg(test)]
@@ -374,8 +373,8 @@ mod tests {
         UpstreamAddr::Tcp { host: "db.test".to_owned(), port }
     }
 
-    fn ports(addresses: &[Arc<ConfiguredUpstream>]) -> Vec<u16> {
-        let port = |configured: &Arc<ConfiguredUpstream>| match configured.address() {
+    fn ports(addresses: &[Arc<ConfiguredAddress>]) -> Vec<u16> {
+        let port = |configured: &Arc<ConfiguredAddress>| match configured.address() {
             UpstreamAddr::Tcp { port, .. } => *port,
             UpstreamAddr::Unix(_) => 0,
         };
@@ -497,7 +496,7 @@ mod tests {
         assert!(name.is_name() && name.eject("no such name"));
         assert_eq!(ports(&addresses.in_order(false)), [2, 1]);
         assert!(addresses.take_due(addresses.next_due().unwrap())[0].is_name());
-        assert_eq!(addresses.addresses[0].statuses()[0].unhealthy.as_ref().unwrap().1, "no such name");
+        assert_eq!(addresses.addresses[0].statuses()[0].ejection.as_ref().unwrap().1, "no such name");
         addresses.addresses[0].set_resolved(&[socket(1)], false);
         assert!(name.mark_healthy());
         assert_eq!(ports(&addresses.in_order(false)), [1, 2]);

@@ -21,8 +21,10 @@ use crate::proxy::phase::startup::SessionRequest;
 use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
 use crate::upstream::connect::resolve;
-use crate::upstream::dial::{ConnectedUpstream, EndpointError, dial_any_role, dial_endpoint, unresolved};
-use crate::upstream::endpoint::{ConfiguredUpstream, Endpoint};
+use crate::upstream::dial::{
+    ConnectedUpstream, EndpointError, EndpointFault, dial_any_role, dial_endpoint, unresolved,
+};
+use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
 use crate::upstream::probe::share;
 use crate::upstream::proxy_header;
 use crate::upstream::record::{record_failure, record_healthy};
@@ -39,7 +41,7 @@ pub(crate) struct Dialed {
 /// The endpoints that are still to be tried for one client, and the failures of the others.
 #[derive(Debug)]
 pub(crate) struct Candidates {
-    addresses: std::vec::IntoIter<Arc<ConfiguredUpstream>>,
+    addresses: std::vec::IntoIter<Arc<ConfiguredAddress>>,
     /// The remaining endpoints of the current address.
     endpoints: std::vec::IntoIter<Endpoint>,
     /// The remaining dial time of all endpoints of the current address.
@@ -147,9 +149,9 @@ impl Candidates {
     /// Records that an endpoint cannot be used for this client.
     pub(crate) fn reject(&mut self, endpoint: &Endpoint, upstream: &Upstream, endpoint_error: EndpointError) {
         record_failure(endpoint, upstream, &endpoint_error, self.several);
-        let EndpointError { reason, detail, is_healthy, refuses, .. } = endpoint_error;
+        let EndpointError { reason, detail, fault, refuses } = endpoint_error;
         self.any_refused |= refuses;
-        self.any_healthy |= is_healthy;
+        self.any_healthy |= fault == EndpointFault::Unsuitable;
         self.failures.push(format!("upstream {endpoint}: {detail}"));
         self.reason = reason;
     }
@@ -222,7 +224,7 @@ pub(crate) async fn dial_for_cancel(
     endpoint: Option<&Endpoint>,
     upstream: &Upstream,
     header: &[u8],
-) -> Result<(UpstreamStream, Arc<ConfiguredUpstream>), Outcome> {
+) -> Result<(UpstreamStream, Arc<ConfiguredAddress>), Outcome> {
     let Some(endpoint) = endpoint else {
         let connected = Candidates::new(upstream).dial_next(upstream, header).await?;
         return Ok((connected.stream, connected.endpoint.configured));
