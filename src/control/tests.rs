@@ -92,8 +92,15 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-fn settings(path: &Path) -> config::Admin {
-    config::Admin { socket: path.to_owned() }
+fn settings(path: &Path) -> Admin {
+    Admin {
+        listen: vec![crate::addr::ListenAddr::Unix(path.to_owned())],
+        metrics: None,
+        hosts: vec![],
+        tls: None,
+        tokens: Default::default(),
+        tokens_file: None,
+    }
 }
 
 #[tokio::test]
