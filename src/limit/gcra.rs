@@ -46,6 +46,15 @@ impl Gcra {
         taken
     }
 
+    /// Time until [`Self::take`] succeeds; zero if it would now.
+    pub(crate) fn wait(self, limit: GcraLimit, now: Duration) -> Duration {
+        let interval = nanoseconds(limit.interval);
+        // With `take`: the new arrival, less what the bucket holds.
+        let theoretical_arrival = self.theoretical_arrival.max(nanoseconds(now)).saturating_add(interval);
+        let allowed_from = theoretical_arrival.saturating_sub(interval.saturating_mul(limit.burst.into()));
+        Duration::from_nanos(allowed_from.saturating_sub(nanoseconds(now)))
+    }
+
     /// Takes `more` tokens even if fewer are left. The bucket then grants none until the debt is repaid.
     pub(crate) fn overdraw(&mut self, limit: GcraLimit, more: u32, now: Duration) {
         let used = nanoseconds(limit.interval).saturating_mul(more.into());
@@ -99,6 +108,25 @@ mod tests {
             for pause in pauses {
                 now += Duration::from_nanos(pause);
                 prop_assert_eq!(gcra.take(limit, now), model.take(now));
+            }
+        }
+
+        #[test]
+        fn token_is_granted_exactly_after_the_wait(
+            burst in 1_u32..20,
+            interval in 1_u64..1000,
+            pauses in prop::collection::vec(0_u64..1000, 1..100),
+        ) {
+            let limit = GcraLimit { burst, interval: Duration::from_nanos(interval) };
+            let mut gcra = Gcra::default();
+            let mut now = Duration::ZERO;
+            for pause in pauses {
+                now += Duration::from_nanos(pause);
+                let wait = gcra.wait(limit, now);
+                let taken = |after| Gcra::take(&mut gcra.clone(), limit, after);
+                prop_assert!(taken(now + wait));
+                prop_assert!(wait.is_zero() || !taken(now + wait - Duration::from_nanos(1)));
+                gcra.take(limit, now);
             }
         }
 
