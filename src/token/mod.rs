@@ -1,15 +1,27 @@
 //! Tokens of the admin API: who may use it over TCP, and for what.
 
-use std::fmt;
+#[cfg_attr(not(test), expect(dead_code, reason = "called by the HTTP server, once it listens at TCP addresses"))]
+pub(crate) mod authenticate;
+#[cfg_attr(not(test), expect(dead_code, reason = "called by the HTTP server, once it listens at TCP addresses"))]
+pub(crate) mod failed_logins;
+#[cfg_attr(not(test), expect(dead_code, reason = "called by the HTTP server, once it listens at TCP addresses"))]
+pub(crate) mod last_use;
+pub(crate) mod secret;
 
+use std::fmt;
+use std::net::IpAddr;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use time::OffsetDateTime;
 
+use crate::addr::ClientAddr;
 use crate::source::rule::Network;
 
 /// A token as configured. The text of the token is known to its user only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Unique among all tokens.
+    /// Unique among all tokens; see [`is_name`].
     pub name: String,
     pub role: Role,
     pub digest: TokenDigest,
@@ -21,6 +33,30 @@ pub struct Token {
     pub sources: Vec<Network>,
     pub origin: TokenOrigin,
 }
+
+impl Token {
+    pub(crate) fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    /// Whether the token may be used from an address. Without an address (a Unix socket), a token that is limited to networks
+    /// may not be used.
+    pub(crate) fn is_usable_from(&self, source: Option<IpAddr>) -> bool {
+        let source = source.and_then(|ip| ClientAddr::from_ip(ip).ip());
+        self.sources.is_empty()
+            || source.is_some_and(|ip| self.sources.iter().any(|network| network.net().contains(&ip)))
+    }
+}
+
+/// Whether a text is a valid name of a token: [`NAME`]. The text of a token is not, so that one that is written in the wrong
+/// place is never shown as a name.
+pub(crate) fn is_name(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(is_allowed) && !text.starts_with(secret::PREFIX)
+}
+
+/// Completes "expected …".
+pub(crate) const NAME: &str = "a name of 1 to 64 letters, digits and \"-\", \"_\", \".\", \"@\", such as \"ci\", that does not start with \"pcl_\"";
 
 /// What a user of the admin API may do. Each role includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +70,8 @@ pub enum Role {
 }
 
 impl Role {
+    pub(crate) const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Owner];
+
     /// The name in the configuration and in JSON.
     pub const fn code(self) -> &'static str {
         match self {
@@ -42,13 +80,25 @@ impl Role {
             Self::Owner => "owner",
         }
     }
+
+    /// The role with this name.
+    pub(crate) fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.code() == code)
+    }
 }
 
-/// The SHA-256 of the text of a token.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct TokenDigest(pub [u8; 32]);
+/// The SHA-256 of the text of a token. Comparisons take the same time for all digests.
+#[derive(Clone, Copy, Eq)]
+pub struct TokenDigest([u8; SHA256_OUTPUT_LEN]);
 
 impl TokenDigest {
+    /// The digest of the whole text of a token.
+    pub(crate) fn of(text: &[u8]) -> Self {
+        let mut sha256 = [0; SHA256_OUTPUT_LEN];
+        sha256.copy_from_slice(digest(&SHA256, text).as_ref());
+        Self(sha256)
+    }
+
     /// Reads 64 hexadecimal digits in lower case.
     pub fn from_hex(text: &str) -> Option<Self> {
         let digit = |byte: u8| match byte {
@@ -68,10 +118,16 @@ impl TokenDigest {
     }
 }
 
-/// Lower-case hexadecimal digits.
+impl PartialEq for TokenDigest {
+    fn eq(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+/// Lower-case hexadecimal digits; with a precision, only as many.
 impl fmt::Display for TokenDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.pad(&self.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 }
 
@@ -88,4 +144,64 @@ pub enum TokenOrigin {
     Configuration,
     /// The `tokens_file`, which API and CLI rewrite.
     TokensFile,
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use super::{Role, Token, TokenDigest, TokenOrigin};
+
+    /// A token of the role operator, without expiry and for all sources.
+    pub(crate) fn token(name: &str, text: &str) -> Token {
+        Token {
+            name: name.to_owned(),
+            role: Role::Operator,
+            digest: TokenDigest::of(text.as_bytes()),
+            created_at: None,
+            expires_at: None,
+            sources: Vec::new(),
+            origin: TokenOrigin::TokensFile,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_is_the_sha256_of_the_text() {
+        // printf %s abc | sha256sum
+        let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(TokenDigest::of(b"abc").to_string(), hex);
+        assert_eq!(format!("{:.8}", TokenDigest::of(b"abc")), "ba7816bf");
+        assert_eq!(TokenDigest::from_hex(hex), Some(TokenDigest::of(b"abc")));
+        assert_ne!(TokenDigest::from_hex(hex), Some(TokenDigest::of(b"abd")));
+    }
+
+    #[test]
+    fn digest_needs_64_lower_case_digits() {
+        let hex = "0f".repeat(32);
+        assert!(TokenDigest::from_hex(&hex).is_some());
+        for text in ["", &hex[..62], &hex[..63], &format!("{hex}0f"), &hex.to_uppercase(), &hex.replace('f', "g")] {
+            assert_eq!(TokenDigest::from_hex(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn token_in_the_place_of_a_name_is_rejected() {
+        for name in ["ci", "a", "deploy@shop.example", "0-_.@", &"x".repeat(64)] {
+            assert!(is_name(name), "{name:?}");
+        }
+        let token = format!("pcl_{}", "x".repeat(49));
+        for name in ["", &"x".repeat(65), "a b", "a/b", "a\n", "é", "\"", &token] {
+            assert!(!is_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn each_role_includes_those_before_it() {
+        assert!(Role::ALL.is_sorted());
+        assert!(Role::ALL.into_iter().all(|role| Role::from_code(role.code()) == Some(role)));
+        assert_eq!(Role::from_code("Owner"), None);
+    }
 }
