@@ -29,6 +29,8 @@ pub(crate) fn site() -> TestDir {
     let site = TestDir::new();
     site.install("other", &site.server());
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
+    let token = format!("[[token]]\nname = \"ci\"\nrole = \"viewer\"\nsha256 = \"{}\"\n", "c".repeat(64));
+    site.write("tokens.toml", token);
     site.write("empty", "");
     let whole = Authority::new("A CA").pem();
     site.write("cut.crt", &whole[..whole.len() / 2]);

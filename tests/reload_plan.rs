@@ -19,6 +19,20 @@ type Change = (&'static str, &'static str, &'static str, &'static str);
 const BASE: &str = r#"
 [admin]
 listen = "unix:admin.sock"
+metrics = "127.0.0.1:0" # of [admin]
+hosts = ["panel.internal"]
+tokens_file = "tokens.toml"
+
+[admin.tls]
+certificates = [{ cert = "copy.crt", key = "copy.key" }]
+client_ca = ["second.crt"]
+
+[[admin.token]]
+name = "terraform"
+role = "viewer"
+sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+expires_at = 2998-01-31T00:00:00Z
+sources = ["198.18.0.0/15"]
 
 [log]
 level = "info"
@@ -111,6 +125,18 @@ upstream = "127.0.0.1:7000"
 
 const CHANGES: &[Change] = &[
     ("admin.listen", "unix:admin.sock", "unix:other.sock", "admin.listen"),
+    ("admin.metrics", "\"127.0.0.1:0\" # of [admin]", "\"127.0.0.1:1\"", "admin.metrics"),
+    ("admin.hosts", "panel.internal", "other.internal", "admin.hosts"),
+    ("admin.tokens_file", "\"tokens.toml\"", "\"empty\"", "admin.tokens_file"),
+    ("admin.tokens_file", "\"tokens.toml\"", "\"empty\"", "admin.token"),
+    ("admin.tls.certificates.cert", "cert = \"copy.crt\"", "cert = \"server.crt\"", "admin.tls.certificates"),
+    ("admin.tls.certificates.key", "key = \"copy.key\"", "key = \"server.key\"", "admin.tls.certificates"),
+    ("admin.tls.client_ca", "[\"second.crt\"]", "\"ca.crt\"", "admin.tls.client_ca"),
+    ("admin.token.name", "\"terraform\"", "\"pipeline\"", "admin.token"),
+    ("admin.token.role", "\"viewer\"", "\"owner\"", "admin.token"),
+    ("admin.token.sha256", "2d711642", "3d711642", "admin.token"),
+    ("admin.token.expires_at", "2998-01-31", "2997-01-31", "admin.token"),
+    ("admin.token.sources", "\"198.18.0.0/15\"", "\"198.18.0.0/16\"", "admin.token"),
     ("log.level", "level = \"info\"", "level = \"debug\"", "log.level"),
     ("log.format", "format = \"json\"", "format = \"text\"", "log.format"),
     ("log.audit_file", "audit.log", "other.log", "log.audit_file"),

@@ -45,6 +45,8 @@ pub(crate) fn is_in_volume(file: &Path) -> bool {
 #[derive(Clone, Debug)]
 struct Content {
     bytes: Result<Bytes, String>,
+    /// Whether there is no such file.
+    is_missing: bool,
     /// Permission bits of a file; 0 for a variable.
     mode: u32,
 }
@@ -69,7 +71,7 @@ impl Files {
             Some(Ok(Bytes::Released(digest))) => Some(*digest),
             None => None,
         };
-        let (bytes, mode) = Content::read(&location);
+        let FreshContent { bytes, is_missing, mode } = FreshContent::read(&location);
         if let (Some(released), Ok(bytes)) = (released, &bytes)
             && released != digest_of(bytes)
         {
@@ -78,9 +80,20 @@ impl Files {
         let bytes = bytes.map(Arc::<[u8]>::from);
         // The digest of a file that was read once stays, even if a later read in this load fails.
         if released.is_none() || bytes.is_ok() {
-            self.read.insert(location, Content { bytes: bytes.clone().map(Bytes::Kept), mode });
+            self.read.insert(location, Content { bytes: bytes.clone().map(Bytes::Kept), is_missing, mode });
         }
         bytes
+    }
+
+    /// Returns the content of a file as [`Self::read`] does, and `None` if there is no such file. A file that appears later is a
+    /// change.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_if_present(&mut self, file: &Path) -> Result<Option<Arc<[u8]>>, String> {
+        let bytes = self.read(file);
+        let is_missing = self.read.get(&Location::from(file)).is_some_and(|content| content.is_missing);
+        if is_missing { Ok(None) } else { bytes.map(Some) }
     }
 
     /// Frees the content of a large file that has been parsed, and keeps its digest. A later [`Self::read`] reads the file
@@ -204,18 +217,33 @@ impl Fingerprint {
     }
 }
 
-impl Content {
-    /// Reads a file with its mode, or a variable.
-    fn read(location: &Location) -> (Result<Vec<u8>, String>, u32) {
+/// Content that has just been read.
+struct FreshContent {
+    bytes: Result<Vec<u8>, String>,
+    is_missing: bool,
+    mode: u32,
+}
+
+impl FreshContent {
+    fn read(location: &Location) -> Self {
+        let failed = |why: String, is_missing| Self { bytes: Err(why), is_missing, mode: 0 };
         match location {
             Location::File(path) => match read_regular_file(path) {
-                Ok((bytes, mode)) => (Ok(bytes), mode),
-                Err(error) => (Err(permissions::cannot("cannot be read", &error)), 0),
+                Ok((bytes, mode)) => Self { bytes: Ok(bytes), is_missing: false, mode },
+                Err(error) => {
+                    let is_missing = error.kind() == io::ErrorKind::NotFound;
+                    failed(permissions::cannot("cannot be read", &error), is_missing)
+                }
             },
-            Location::Variable(name) => (read_variable(name), 0),
+            Location::Variable(name) => match read_variable(name) {
+                Ok(bytes) => Self { bytes: Ok(bytes), is_missing: false, mode: 0 },
+                Err(why) => failed(why, false),
+            },
         }
     }
+}
 
+impl Content {
     fn digest(&self) -> Option<[u8; 32]> {
         self.bytes.as_ref().ok().map(Bytes::digest)
     }

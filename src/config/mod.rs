@@ -6,6 +6,7 @@
 pub(crate) mod admin;
 pub(crate) mod credential;
 pub(crate) mod document;
+pub(crate) mod edit;
 pub(crate) mod files;
 pub(crate) mod limits;
 pub(crate) mod listen;
@@ -357,7 +358,7 @@ impl Config {
         let log = process::log(&root, directory);
         let state_directory = process::state(&root, directory);
         let mut admin = admin::admin(&root, directory);
-        let tokens_problems = admin.as_mut().map(|admin| admin.read_tokens_file(files)).unwrap_or_default();
+        let tokens_problems = admin.as_mut().map(|admin| admin.read_tokens_file(&root, files)).unwrap_or_default();
         let reload = process::reload(&root);
         let drain = process::drain(&root);
         let machine_settings = [
@@ -380,6 +381,8 @@ impl Config {
             "write it below a [[listener]]",
             &["name", "protocol", "listen", "trusted_sources", "sources_file", "shield"],
         );
+        root.add_misplaced_keys("write [[admin.token]]", &["token"]);
+        root.add_misplaced_keys("write it in [admin]", &["metrics", "hosts", "tokens_file"]);
         root.finish();
 
         let named = document.take_named();

@@ -14,19 +14,14 @@ use crate::limit::rate::{Rate, RateError};
 impl Node<'_> {
     /// `"10s"`, `"5m"`, `"1h30m"`, `"250ms"`.
     pub(crate) fn duration(&self) -> Option<Duration> {
-        match parse_duration(self.text(DURATION)?) {
-            None => self.expected(DURATION),
-            Some(duration) if duration > MAX_DURATION => self.expected(DURATION_TOO_LONG),
-            Some(duration) => return Some(duration),
-        }
-        None
+        parse_duration(self.text(DURATION)?).map_err(|error| self.expected(error)).ok()
     }
 
     /// A duration greater than zero.
     pub(crate) fn positive_duration(&self) -> Option<Duration> {
         let duration = self.duration()?;
         if duration.is_zero() {
-            self.expected("a duration of more than 0s");
+            self.expected(DurationError::Zero);
             return None;
         }
         Some(duration)
@@ -192,7 +187,6 @@ const IS_PEM: &str = "is PEM content (not shown), expected a file; write the PEM
 const HOST: &str = "a host name or an IP address";
 const VARIABLE_PREFIX: &str = "env:";
 const DURATION: &str = "a duration such as \"10s\", \"5m\" or \"250ms\"";
-const DURATION_TOO_LONG: &str = "a duration of at most \"3650d\"";
 const LISTEN: &str = "an IP address and port such as \"0.0.0.0:6380\" or \"[::]:6380\"";
 const UPSTREAM: &str = "a host and port such as \"127.0.0.1:6379\", or \"unix:/path/to/socket\"";
 
@@ -202,8 +196,31 @@ const MAX_DURATION: Duration = Duration::from_secs(3650 * 86_400);
 /// In bytes: the size of `sun_path` (unix(7)) without the terminating null byte.
 const MAX_SOCKET_PATH: usize = 107;
 
+/// Why a text is not a valid duration. Completes "expected …".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DurationError {
+    #[error("{DURATION}")]
+    Syntax,
+    #[error("a duration of at most \"3650d\"")]
+    TooLong,
+    #[error("a duration of more than 0s")]
+    Zero,
+}
+
+/// Reads a duration such as `90d` or `1h30m`, of at most [`MAX_DURATION`].
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, DurationError> {
+    let duration = sum_of_units(text).ok_or(DurationError::Syntax)?;
+    if duration > MAX_DURATION { Err(DurationError::TooLong) } else { Ok(duration) }
+}
+
+/// Reads a duration greater than zero.
+pub(crate) fn parse_positive_duration(text: &str) -> Result<Duration, DurationError> {
+    let duration = parse_duration(text)?;
+    if duration.is_zero() { Err(DurationError::Zero) } else { Ok(duration) }
+}
+
 /// Saturates at the maximum.
-fn parse_duration(text: &str) -> Option<Duration> {
+fn sum_of_units(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
@@ -262,17 +279,18 @@ mod tests {
 
     #[test]
     fn duration_without_a_known_unit_is_rejected() {
-        assert_eq!(parse_duration("10s"), Some(Duration::from_secs(10)));
-        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5_400)));
-        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
         for text in ["", "10", "s", "10 s", "-1s", "1.5s", "10S", "5min", "h1", "1h1"] {
-            assert_eq!(parse_duration(text), None, "{text:?}");
+            assert_eq!(parse_duration(text), Err(DurationError::Syntax), "{text:?}");
         }
-        assert!(parse_duration("3650d").is_some_and(|duration| duration <= MAX_DURATION));
+        assert_eq!(parse_duration("3650d"), Ok(MAX_DURATION));
         for text in ["3650d1ms", "9999999999999h", "18446744073709551615d", "99999999999999999999999s1ms"] {
-            assert!(parse_duration(text).is_some_and(|duration| duration > MAX_DURATION), "{text:?}");
+            assert_eq!(parse_duration(text), Err(DurationError::TooLong), "{text:?}");
         }
+        assert_eq!(parse_positive_duration("0h"), Err(DurationError::Zero));
     }
 
     #[test]

@@ -149,10 +149,10 @@ impl Snapshot {
     ) -> Result<Built, Problems> {
         let missing = if loaded.problems.is_empty() { Vec::new() } else { loaded.unreadable(files) };
         let Loaded { config, mut problems, .. } = loaded;
-        let mut warnings = Vec::new();
         let mut policies = Vec::with_capacity(config.listeners.len());
         let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
         let now = GenerationStamp { generation, at: OffsetDateTime::now_utc() };
+        let mut warnings: Vec<String> = config.admin.iter().flat_map(|admin| admin.warnings(now.at)).collect();
         let former = previous.into_iter().flat_map(|snapshot| &snapshot.policies);
         let mut known_lists: KnownCrls = former.flat_map(|policy| policy.revocation_lists()).cloned().collect();
         for listener in &config.listeners {

@@ -59,10 +59,10 @@ fn of_admin(admin: Option<&Admin>) -> Vec<Setting> {
     ]
 }
 
-/// The digest is not shown: it identifies a token that leaks elsewhere.
+/// Of the digest, only the beginning is shown: enough to see that the token is another one.
 fn token(token: &Token) -> String {
-    let Token { name, role, digest: _, created_at: _, expires_at, sources, origin: _ } = token;
-    let mut shown = format!("{name} ({}", role.code());
+    let Token { name, role, digest, created_at: _, expires_at, sources, origin: _ } = token;
+    let mut shown = format!("{name} ({}, sha256 {digest:.8}…", role.code());
     if let Some(end) = expires_at {
         shown += &format!(", expires {}", timestamp::seconds(*end));
     }

@@ -1,0 +1,3 @@
+//! Edits of the text of configuration files that keep comments and formatting.
+
+pub(crate) mod tokens;
