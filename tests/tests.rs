@@ -114,6 +114,8 @@ mod systemd_service;
 mod tls;
 /// TLS records of every size, padding, key updates.
 mod tls_records;
+/// Tokens of the admin API.
+mod token;
 /// Sessions over every pair of TLS, TCP and Unix socket.
 mod transports;
 /// Requirements for a CA in a bundle.

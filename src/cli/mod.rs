@@ -10,6 +10,7 @@ pub(crate) mod output;
 pub(crate) mod preflight;
 pub(crate) mod reachability;
 pub(crate) mod run;
+pub(crate) mod token;
 
 use std::io::{self, Write as _};
 use std::net::{AddrParseError, IpAddr};
@@ -28,6 +29,7 @@ use crate::cli::client::reload;
 use crate::cli::client::sessions;
 use crate::cli::client::status;
 use crate::cli::explain::ExplainArgs;
+use crate::cli::token::TokenCommand;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
 use crate::dns::HostCache;
@@ -93,6 +95,9 @@ enum Command {
     /// List or close sessions of the running program
     #[command(subcommand)]
     Sessions(SessionsCommand),
+    /// Create tokens for the admin API
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Create, issue, renew and inspect certificates
     #[command(subcommand)]
     Certs(CertsCommand),
@@ -272,6 +277,7 @@ impl Cli {
                 sessions::list(&running, listener.as_deref(), json)
             }
             Command::Sessions(SessionsCommand::Close { running, ids }) => sessions::close(&running, &ids),
+            Command::Token(command) => token::run(&command),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
             Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
             Command::Certs(CertsCommand::Renew(args)) => renew::renew(&args),
