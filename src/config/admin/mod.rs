@@ -137,7 +137,10 @@ fn listen(node: &Node<'_>, directory: &Path) -> Option<Vec<ListenAddr>> {
     for node in &nodes {
         let Some(address) = address(node, directory) else { continue };
         if let Some(other) = all.iter().find(|other| address.overlaps(other)) {
-            node.problem(format_args!("found {}, but {other} is in the list already", node.found()));
+            node.problem(format_args!(
+                "found {}, but {other} is in the list already; remove one of them",
+                node.found()
+            ));
             continue;
         }
         all.push(address);
@@ -166,7 +169,7 @@ fn metrics(node: &Node<'_>, listen: &[ListenAddr]) -> Option<SocketAddr> {
     let socket = tcp_address(node, METRICS)?;
     let address = ListenAddr::Tcp(TcpListenAddr { socket, ipv6_only: false });
     if let Some(other) = listen.iter().find(|other| address.overlaps(other)) {
-        node.problem(format_args!("found {}, but listen already has {other}", node.found()));
+        node.problem(format_args!("found {}, but listen already has {other}; use another port", node.found()));
         return None;
     }
     Some(socket)
