@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("protocol", &["addr", "outcome"]),
     ("source", &["addr", "timestamp"]),
     ("limit", &["addr", "outcome"]),
+    ("token", &["source"]),
     ("x509", &["printable", "timestamp"]),
     ("x509/chain", &["timestamp", "x509"]),
     ("identity", &["printable", "outcome", "timestamp", "x509", "x509/chain"]),
@@ -24,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
     ("transport", &["permissions", "source", "identity", "tls"]),
     ("dns", &["addr", "timestamp", "fault", "source"]),
-    ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit"]),
+    ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit", "token"]),
     (
         "config",
         &[
@@ -35,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "protocol",
             "source",
             "limit",
+            "token",
             "x509/chain",
             "identity",
             "transport",
@@ -87,6 +89,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "protocol",
             "source",
             "limit",
+            "token",
             "x509",
             "x509/chain",
             "identity",
