@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
     ("transport", &["permissions", "source", "identity", "tls"]),
     ("dns", &["addr", "timestamp", "fault", "source"]),
-    ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit"]),
+    ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit", "token"]),
     (
         "config",
         &[

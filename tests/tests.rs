@@ -108,6 +108,8 @@ mod rotation;
 mod sessions;
 /// The kernel source filter.
 mod shield;
+/// The audit file forwarded by rsyslog, and docs/SIEM.md.
+mod siem;
 /// The systemd unit: installation, start, reload.
 mod systemd_service;
 /// TLS versions, certificate selection, resumption.

@@ -166,6 +166,15 @@ impl Event {
             .with_list("addresses", &addresses)
     }
 
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The name of the listener that the event is about, if it is about one.
+    pub(crate) fn listener(&self) -> Option<&str> {
+        self.fields.iter().find_map(|(key, value)| if *key == "listener" { value.as_str() } else { None })
+    }
+
     /// Adds a field. Text is escaped and cut.
     pub(crate) fn with(self, key: &'static str, value: impl Into<Value>) -> Self {
         self.with_whole(key, as_fields(value.into()))

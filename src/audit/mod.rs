@@ -4,27 +4,38 @@
 //! Writing never fails or blocks for a caller: with a full disk or an unread pipe, lines are dropped and counted, and traffic
 //! continues.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
+pub(crate) mod admin;
 pub(crate) mod changes;
 pub(crate) mod checks;
+#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
+pub(crate) mod denials;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod line;
 pub(crate) mod log;
+#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
+pub(crate) mod recent;
 pub(crate) mod sink;
 pub(crate) mod suppression;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::audit::admin::{AdminAction, AdminDenial};
 use crate::audit::changes::{Changes, MAX_DIFFERENCES};
-
 use crate::audit::checks::HealthChecks;
+use crate::audit::denials::Denials;
 use crate::audit::event::{ConnectionFields, Event, ExpiringCertificate, Level};
+use crate::audit::recent::RecentEvents;
 use crate::audit::sink::{Destination, Sink};
-use crate::audit::suppression::FloodLimiter;
+use crate::audit::suppression::{FloodEvent, FloodLimiter};
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
@@ -48,7 +59,17 @@ pub(crate) struct Audit {
     denials: Arc<FloodLimiter>,
     cancel_keys: Arc<FloodLimiter>,
     cancel_denials: Arc<FloodLimiter>,
+    admin_denials: Arc<FloodLimiter>,
     checks: Arc<HealthChecks>,
+    history: Arc<History>,
+}
+
+/// What the admin API shows of the past. Only kept while there is an admin API.
+#[derive(Debug, Default)]
+struct History {
+    is_kept: AtomicBool,
+    events: Arc<RecentEvents>,
+    denials: Denials,
 }
 
 impl Audit {
@@ -56,9 +77,27 @@ impl Audit {
     pub(crate) fn start(format: LineFormat, audit_file: Option<Destination>) -> Self {
         let log = Sink::start("log", Destination::standard_output());
         let file = Sink::start("audit", audit_file.unwrap_or_else(Destination::nowhere));
-        let kinds = [&suppression::DENIALS, &suppression::CANCELS, &suppression::CANCEL_DENIALS];
-        let [denials, cancel_keys, cancel_denials] = kinds.map(|kind| Arc::new(FloodLimiter::new(kind)));
-        Self { log, format, file, denials, cancel_keys, cancel_denials, checks: Arc::default() }
+        let limiter = |kind| Arc::new(FloodLimiter::new(kind));
+        Self {
+            log,
+            format,
+            file,
+            denials: limiter(&suppression::DENIALS),
+            cancel_keys: limiter(&suppression::CANCELS),
+            cancel_denials: limiter(&suppression::CANCEL_DENIALS),
+            admin_denials: limiter(&suppression::ADMIN_DENIALS),
+            checks: Arc::default(),
+            history: Arc::default(),
+        }
+    }
+
+    /// Sets whether recent events and denials are kept in memory for the admin API. Without it, they cost nothing.
+    pub(crate) fn record_recent(&self, is_kept: bool) {
+        let was_kept = self.history.is_kept.swap(is_kept, Ordering::Relaxed);
+        if was_kept && !is_kept {
+            self.history.events.clear();
+            self.history.denials.clear();
+        }
     }
 
     /// The sink for log lines that are not audit events.
@@ -95,13 +134,17 @@ impl Audit {
             }
             return;
         }
+        if self.history.is_kept() {
+            self.history.denials.count(fields, reason);
+        }
         let floods = if fields.is_cancel { &self.cancel_denials } else { &self.denials };
-        if floods.allow(fields, Some(reason)) {
+        let flood_event = FloodEvent::of_connection(fields, Some(reason));
+        if floods.allow(flood_event) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let outcome = Outcome::new(reason, detail);
             let written =
                 self.write(&Event::of_connection("connection.denied", fields).ended(&outcome).lasted(duration), level);
-            floods.count_line(fields, written);
+            floods.count_line(flood_event, written);
         }
     }
 
@@ -115,10 +158,8 @@ impl Audit {
     }
 
     fn write_due_summaries(&self, at_once: bool) {
-        for event in [&self.denials, &self.cancel_keys, &self.cancel_denials]
-            .into_iter()
-            .flat_map(|floods| floods.summaries(at_once))
-        {
+        let floods = [&self.denials, &self.cancel_keys, &self.cancel_denials, &self.admin_denials];
+        for event in floods.into_iter().flat_map(|floods| floods.summaries(at_once)) {
             self.write(&event, Level::Warn);
         }
         for event in self.checks.summaries(at_once) {
@@ -153,10 +194,11 @@ impl Audit {
 
     /// A PostgreSQL CancelRequest was forwarded. In a flood, the event is suppressed.
     pub(crate) fn cancel_forwarded(&self, fields: &ConnectionFields, duration: Duration) {
-        if self.cancel_keys.allow(fields, None) {
+        let flood_event = FloodEvent::of_connection(fields, None);
+        if self.cancel_keys.allow(flood_event) {
             let event = Event::of_connection("cancel.forwarded", fields).would_deny(fields);
             let written = self.write(&event.lasted(duration), Level::Info);
-            self.cancel_keys.count_line(fields, written);
+            self.cancel_keys.count_line(flood_event, written);
         }
     }
 
@@ -168,10 +210,9 @@ impl Audit {
         }
     }
 
-    /// An administrator did `action` to `object` through the control channel. `object` may be empty.
-    pub(crate) fn admin_action(&self, action: &str, object: &str) {
-        let object = Some(object).filter(|object| !object.is_empty());
-        self.write(&Event::new("admin.action").with("action", action).with_some("object", object), Level::Info);
+    /// A caller of the admin API requested a change.
+    pub(crate) fn admin_action(&self, action: &AdminAction<'_>) {
+        self.write(&action.event(), Level::Info);
     }
 
     /// A reload was rejected. The policy in force stays.
@@ -227,11 +268,17 @@ impl Audit {
 
     /// Returns the size of the longer line in bytes: that of the file or that of the log.
     fn write(&self, event: &Event, level: Level) -> usize {
+        let (has_file, is_kept) = (!self.file.is_idle(), self.history.is_kept());
         let mut file_line = 0;
-        if !self.file.is_idle() {
+        if has_file || is_kept {
             let line = event.json(None);
             file_line = line.len();
-            self.file.write(line.into_bytes());
+            if is_kept {
+                self.history.events.push(event, &line);
+            }
+            if has_file {
+                self.file.write(line.into_bytes());
+            }
         }
         self.log_line(event, level, AUDIT_TARGET).max(file_line)
     }
@@ -244,6 +291,39 @@ impl Audit {
         let length = line.len();
         self.log.write(line.into_bytes());
         length
+    }
+}
+
+/// For the admin API and the metrics.
+#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
+impl Audit {
+    pub(crate) fn recent_events(&self) -> &Arc<RecentEvents> {
+        &self.history.events
+    }
+
+    /// Denied connections, without health checks, and also those whose events are suppressed.
+    pub(crate) fn denials(&self) -> &Denials {
+        &self.history.denials
+    }
+
+    /// Lines of the log and the audit file that were dropped since the start. An event that both lack counts twice.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.log.dropped().saturating_add(self.file.dropped())
+    }
+
+    /// A request to the admin API was denied. In a flood, the event is suppressed.
+    pub(crate) fn admin_denied(&self, denial: &AdminDenial<'_>) {
+        let flood_event = denial.flood_event();
+        if self.admin_denials.allow(flood_event) {
+            let written = self.write(&denial.event(), Level::Warn);
+            self.admin_denials.count_line(flood_event, written);
+        }
+    }
+}
+
+impl History {
+    fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Relaxed)
     }
 }
 

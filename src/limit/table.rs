@@ -1,96 +1,111 @@
-//! State of each source, in a table of fixed size.
+//! State of each key, such as a source, in a table of fixed size.
 //!
-//! An attacker with a /8 or an IPv6 /32 has more source addresses than fit into memory. So a new source replaces another one: of
+//! An attacker with a /8 or an IPv6 /32 has more source addresses than fit into memory. So a new key replaces another one: of
 //! the entries in its row, the one with the lowest score. The row depends on a random key of the process, so an attacker cannot
 //! target the row of another source.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::SourceKey;
 
-/// The state of one source. The default is that of an unknown source.
+/// The state of one key. The default is that of an unknown key.
 pub(crate) trait TableEntry: Default {
     /// The value of the entry; the entry with the lowest score in a row is replaced.
     fn score(&self) -> u64;
 }
 
-/// The entries of all sources; clients of Unix sockets share one.
+/// The entries of all sources, 16,384 in total; clients of Unix sockets share one.
+pub(crate) type SourceTable<T> = BoundedTable<Option<SourceKey>, T, 32>;
+
+/// `SHARDS * ROWS * ROW_LEN` entries.
 ///
-/// The memory of a shard is allocated with its first source.
+/// The memory of a shard is allocated with its first key.
 #[derive(Debug)]
-pub(crate) struct SourceTable<T> {
+pub(crate) struct BoundedTable<K, T, const ROWS: usize> {
     hasher: RandomState,
-    shards: [Mutex<Shard<T>>; SHARDS],
+    shards: [Mutex<Shard<K, T>>; SHARDS],
 }
 
 #[derive(Debug)]
-struct Shard<T> {
+struct Shard<K, T> {
     /// Empty, or of the final size.
-    entries: Vec<Entry<T>>,
+    entries: Vec<Entry<K, T>>,
 }
 
-#[derive(Debug, Default)]
-struct Entry<T> {
-    source: Option<SourceKey>,
+#[derive(Debug)]
+struct Entry<K, T> {
+    key: Option<K>,
     state: T,
 }
 
-impl<T: TableEntry> Default for SourceTable<T> {
+impl<K, T: Default> Default for Entry<K, T> {
+    fn default() -> Self {
+        Self { key: None, state: T::default() }
+    }
+}
+
+impl<K, T, const ROWS: usize> Default for BoundedTable<K, T, ROWS> {
     fn default() -> Self {
         let empty = |_| Mutex::new(Shard { entries: Vec::new() });
         Self { hasher: RandomState::new(), shards: std::array::from_fn(empty) }
     }
 }
 
-impl<T: TableEntry> SourceTable<T> {
-    /// Applies `work` to the state of a source. Returns its result, and the state that was replaced, if any.
-    pub(crate) fn of<R>(&self, source: Option<SourceKey>, work: impl FnOnce(&mut T) -> R) -> (R, Option<T>) {
-        let row = usize::try_from(self.hasher.hash_one(source) % ALL_ROWS).unwrap_or_default();
+impl<K: Eq + Hash, T: TableEntry, const ROWS: usize> BoundedTable<K, T, ROWS> {
+    /// Applies `work` to the state of a key. Returns its result, and the state that was replaced, if any.
+    pub(crate) fn of<R>(&self, key: K, work: impl FnOnce(&mut T) -> R) -> (R, Option<T>) {
+        let rows = const { (SHARDS * ROWS) as u64 };
+        let row = usize::try_from(self.hasher.hash_one(&key).checked_rem(rows).unwrap_or_default()).unwrap_or_default();
         let [first, ..] = &self.shards;
         let mut shard = lock(self.shards.get(row % SHARDS).unwrap_or(first));
-        let row = shard.row(row / SHARDS);
-        if let Some(known) = row.iter_mut().find(|entry| entry.source == source) {
+        let row = shard.row(ROWS, row / SHARDS);
+        if let Some(known) = row.iter_mut().find(|entry| entry.key.as_ref() == Some(&key)) {
             return (work(&mut known.state), None);
         }
         let mut fallback = Entry::default();
         let entry = row.iter_mut().min_by_key(|entry| entry.state.score()).unwrap_or(&mut fallback);
-        let former = std::mem::replace(entry, Entry { source, state: T::default() });
-        (work(&mut entry.state), Some(former.state))
+        let former = std::mem::replace(entry, Entry { key: Some(key), state: T::default() });
+        (work(&mut entry.state), former.key.is_some().then_some(former.state))
     }
 
-    /// Applies `work` to the state of every source.
-    pub(crate) fn each(&self, mut work: impl FnMut(Option<SourceKey>, &mut T)) {
+    /// Applies `work` to the state of every key.
+    pub(crate) fn each(&self, mut work: impl FnMut(&K, &mut T)) {
         for shard in &self.shards {
             for entry in &mut lock(shard).entries {
-                work(entry.source, &mut entry.state);
+                if let Some(key) = &entry.key {
+                    work(key, &mut entry.state);
+                }
             }
+        }
+    }
+
+    /// Removes all keys and frees their memory.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            lock(shard).entries = Vec::new();
         }
     }
 }
 
-impl<T: TableEntry> Shard<T> {
-    fn row(&mut self, number: usize) -> &mut [Entry<T>] {
+impl<K, T: Default> Shard<K, T> {
+    fn row(&mut self, rows: usize, number: usize) -> &mut [Entry<K, T>] {
         if self.entries.is_empty() {
-            self.entries = std::iter::repeat_with(Entry::default).take(ROWS * ROW_LEN).collect();
+            self.entries = std::iter::repeat_with(Entry::default).take(rows.saturating_mul(ROW_LEN)).collect();
         }
         self.entries.chunks_exact_mut(ROW_LEN).nth(number).unwrap_or_default()
     }
 }
 
-fn lock<T>(shard: &Mutex<Shard<T>>) -> MutexGuard<'_, Shard<T>> {
+fn lock<K, T>(shard: &Mutex<Shard<K, T>>) -> MutexGuard<'_, Shard<K, T>> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Number of locks; reduces contention between workers.
-const SHARDS: usize = 64;
+pub(crate) const SHARDS: usize = 64;
 
-/// Rows in a shard and entries in a row: 16,384 entries in total.
-const ROWS: usize = 32;
-const ROW_LEN: usize = 8;
-
-/// Rows in all shards.
-const ALL_ROWS: u64 = (SHARDS * ROWS) as u64;
+/// Entries in a row.
+pub(crate) const ROW_LEN: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -123,7 +138,7 @@ mod tests {
 
     fn all(table: &SourceTable<Count>) -> Vec<(Option<SourceKey>, u64)> {
         let mut all = Vec::new();
-        table.each(|source, count| all.push((source, count.0)));
+        table.each(|source, count| all.push((*source, count.0)));
         all.retain(|(_, count)| *count > 0);
         all
     }
@@ -137,7 +152,7 @@ mod tests {
             forgotten += add(&table, source(number)).1;
         }
         let known = all(&table);
-        assert!(known.len() <= SHARDS * ROWS * ROW_LEN, "{}", known.len());
+        assert!(known.len() <= 16_384, "{}", known.len());
         assert_eq!(known.iter().map(|(_, count)| count).sum::<u64>() + forgotten, 1 << 18);
     }
 

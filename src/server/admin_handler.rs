@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
+use crate::audit::admin::{AdminAction, AdminActionKind, Caller};
 use crate::audit::changes::Changes;
 use crate::control::response::{AdminResponse, Status};
 use crate::control::{AdminRequest, PendingRequest};
@@ -211,10 +212,16 @@ impl AdminHandler {
         };
         // A closing session ends by itself.
         if state.is_relaying() {
-            self.audit.admin_action("sessions.close", &id.to_string());
+            self.audit_action(AdminActionKind::SessionsClose, Some(&id.to_string()));
             live.end(Reason::ClosedByAdmin.into());
         }
         AdminResponse::ok(json!({ "session": id, "was": state.code() }))
+    }
+
+    /// All callers use the Unix socket.
+    fn audit_action(&self, kind: AdminActionKind, target: Option<&str>) {
+        let caller = Caller::Unix;
+        self.audit.admin_action(&AdminAction { caller, kind, target, request_id: None, detail: None });
     }
 
     fn reload(&mut self, reply: oneshot::Sender<AdminResponse>) {
@@ -224,7 +231,7 @@ impl AdminHandler {
             let _ = reply.send(AdminResponse::error(Status::Conflict, "reload_busy", busy));
             return;
         }
-        self.audit.admin_action("reload", "");
+        self.audit_action(AdminActionKind::Reload, None);
         self.pending.spawn(async move {
             if let Ok(result) = result.await {
                 let _ = reply.send(reload_response(result));

@@ -74,6 +74,7 @@ impl Server {
         self.published.publish(&snapshot);
         contain("listeners", || self.listeners.commit(addresses, &snapshot));
         contain(control::PART, || self.admin.commit(socket));
+        self.audit.record_recent(snapshot.config.admin.is_some());
         contain("log", || self.follow_log(audit_file, &snapshot, current));
         contain(reload::PART, || {
             for policy in snapshot.listeners() {

@@ -117,6 +117,7 @@ impl Server {
         let prepared = listeners.prepare(&snapshot)?;
         listeners.commit(prepared, &snapshot);
         admin.commit(socket);
+        audit.record_recent(snapshot.config.admin.is_some());
         let admin_handler = AdminHandler::new(
             requested,
             reload_requests,

@@ -80,6 +80,7 @@ fn package(name: &str) -> &str {
         "dnsmasq" => "dnsmasq-base",
         "ip" => "iproute2",
         "redis-cli" | "redis-benchmark" => "redis-tools",
+        "rsyslogd" => "rsyslog",
         "nginx" => "nginx-light libnginx-mod-stream",
         other => other,
     }

@@ -35,6 +35,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// Dropped lines that were not reported yet.
     dropped: AtomicU64,
+    /// All dropped lines since the start.
+    dropped_total: AtomicU64,
     /// Whether lines are discarded, so that callers need not build them.
     idle: AtomicBool,
     /// The next destination, once the queued lines are written. It is not in the queue, because a full queue must not block it.
@@ -145,13 +147,18 @@ impl Sink {
         let before = self.shared.waiting.fetch_add(length, Ordering::Relaxed);
         if before.saturating_add(length) > MAX_QUEUED_BYTES || self.queue.try_send(Message::Line(line)).is_err() {
             self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.count_dropped(1);
         }
     }
 
     /// Whether lines are discarded.
     pub(crate) fn is_idle(&self) -> bool {
         self.shared.idle.load(Ordering::Relaxed)
+    }
+
+    /// How many lines were dropped since the start.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.shared.dropped_total.load(Ordering::Relaxed)
     }
 
     pub(crate) fn switch(&self, destination: Destination) {
@@ -167,6 +174,13 @@ impl Sink {
         if self.queue.try_send(Message::Flush(done)).is_ok() {
             let _ = waiting.recv_timeout(limit);
         }
+    }
+}
+
+impl Shared {
+    fn count_dropped(&self, lines: u64) {
+        self.dropped.fetch_add(lines, Ordering::Relaxed);
+        self.dropped_total.fetch_add(lines, Ordering::Relaxed);
     }
 }
 
@@ -206,7 +220,7 @@ impl Writer<'_> {
 
     /// Drops the gathered lines and counts them.
     fn lose_gathered(&mut self) {
-        self.shared.dropped.fetch_add(lines_in(&self.gathered), Ordering::Relaxed);
+        self.shared.count_dropped(lines_in(&self.gathered));
         self.gathered.clear();
     }
 
@@ -247,7 +261,9 @@ impl Writer<'_> {
         if let Err((error, written)) = &result {
             let unreported = if *written >= before.len() { 0 } else { missing };
             let lines = self.gathered.get(before.len().max(*written)..).unwrap_or_default();
-            self.shared.dropped.fetch_add(unreported + lines_in(lines), Ordering::Relaxed);
+            // Counted before, and still to be reported.
+            self.shared.dropped.fetch_add(unreported, Ordering::Relaxed);
+            self.shared.count_dropped(lines_in(lines));
             if !self.failing {
                 report_failure(format_args!(
                     "cannot write to {}: {error}; its lines are dropped",

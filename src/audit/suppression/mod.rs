@@ -1,8 +1,8 @@
-//! Suppresses audit events in a flood of denied connections or CancelRequests, so that they do not fill the disk.
+//! Suppresses audit events in a flood of denied connections, CancelRequests or admin requests, so that they do not fill the disk.
 //!
 //! The events of a source are limited by rate, and so are those of all sources. A line counts once for each KiB begun, because
-//! a client can make lines long. Suppressed events are counted by source and summarised by `denials.suppressed` or
-//! `cancels.suppressed` when the flood is over, or after [`MAX_SUMMARY_DELAY`]. With more sources than the table or the
+//! a client can make lines long. Suppressed events are counted by source and summarised by an event such as `denials.suppressed`
+//! when the flood is over, or after [`MAX_SUMMARY_DELAY`]. With more sources than the table or the
 //! summaries hold, the rest is summarised together.
 
 #[cfg(test)]
@@ -16,6 +16,23 @@ use crate::audit::event::{ConnectionFields, Event};
 use crate::limit::gcra::{Gcra, GcraLimit};
 use crate::limit::table::{SourceTable, TableEntry};
 use crate::outcome::Reason;
+
+/// What the summary of suppressed events shows of the last one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FloodEvent<'a> {
+    /// `None` for a client of a Unix socket.
+    pub source: Option<SourceKey>,
+    pub listener: Option<&'a Arc<str>>,
+    /// The code of the reason.
+    pub reason: Option<&'static str>,
+}
+
+impl<'a> FloodEvent<'a> {
+    pub(crate) fn of_connection(fields: &'a ConnectionFields, reason: Option<Reason>) -> Self {
+        let source = fields.client.source_key();
+        Self { source, listener: Some(&fields.listener), reason: reason.map(Reason::code) }
+    }
+}
 
 /// A kind of events with its limits.
 #[derive(Debug)]
@@ -50,8 +67,8 @@ struct FloodCount {
     first: Duration,
     last: Duration,
     /// Of the last event.
-    listener: Arc<str>,
-    reason: Option<Reason>,
+    listener: Option<Arc<str>>,
+    reason: Option<&'static str>,
 }
 
 /// The state of all sources together.
@@ -72,25 +89,17 @@ impl TableEntry for Quota {
 }
 
 impl Quota {
-    fn take(&mut self, allowance: GcraLimit, fields: &ConnectionFields, reason: Option<Reason>, now: Duration) -> bool {
+    fn take(&mut self, allowance: GcraLimit, event: FloodEvent<'_>, now: Duration) -> bool {
         if self.gcra.take(allowance, now) {
             return true;
         }
-        let fresh = || {
-            Box::new(FloodCount {
-                suppressed: 0,
-                first: now,
-                last: now,
-                listener: Arc::clone(&fields.listener),
-                reason,
-            })
-        };
+        let fresh = || Box::new(FloodCount { suppressed: 0, first: now, last: now, listener: None, reason: None });
         let flood = self.flood.get_or_insert_with(fresh);
         flood.suppressed += 1;
         flood.last = now;
-        flood.reason = reason;
-        if !Arc::ptr_eq(&flood.listener, &fields.listener) {
-            flood.listener = Arc::clone(&fields.listener);
+        flood.reason = event.reason;
+        if flood.listener.as_ref().map(Arc::as_ptr) != event.listener.map(Arc::as_ptr) {
+            flood.listener = event.listener.cloned();
         }
         false
     }
@@ -107,14 +116,14 @@ impl FloodLimiter {
         Self { kind, since: Instant::now(), sources: SourceTable::default(), total: Mutex::default() }
     }
 
-    /// Whether the event of a connection may be logged. If not, it is counted as suppressed.
-    pub(crate) fn allow(&self, fields: &ConnectionFields, reason: Option<Reason>) -> bool {
-        self.allow_at(self.since.elapsed(), fields, reason)
+    /// Whether an event may be logged. If not, it is counted as suppressed.
+    pub(crate) fn allow(&self, event: FloodEvent<'_>) -> bool {
+        self.allow_at(self.since.elapsed(), event)
     }
 
-    /// Counts the size of a logged line.
-    pub(crate) fn count_line(&self, fields: &ConnectionFields, bytes: usize) {
-        self.count_line_at(self.since.elapsed(), fields, bytes);
+    /// Counts the size of the line of an event that was allowed.
+    pub(crate) fn count_line(&self, event: FloodEvent<'_>, bytes: usize) {
+        self.count_line_at(self.since.elapsed(), event, bytes);
     }
 
     /// The summaries that are due; all of them if `at_once`.
@@ -123,9 +132,9 @@ impl FloodLimiter {
         self.summaries_at(now, if at_once { now + MAX_SUMMARY_DELAY } else { now })
     }
 
-    fn allow_at(&self, now: Duration, fields: &ConnectionFields, reason: Option<Reason>) -> bool {
-        let take = |quota: &mut Quota| quota.take(self.kind.per_source, fields, reason, now);
-        let (logged, evicted) = self.sources.of(fields.client.source_key(), take);
+    fn allow_at(&self, now: Duration, event: FloodEvent<'_>) -> bool {
+        let take = |quota: &mut Quota| quota.take(self.kind.per_source, event, now);
+        let (logged, evicted) = self.sources.of(event.source, take);
         if !logged && evicted.is_none() {
             return false;
         }
@@ -136,14 +145,14 @@ impl FloodLimiter {
         logged && !too_many
     }
 
-    fn count_line_at(&self, now: Duration, fields: &ConnectionFields, bytes: usize) {
+    fn count_line_at(&self, now: Duration, event: FloodEvent<'_>, bytes: usize) {
         // `allow` has counted the first KiB.
         let more = u32::try_from(bytes.saturating_sub(1) / BYTES_PER_EVENT).unwrap_or(u32::MAX);
         if more == 0 {
             return;
         }
         let overdraw = |quota: &mut Quota| quota.gcra.overdraw(self.kind.per_source, more, now);
-        let ((), evicted) = self.sources.of(fields.client.source_key(), overdraw);
+        let ((), evicted) = self.sources.of(event.source, overdraw);
         let mut total = self.total();
         total.add(evicted);
         total.logged.overdraw(self.kind.overall, more, now);
@@ -155,7 +164,7 @@ impl FloodLimiter {
             let Some(flood) = quota.take_pending(due_by) else { return };
             let mut total = self.total();
             if total.reports.take(NAMED_SOURCES, now) {
-                events.push(flood.event(self.kind.summary, source));
+                events.push(flood.event(self.kind.summary, *source));
             } else {
                 total.suppressed += flood.suppressed;
             }
@@ -183,11 +192,15 @@ impl FloodSummary {
 impl FloodCount {
     fn event(&self, summary: &'static str, source: Option<SourceKey>) -> Event {
         let Self { suppressed, listener, reason, .. } = self;
-        let of_last = if reason.is_some() { "the listener and the reason are" } else { "the listener is" };
+        let of_last = match (listener, reason) {
+            (Some(_), Some(_)) => "the listener and the reason are",
+            (Some(_), None) => "the listener is",
+            (None, _) => "the reason is that",
+        };
         Event::new(summary)
-            .with("listener", &**listener)
+            .with_some("listener", listener.as_deref())
             .with("source", source.map_or_else(|| "unix".to_owned(), |source| source.to_string()))
-            .with_some("reason", reason.map(Reason::code))
+            .with_some("reason", *reason)
             .with("suppressed", *suppressed)
             .with("detail", format!("{suppressed} more suppressed; {of_last} of the last one"))
     }
@@ -220,6 +233,13 @@ pub(crate) static CANCELS: FloodKind = FloodKind {
 /// source has some.
 pub(crate) static CANCEL_DENIALS: FloodKind = FloodKind {
     summary: "denials.suppressed",
+    per_source: GcraLimit { burst: 100, interval: Duration::from_secs(1) },
+    overall: GcraLimit { burst: 1_000, interval: Duration::from_millis(100) },
+};
+
+/// Denied requests to the admin API. A caller with a wrong token retries every few seconds, and an operator needs a few lines.
+pub(crate) static ADMIN_DENIALS: FloodKind = FloodKind {
+    summary: "admin_denials.suppressed",
     per_source: GcraLimit { burst: 100, interval: Duration::from_secs(1) },
     overall: GcraLimit { burst: 1_000, interval: Duration::from_millis(100) },
 };

@@ -14,12 +14,16 @@ fn v4(number: u32) -> ConnectionFields {
     fields(ClientAddr::from_ip(Ipv4Addr::from(number).into()))
 }
 
+fn denied(fields: &ConnectionFields, reason: Reason) -> FloodEvent<'_> {
+    FloodEvent::of_connection(fields, Some(reason))
+}
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 fn logged(floods: &FloodLimiter, fields: &ConnectionFields, count: u64, at: Duration) -> u64 {
-    (0..count).map(|_| u64::from(floods.allow_at(at, fields, Some(Reason::UntrustedSource)))).sum()
+    (0..count).map(|_| u64::from(floods.allow_at(at, denied(fields, Reason::UntrustedSource)))).sum()
 }
 
 fn reports(floods: &FloodLimiter, at: Duration) -> Vec<Value> {
@@ -52,9 +56,9 @@ fn source_above_its_quota_is_logged_once_a_second_and_summarised() {
 fn long_lines_count_once_for_each_kib_begun() {
     let log = |floods: &FloodLimiter, fields: &ConnectionFields, bytes, count: u64, at| {
         let lines = (0..count).filter(|_| {
-            let logged = floods.allow_at(at, fields, Some(Reason::HandshakeFailed));
+            let logged = floods.allow_at(at, denied(fields, Reason::HandshakeFailed));
             if logged {
-                floods.count_line_at(at, fields, bytes);
+                floods.count_line_at(at, denied(fields, Reason::HandshakeFailed), bytes);
             }
             logged
         });
@@ -122,11 +126,26 @@ fn clients_of_unix_sockets_are_one_source() {
 #[test]
 fn cancels_have_their_own_summary_without_a_reason() {
     let floods = FloodLimiter::new(&CANCELS);
-    let lines = (0..150).filter(|_| floods.allow_at(seconds(0), &v4(1), None)).count();
+    let fields = v4(1);
+    let forwarded = FloodEvent::of_connection(&fields, None);
+    let lines = (0..150).filter(|_| floods.allow_at(seconds(0), forwarded)).count();
     assert_eq!(lines, 100);
     let over = reports(&floods, seconds(3));
     assert_eq!((&over[0]["event"], &over[0]["suppressed"]), (&"cancels.suppressed".into(), &50.into()));
     assert_eq!(over[0].get("reason"), None);
+}
+
+#[test]
+fn denied_admin_requests_have_their_own_summary_without_a_listener() {
+    let floods = FloodLimiter::new(&ADMIN_DENIALS);
+    let denied = FloodEvent { source: v4(1).client.source_key(), listener: None, reason: Some("unknown_token") };
+    let lines = (0..150).filter(|_| floods.allow_at(seconds(0), denied)).count();
+    assert_eq!(lines, 100);
+    let over = reports(&floods, seconds(3));
+    assert_eq!((&over[0]["event"], &over[0]["suppressed"]), (&"admin_denials.suppressed".into(), &50.into()));
+    assert_eq!((&over[0]["source"], &over[0]["reason"]), (&"0.0.0.1".into(), &"unknown_token".into()));
+    assert_eq!(over[0].get("listener"), None);
+    assert_eq!(over[0]["detail"], "50 more suppressed; the reason is that of the last one");
 }
 
 proptest! {
