@@ -12,6 +12,7 @@ mod config;
 mod control;
 mod descriptors;
 mod dns;
+mod durable_file;
 mod fault;
 mod identity;
 mod limit;

@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("timestamp", &[]),
     ("fault", &["printable"]),
     ("permissions", &[]),
+    ("durable_file", &[]),
     ("descriptors", &[]),
     ("protocol", &["addr", "outcome"]),
     ("source", &["addr", "timestamp"]),
@@ -24,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tls", &["outcome", "protocol", "x509", "identity"]),
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
     ("transport", &["permissions", "source", "identity", "tls"]),
-    ("dns", &["addr", "timestamp", "fault", "source"]),
+    ("dns", &["addr", "timestamp", "fault", "durable_file", "source"]),
     ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit", "token"]),
     (
         "config",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::dns::HostCache;
+use crate::durable_file;
 use crate::source::host::{Addresses, HostName};
 use crate::timestamp;
 
@@ -75,15 +76,11 @@ impl CacheFile {
         if let Some(directory) = self.file.parent().filter(|directory| !directory.exists()) {
             DirBuilder::new().mode(0o700).create(directory)?;
         }
-        let temporary = self.file.with_extension("new");
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // Left by a process that was killed while it wrote.
-            Ok(()) | Err(_) => {}
+        if self.file.is_symlink() {
+            // A link may lead to any file.
+            fs::remove_file(&self.file)?;
         }
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all())?;
-        fs::rename(&temporary, &self.file)
+        durable_file::replace(&self.file, text.as_bytes(), 0o600)
     }
 }
 

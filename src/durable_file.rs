@@ -1,0 +1,202 @@
+//! Replaces small files so that a crash at any time leaves the old or the new content, and never a mix.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Replaces the content of a file. The file is created with mode `new_mode` if it does not exist.
+///
+/// An existing file keeps its mode and owner. A symbolic link is followed, so that its target is replaced and not the link. The
+/// content is on disk when the function returns. Concurrent calls for files of one directory wait for each other.
+///
+/// Blocks on the disk, so asynchronous callers need a thread for it.
+///
+/// # Errors
+/// Any error of the file system; the file is unchanged then, unless the last step failed: the flush of the directory.
+pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<()> {
+    let target = match fs::canonicalize(file) {
+        // A link without target is an error. Creating the target could create a file in any directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_symlink() => file.to_owned(),
+        target => target?,
+    };
+    let name = target.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // The lock makes it safe to remove the temporary file of a process that crashed. Closing the file releases it.
+    let directory = Flock::lock(File::open(parent)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let temporary = target.with_file_name(temporary_name(name));
+    remove_if_present(&temporary)?;
+    let written = write(&temporary, &target, content, new_mode).and_then(|()| fs::rename(&temporary, &target));
+    if written.is_err() {
+        // The first error explains more than one of the clean-up.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    directory.sync_all()
+}
+
+fn write(temporary: &Path, target: &Path, content: &[u8], new_mode: u32) -> io::Result<()> {
+    let existing = match fs::metadata(target) {
+        Ok(metadata) if !metadata.is_file() => return Err(io::Error::other("not a regular file")),
+        Ok(metadata) => Some(metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(temporary)?;
+    file.write_all(content)?;
+    let mut mode = new_mode;
+    if let Some(existing) = existing {
+        let new = file.metadata()?;
+        if (new.uid(), new.gid()) != (existing.uid(), existing.gid()) {
+            fchown(&file, Some(existing.uid()), Some(existing.gid())).map_err(|error| {
+                let owner = format!("{}:{}", existing.uid(), existing.gid());
+                io::Error::new(error.kind(), format!("cannot keep the owner {owner} of the file: {error}"))
+            })?;
+        }
+        mode = existing.mode() & PERMISSION_BITS;
+    }
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.sync_all()
+}
+
+/// A name in the same directory, that no pattern such as `*.toml` matches.
+fn temporary_name(name: &OsStr) -> OsString {
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(".new");
+    temporary
+}
+
+fn remove_if_present(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// The part of `st_mode` that chmod(2) sets.
+const PERMISSION_BITS: u32 = 0o7777;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::fs::symlink;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn mode(file: &Path) -> u32 {
+        fs::metadata(file).unwrap().mode() & PERMISSION_BITS
+    }
+
+    #[test]
+    fn new_file_has_the_given_mode_and_an_existing_one_keeps_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tokens.toml");
+        replace(&file, b"one", 0o600).unwrap();
+        assert_eq!((fs::read(&file).unwrap().as_slice(), mode(&file)), (b"one".as_slice(), 0o600));
+        fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        replace(&file, b"two", 0o600).unwrap();
+        assert_eq!((fs::read(&file).unwrap().as_slice(), mode(&file)), (b"two".as_slice(), 0o640));
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&file, Some(1), Some(2)).unwrap();
+            replace(&file, b"three", 0o600).unwrap();
+            let metadata = fs::metadata(&file).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & PERMISSION_BITS), (1, 2, 0o640));
+        }
+        assert_eq!(names(directory.path()), ["tokens.toml"]);
+    }
+
+    #[test]
+    fn link_stays_and_its_target_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let (data, link) = (directory.path().join("data"), directory.path().join("sources.toml"));
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("real"), "one").unwrap();
+        symlink("data/real", &link).unwrap();
+        replace(&link, b"two", 0o600).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(data.join("real")).unwrap(), b"two");
+        assert_eq!(
+            (names(&data), names(directory.path())),
+            (vec!["real".to_owned()], vec!["data".to_owned(), "sources.toml".to_owned()])
+        );
+        fs::remove_file(data.join("real")).unwrap();
+        assert_eq!(replace(&link, b"three", 0o600).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn failure_leaves_no_temporary_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("directory");
+        fs::create_dir(&target).unwrap();
+        assert!(replace(&target, b"one", 0o600).is_err());
+        assert_eq!(names(directory.path()), ["directory"]);
+        assert!(replace(Path::new("/"), b"", 0o600).is_err());
+        assert!(replace(&directory.path().join("missing/file"), b"", 0o600).is_err());
+    }
+
+    #[test]
+    fn concurrent_writers_leave_one_of_their_contents() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        let contents: Vec<Vec<u8>> = (b'a'..b'i').map(|letter| vec![letter; 100_000]).collect();
+        std::thread::scope(|scope| {
+            for content in &contents {
+                scope.spawn(|| replace(&file, content, 0o600).unwrap());
+            }
+        });
+        assert!(contents.contains(&fs::read(&file).unwrap()));
+        assert_eq!(names(directory.path()), ["file"]);
+    }
+
+    /// Names the file that a child process of the next test writes until it is killed.
+    const FILE_OF_CHILD: &str = "PORTCULLIS_TEST_DURABLE_FILE";
+    const LENGTH: usize = 1 << 20;
+
+    #[test]
+    fn killed_writer_leaves_the_old_or_the_new_content() {
+        if let Some(file) = std::env::var_os(FILE_OF_CHILD) {
+            for letter in (b'a'..=b'z').cycle() {
+                println!("\nwriting");
+                replace(Path::new(&file), &vec![letter; LENGTH], 0o600).unwrap();
+            }
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        replace(&file, &vec![b'A'; LENGTH], 0o600).unwrap();
+        let name = "durable_file::tests::killed_writer_leaves_the_old_or_the_new_content";
+        let mut left_temporary = 0;
+        for round in 0..20 {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args([name, "--exact", "--nocapture"])
+                .env(FILE_OF_CHILD, &file)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            // Each round kills the child at another time of its work.
+            let started = lines.map_while(Result::ok).filter(|line| line == "writing").nth(round % 4);
+            assert!(started.is_some());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let content = fs::read(&file).unwrap();
+            assert_eq!(content.len(), LENGTH);
+            assert!(content.iter().all(|byte| *byte == content[0]));
+            left_temporary += usize::from(names(directory.path()).len() > 1);
+        }
+        assert!(left_temporary > 0, "no child was killed while it wrote");
+        replace(&file, b"end", 0o600).unwrap();
+        assert_eq!(names(directory.path()), ["file"]);
+    }
+}
