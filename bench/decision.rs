@@ -34,12 +34,8 @@ fn rule(number: u32) -> Rule {
     let length = 24 + 4 * (number % 3);
     let address = u32::from(first_address(number)) & (u32::MAX << (32 - length));
     let network = format!("{}/{length}", Ipv4Addr::from(address));
-    Rule {
-        source: Source::Network(network.parse().unwrap_or_else(|error| unreachable!("{network}: {error}"))),
-        description: None,
-        expires_at: None,
-        origin: Origin::Configuration,
-    }
+    let network = network.parse().unwrap_or_else(|error| unreachable!("{network}: {error}"));
+    Rule::of(Source::Network(network), Origin::Configuration)
 }
 
 fn client(number: u32) -> IpAddr {

@@ -171,10 +171,6 @@ fn upstream_anchor_validity(tls: &UpstreamTls) -> Option<AnchorValidity> {
 }
 
 fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
-    let uuid = match &rule.origin {
-        Origin::SourcesFile { uuid } => uuid.clone(),
-        Origin::Configuration => None,
-    };
     let host = rule.source.host();
     json!({
         "rule": rule.to_string(),
@@ -186,7 +182,7 @@ fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
         "expires_at": rule.expires_at.map(timestamp::seconds),
         "expired": !rule.is_live(OffsetDateTime::now_utc()),
         "configured": rule.origin == Origin::Configuration,
-        "uuid": uuid,
+        "uuid": rule.uuid.to_string(),
     })
 }
 

@@ -70,7 +70,7 @@ impl<'a> Listeners<'a> {
         let listen = section
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
             .and_then(|node| self.listen(&node, ipv6_only, name.as_deref()));
-        let (sources, sources_file) = self.sources(&section);
+        let (sources, sources_file) = self.sources(&section, name.as_deref().unwrap_or_default());
         let tls_node = section.require("tls", TLS_MISSING);
         let tls = tls_node.as_ref().and_then(|node| self.tls(node));
         if let (Some(node), Some(tls), Some(listen)) = (&tls_node, &tls, &listen) {
@@ -157,12 +157,13 @@ impl<'a> Listeners<'a> {
         Some(all).filter(|all| all.len() == nodes.len() && !all.is_empty())
     }
 
-    fn sources(&mut self, section: &Section<'_>) -> (SourcePolicy, Option<PathBuf>) {
+    fn sources(&mut self, section: &Section<'_>, listener: &str) -> (SourcePolicy, Option<PathBuf>) {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
-        let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node)).unwrap_or_default();
+        let mut rules =
+            section.get("trusted_sources").map(|node| sources::configured(&node, listener)).unwrap_or_default();
         let file = section.get("sources_file").and_then(|node| Some((node.path(self.directory)?, node)));
         if let Some((path, node)) = &file {
-            match sources::from_file(path, self.files) {
+            match sources::from_file(path, self.files, listener, &rules) {
                 Ok(more) => rules.extend(more),
                 Err(problems) => {
                     for problem in problems {

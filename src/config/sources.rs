@@ -1,26 +1,49 @@
 //! Trusted sources as written in the listener's table and in its `sources_file`.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use crate::config::document::{Document, NOT_YET, Node, Section, limit_reported};
 use crate::config::files::Files;
 use crate::config::problem::{Position, Problem, Problems};
 use crate::config::shown;
 use crate::source::host::{Host, HostName};
+use crate::source::id::{DerivedUuids, Place};
 use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
 
-/// Reads the rules of `trusted_sources`.
-pub(crate) fn configured(list: &Node<'_>) -> Vec<Rule> {
+/// Reads the rules of `trusted_sources` of a listener.
+pub(crate) fn configured(list: &Node<'_>, listener: &str) -> Vec<Rule> {
     let nodes = list.list("a list of trusted sources such as [\"10.0.0.0/8\"]").unwrap_or_default();
-    nodes.iter().filter_map(configured_rule).collect()
+    let mut rules = nodes.iter().filter_map(configured_rule).collect();
+    derive_uuids(&mut rules, DerivedUuids::new(listener, Place::Configuration, HashSet::new()));
+    rules
 }
 
-/// Reads the rules of a `sources_file`, or returns its problems.
-pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec<Problem>> {
+/// Reads the rules of a `sources_file`, or returns its problems. `configured` are the other rules of the listener.
+pub(crate) fn from_file(
+    file: &Path,
+    files: &mut Files,
+    listener: &str,
+    configured: &[Rule],
+) -> Result<Vec<Rule>, Vec<Problem>> {
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
+    from_text(file, text, listener, configured.iter().map(|rule| rule.uuid).collect())
+}
+
+/// Reads the rules from the text of a `sources_file`, or returns its problems. `taken` are the UUIDs of other rules of the
+/// listener.
+pub(crate) fn from_text(
+    file: &Path,
+    text: &str,
+    listener: &str,
+    mut taken: HashSet<Uuid>,
+) -> Result<Vec<Rule>, Vec<Problem>> {
+    let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     if text.trim().is_empty() {
         // Editors and copies truncate a file before they write it. No client may lose access in between.
         return Err(whole_file(EMPTY.to_owned()));
@@ -34,7 +57,7 @@ pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec
         let nodes = root.get("rule").and_then(|node| node.list("[[rule]] tables")).unwrap_or_default();
         let numbered =
             nodes.iter().enumerate().map(|(index, node)| node.with_key(format!("rule[{}]", rules_before + index)));
-        rules.extend(numbered.filter_map(|node| file_rule(&node)));
+        rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken)));
         root.finish();
         rules_before += nodes.len();
         lines_before += piece.matches('\n').count();
@@ -42,7 +65,19 @@ pub(crate) fn from_file(file: &Path, files: &mut Files) -> Result<Vec<Rule>, Vec
         problems.append(&mut reported);
         omitted += more;
     }
-    if problems.is_empty() { Ok(rules) } else { Err(limit_reported(problems, omitted)) }
+    if !problems.is_empty() {
+        return Err(limit_reported(problems, omitted));
+    }
+    derive_uuids(&mut rules, DerivedUuids::new(listener, Place::SourcesFile, taken));
+    Ok(rules)
+}
+
+/// Replaces the nil UUIDs of rules that state none.
+fn derive_uuids(rules: &mut Vec<Rule>, mut uuids: DerivedUuids) {
+    rules.shrink_to_fit();
+    for rule in rules.iter_mut().filter(|rule| rule.uuid.is_nil()) {
+        rule.uuid = uuids.next(rule.source.kind(), &rule.written_value());
+    }
 }
 
 /// Splits the text into documents of at most [`MAX_PIECE`] rules. The tree of a large file would take twenty times the memory
@@ -73,29 +108,49 @@ fn configured_rule(node: &Node<'_>) -> Option<Rule> {
     rule
 }
 
-fn file_rule(node: &Node<'_>) -> Option<Rule> {
+fn file_rule(node: &Node<'_>, taken: &mut HashSet<Uuid>) -> Option<Rule> {
     let section = node.section("a [[rule]] table")?;
-    let uuid = section.get("uuid").and_then(|node| node.text("a text")).map(str::to_owned);
-    // For the programs that write the file. Validated and not used.
-    let _ = section.get("created_at").and_then(|node| node.instant());
-    let rule = table_rule(&section, Origin::SourcesFile { uuid });
+    let uuid = section.get("uuid").map(|node| uuid(&node, taken));
+    let created_at = section.get("created_at").and_then(|node| node.instant());
+    let rule = table_rule(&section, Origin::SourcesFile { created_at });
     section.finish();
-    rule
+    Some(Rule { uuid: uuid.unwrap_or(Some(Uuid::nil()))?, ..rule? })
+}
+
+/// Reads a UUID that is not in `taken`, and adds it.
+fn uuid(node: &Node<'_>, taken: &mut HashSet<Uuid>) -> Option<Uuid> {
+    let parsed = Uuid::try_parse(node.text(UUID)?).ok().filter(|uuid| !uuid.is_nil());
+    if parsed.is_none() {
+        node.expected(UUID);
+    }
+    let uuid = parsed?;
+    if !taken.insert(uuid) {
+        node.problem(format_args!(
+            "found \"{uuid}\", which another rule of the listener has; remove the uuid of one of them"
+        ));
+        return None;
+    }
+    Some(uuid)
 }
 
 /// Reads `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"` or `"dns:db.internal"`.
 fn string_rule(node: &Node<'_>) -> Option<Rule> {
     let text = node.text(SOURCE)?;
-    let source = match text.split_once(':') {
-        Some((Source::IP_ADDR, value)) => network(node, value)?,
-        Some((Source::DNS, value)) => Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }),
+    let with_type = |name: &HostName| format!("write a host name as \"dns:{name}\"");
+    let (source, value) = match text.split_once(':') {
+        Some((Source::IP_ADDR, value)) => (network(node, value, with_type)?, value),
+        Some((Source::DNS, value)) => (Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }), value),
         Some((kind, _)) if LATER_KINDS.contains(&kind) => {
             node.problem(format_args!("a source of type \"{kind}\" {NOT_YET}"));
             return None;
         }
-        _ => network(node, text)?,
+        _ => (network(node, text, with_type)?, text),
     };
-    Some(Rule { source, description: None, expires_at: None, origin: Origin::Configuration })
+    Some(Rule { spelling: spelling(&source, value), ..Rule::of(source, Origin::Configuration) })
+}
+
+fn spelling(source: &Source, written: &str) -> Option<Box<str>> {
+    (source.value() != written).then(|| written.into())
 }
 
 fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
@@ -109,21 +164,23 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
         None => None,
     };
     let kind = kind?;
-    let source = match kind.text(SOURCE_TYPE)? {
+    let (source, value) = match kind.text(SOURCE_TYPE)? {
         Source::IP_ADDR => {
             if let Some(node) = refresh {
                 node.problem("applies to type \"dns\" only; remove it");
                 return None;
             }
             let value = value?;
-            network(&value, value.text(SOURCE)?)?
+            let text = value.text(SOURCE)?;
+            (network(&value, text, |_| "a host name needs type \"dns\"".to_owned())?, text)
         }
         Source::DNS => {
             // Reads both before returning, so that all problems are reported.
             let refresh = refresh.map_or(Some(REFRESH), |node| refresh_time(&node));
             let value = value?;
-            let name = host_name(&value, value.text(HOST_NAME)?);
-            Source::Host(Host { name: name?, refresh: refresh? })
+            let text = value.text(HOST_NAME)?;
+            let name = host_name(&value, text);
+            (Source::Host(Host { name: name?, refresh: refresh? }), text)
         }
         later if LATER_KINDS.contains(&later) => {
             kind.problem(format_args!("a source of type \"{later}\" {NOT_YET}"));
@@ -134,14 +191,15 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
             return None;
         }
     };
-    Some(Rule { source, description, expires_at, origin })
+    Some(Rule { spelling: spelling(&source, value), description, expires_at, ..Rule::of(source, origin) })
 }
 
-fn network(node: &Node<'_>, text: &str) -> Option<Source> {
+/// Reads a network. If the text is a host name, the problem includes `hint`.
+fn network(node: &Node<'_>, text: &str, hint: impl Fn(&HostName) -> String) -> Option<Source> {
     let problem = |error: NetworkError| {
         let hint = match text.parse::<HostName>() {
             Ok(name) if error == NetworkError::Syntax && !shown::is_cut(text) => {
-                format!("; write a host name as \"dns:{name}\"")
+                format!("; {}", hint(&name))
             }
             Ok(_) | Err(_) => String::new(),
         };
@@ -169,6 +227,7 @@ const MAX_PIECE: usize = 1_000;
 pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
 const SOURCE_TYPE: &str = "\"ip_addr\" or \"dns\"";
+const UUID: &str = "a UUID such as \"7d444840-9dc0-41d1-b245-5ffdce74fad2\"";
 
 /// Source types of managed databases, which operators may copy from there. They get their own error.
 const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];
@@ -188,7 +247,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sources.toml");
         std::fs::write(&file, text).unwrap();
-        from_file(&file, &mut Files::default())
+        from_file(&file, &mut Files::default(), "cache", &[])
     }
 
     fn rule(number: usize) -> String {

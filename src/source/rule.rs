@@ -1,19 +1,25 @@
 //! One rule of the trusted sources, and the network or host it names.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::source::host::Host;
 
 /// A rule that trusts a network or a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// Identifies the rule within its listener.
+    pub uuid: Uuid,
     /// The network or host that the rule trusts.
     pub source: Source,
+    /// The `value` key as written, if it differs from the canonical form. Programs that manage sources compare the text.
+    pub spelling: Option<Box<str>>,
     /// Free text for the operator.
     pub description: Option<String>,
     /// From this time on the rule no longer applies; `None` means that it does not expire.
@@ -23,9 +29,19 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// A rule without description and expiry, spelled canonically, with the nil UUID.
+    pub const fn of(source: Source, origin: Origin) -> Self {
+        Self { uuid: Uuid::nil(), source, spelling: None, description: None, expires_at: None, origin }
+    }
+
     /// Whether the rule has not expired at `now`.
     pub fn is_live(&self, now: OffsetDateTime) -> bool {
         self.expires_at.is_none_or(|end| now < end)
+    }
+
+    /// The `value` key as written.
+    pub fn written_value(&self) -> Cow<'_, str> {
+        self.spelling.as_deref().map_or_else(|| self.source.value().into(), Cow::from)
     }
 }
 
@@ -60,7 +76,7 @@ impl Source {
         }
     }
 
-    /// The value of the `value` key.
+    /// The `value` key in canonical form.
     pub fn value(&self) -> String {
         match self {
             Self::Network(network) => network.to_string(),
@@ -102,8 +118,8 @@ pub enum Origin {
     Configuration,
     /// In the listener's `sources_file`.
     SourcesFile {
-        /// Identifies the rule for the programs that manage the file.
-        uuid: Option<String>,
+        /// When a program added the rule.
+        created_at: Option<OffsetDateTime>,
     },
 }
 

@@ -253,12 +253,12 @@ mod tests {
 
     fn rule(network: &str, expires_at: Option<OffsetDateTime>) -> Rule {
         let source = Source::Network(network.parse().unwrap());
-        Rule { source, description: None, expires_at, origin: Origin::Configuration }
+        Rule { expires_at, ..Rule::of(source, Origin::Configuration) }
     }
 
     fn host(name: &str, expires_at: Option<OffsetDateTime>) -> Rule {
         let host = Host { name: name.parse().unwrap(), refresh: std::time::Duration::from_secs(30) };
-        Rule { source: Source::Host(host), description: None, expires_at, origin: Origin::Configuration }
+        Rule { expires_at, ..Rule::of(Source::Host(host), Origin::Configuration) }
     }
 
     fn book(entries: &[(&str, &[IpAddr])]) -> AddressBook {

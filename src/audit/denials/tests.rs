@@ -17,7 +17,7 @@ fn v4(number: u32) -> ConnectionFields {
 /// From a source that a rule trusts.
 fn trusted(address: &str) -> ConnectionFields {
     let source = Source::Network("10.0.0.0/8".parse().unwrap());
-    let rule = Rule { source, description: None, expires_at: None, origin: Origin::Configuration };
+    let rule = Rule::of(source, Origin::Configuration);
     ConnectionFields { source_match: Some(SourceMatch::Rule(Arc::new(rule))), ..fields("main", address) }
 }
 

@@ -167,7 +167,7 @@ fn untrusted() -> ClientAddr {
 fn expired(registry: &Arc<ConnectionRegistry>) -> ConnectionGuard {
     let source = Source::Network("127.0.0.1".parse().unwrap());
     let expires_at = Some(OffsetDateTime::UNIX_EPOCH);
-    let rule = Rule { source, description: None, expires_at, origin: Origin::Configuration };
+    let rule = Rule { expires_at, ..Rule::of(source, Origin::Configuration) };
     let guard = registry.enter("db".into(), untrusted());
     guard.activate(Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() });
     guard

@@ -159,7 +159,7 @@ fn program_above_the_kernel_limit_is_rejected() {
 
 fn rule(net: IpNet, expires_at: Option<OffsetDateTime>) -> Rule {
     let source = Source::Network(net.to_string().parse().unwrap());
-    Rule { source, description: None, expires_at, origin: Origin::Configuration }
+    Rule { expires_at, ..Rule::of(source, Origin::Configuration) }
 }
 
 /// Words that are often equal, adjacent or at an end of the range.
