@@ -38,6 +38,9 @@ mod x509;
 pub mod internals {
     pub use super::timestamp;
     pub use crate::addr::ClientAddr;
+    pub use crate::config::edit::sources::{
+        EditError, Edited, Field, NewRule, SourcesChange, Target, apply as edit_sources,
+    };
     pub use crate::control::response::{AdminResponse, Status};
     pub use crate::control::{AdminRequest, AdminServer};
     pub use crate::dns::HostCache;

@@ -1,3 +1,4 @@
 //! Edits of the text of configuration files that keep comments and formatting.
 
+pub(crate) mod sources;
 pub(crate) mod tokens;

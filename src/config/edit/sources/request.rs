@@ -1,0 +1,92 @@
+//! Validates the rules of a request with the parser of the configuration, and words problems without a position.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use time::OffsetDateTime;
+
+use crate::config::edit::sources::table::Entry;
+use crate::config::edit::sources::{EditError, Field, NewRule};
+use crate::config::problem::Problem;
+use crate::config::sources;
+use crate::source::rule::Source;
+
+/// Returns the source of each rule.
+///
+/// # Errors
+/// [`EditError::Invalid`] for the first rule that is not valid.
+pub(crate) fn sources(rules: &[NewRule]) -> Result<Vec<Source>, EditError> {
+    if rules.is_empty() {
+        return Ok(Vec::new());
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        check(&rule.value, MAX_VALUE).map_err(|message| EditError::Invalid { index, field: "value", message })?;
+        if let Field::Set(description) = &rule.description {
+            check(description, MAX_DESCRIPTION).map_err(|message| EditError::Invalid {
+                index,
+                field: "description",
+                message,
+            })?;
+        }
+    }
+    let text: String = rules.iter().map(|rule| entry(rule).to_text()).collect();
+    let read = sources::from_text(Path::new(""), &text, "", HashSet::new()).map_err(|problems| first(&problems))?;
+    Ok(read.into_iter().map(|rule| rule.source).collect())
+}
+
+/// The rule as the file states it, without UUID.
+pub(crate) fn entry(rule: &NewRule) -> Entry<'_> {
+    Entry {
+        kind: &rule.kind,
+        value: &rule.value,
+        description: description(rule).value(),
+        expires_at: expiry(rule).value(),
+        identity: None,
+    }
+}
+
+/// The description, which an empty text clears.
+pub(crate) fn description(rule: &NewRule) -> Field<&str> {
+    match &rule.description {
+        Field::Keep => Field::Keep,
+        Field::Set(text) if !text.is_empty() => Field::Set(text),
+        Field::Clear | Field::Set(_) => Field::Clear,
+    }
+}
+
+/// The expiry in whole seconds.
+pub(crate) fn expiry(rule: &NewRule) -> Field<OffsetDateTime> {
+    match rule.expires_at {
+        Field::Set(end) => Field::Set(end.replace_nanosecond(0).unwrap_or(end)),
+        other => other,
+    }
+}
+
+/// Limits the length of a text, in characters, and rejects control characters, which could forge lines in logs and terminals.
+fn check(text: &str, limit: usize) -> Result<(), String> {
+    if let Some(control) = text.chars().find(|character| character.is_control()) {
+        return Err(format!("contains the control character U+{:04X}; remove it", u32::from(control)));
+    }
+    let length = text.chars().count();
+    if length > limit {
+        return Err(format!("has {length} characters; shorten it to at most {limit}"));
+    }
+    Ok(())
+}
+
+/// The first problem, with the index and field of its key, such as `rule[7].value`.
+fn first(problems: &[Problem]) -> EditError {
+    let key = problems.first().map_or("", |problem| problem.key.as_str());
+    let message = problems.first().map_or_else(String::new, |problem| problem.message.clone());
+    let index = key.split(['[', ']']).nth(1).and_then(|index| index.parse().ok()).unwrap_or(0);
+    let field = FIELDS.into_iter().find(|field| key.ends_with(field)).unwrap_or("type");
+    EditError::Invalid { index, field, message }
+}
+
+const FIELDS: [&str; 4] = ["type", "value", "description", "expires_at"];
+
+/// Maximum length of a description in a request, in characters.
+const MAX_DESCRIPTION: usize = 255;
+
+/// Maximum length of a value in a request, in characters: that of a host name (RFC 1035 section 2.3.4).
+const MAX_VALUE: usize = 253;
