@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustls::version::{TLS12, TLS13};
 use rustls::{HandshakeKind, ServerConfig};
+use time::OffsetDateTime;
 
 use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::openssl::openssl;
@@ -20,8 +21,8 @@ use crate::harness::redis::ANY_CLIENT;
 use crate::harness::upstream::{Secured, showing};
 use crate::harness::wire::{PROTOCOL_3_0, SSL_REQUEST, error_response, read_exactly, startup};
 use crate::harness::{
-    Authority, Event, Leaf, Listener, Load, Portcullis, Postgres, Redis, Request, TestDir, Upstream, WAIT_TIMEOUT,
-    eventually,
+    Authority, ClockedPortcullis, Event, Leaf, Listener, Load, Portcullis, Postgres, Redis, Request, TestDir, Upstream,
+    WAIT_TIMEOUT, eventually,
 };
 use crate::postgres::{conninfo, psql};
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
@@ -475,9 +476,15 @@ fn noting(config: ServerConfig) -> (Upstream, Arc<Mutex<Vec<HandshakeKind>>>) {
 #[test]
 fn resumed_upstream_session_ends_with_its_certificate() {
     let site = TestDir::new();
-    let leaf = site.ca.issue(Request::server(&["127.0.0.1"]).brief(4));
+    let end = OffsetDateTime::now_utc() + time::Duration::HOUR;
+    let leaf = site.ca.issue(Request::server(&["127.0.0.1"]).expiring(end));
     let (upstream, kinds) = noting(showing(&leaf));
-    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    let listener = Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt");
+    let portcullis = ClockedPortcullis::start(site, listener);
+    for _ in 0..3 {
+        portcullis.client().connect();
+    }
+    portcullis.set_shortly_before(end);
     let refused = eventually("the certificate expires", || {
         let (port, connected) = portcullis.client().attempt();
         connected.is_err().then(|| portcullis.ending(port))
