@@ -4,11 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 use crate::harness::hosts::{executable, name, start};
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::run;
-use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
+use crate::harness::{ClockedPortcullis, Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
 /// Keeps its state in the directory.
@@ -183,11 +185,14 @@ fn unwritable_state_directory_gives_a_warning_only() {
 #[test]
 fn rule_for_a_name_expires_like_any_other() {
     let upstream = Upstream::echo();
-    let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
-    let end = end.format(&time::format_description::well_known::Rfc3339).unwrap();
-    let rule = format!("{{ type = \"dns\", value = \"app.test\", expires_at = {end} }}");
-    let Some(portcullis) = start(site(&["127.0.0.5"]), config(&upstream, &[&rule])) else { return };
+    let end = OffsetDateTime::now_utc() + Duration::HOUR;
+    let expires_at = end.format(&Rfc3339).unwrap();
+    let rule = format!("{{ type = \"dns\", value = \"app.test\", expires_at = {expires_at} }}");
+    let site = site(&["127.0.0.5"]);
+    let Some(command) = executable(&site) else { return };
+    let portcullis = ClockedPortcullis::start_by(command, site, config(&upstream, &[&rule]));
     let inside = admitted(&portcullis, "127.0.0.5");
+    portcullis.set_shortly_before(end);
     let ending = portcullis.ending(inside.port());
     assert_eq!(ending.reason(), "rule_expired");
     assert!(ending.text("detail").contains("dns:app.test expired"), "{}", ending.0);

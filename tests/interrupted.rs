@@ -5,10 +5,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::{env, thread};
 
-use crate::harness::program::{Running, supervised};
+use nix::sys::signal::Signal;
+
+use crate::harness::program::{Running, command, find, run, supervised, tied};
 use crate::harness::{Haproxy, Listener, Portcullis, Postgres, Redis, eventually, hosts};
 
 /// Names the temporary directory of the run that is interrupted, and marks its processes.
@@ -34,7 +36,7 @@ fn interrupted_run_leaves_no_process() {
         let directory = tempfile::tempdir().unwrap();
         // PostgreSQL runs as another user.
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
-        let mut command = Command::new(env::current_exe().unwrap());
+        let mut command = tied(&env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "interrupted::starts_each_kind_of_process_and_waits"]);
         command.env("TMPDIR", directory.path()).env(RUN, directory.path());
         let mut run = Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
@@ -51,6 +53,37 @@ fn interrupted_run_leaves_no_process() {
         eventually(&format!("no process is left after SIG{signal}"), || {
             processes_of(directory.path()).is_empty().then_some(())
         });
+    }
+}
+
+/// Whether each of these signals is ignored, by the line `SigIgn` of /proc/PID/status.
+fn ignored(status: &str) -> [bool; 4] {
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let mask = u64::from_str_radix(line.trim(), 16).unwrap();
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM]
+        .map(|signal| mask >> (signal as i32 - 1) & 1 == 1)
+}
+
+#[test]
+fn run_that_ignores_signals_starts_programs_that_do_not() {
+    let mut ignoring = command("env");
+    ignoring.arg("--ignore-signal=HUP,INT,QUIT,TERM").arg(env::current_exe().unwrap());
+    ignoring.args(["--ignored", "--exact", "interrupted::starts_programs_that_ignore_no_signal"]);
+    let output = run(ignoring.env(RUN, "")).success();
+    assert!(output.contains("1 passed"), "{output}");
+}
+
+#[test]
+#[ignore = "started by run_that_ignores_signals_starts_programs_that_do_not"]
+fn starts_programs_that_ignore_no_signal() {
+    const STATUS: &str = "/proc/self/status";
+    if env::var_os(RUN).is_none() {
+        return;
+    }
+    assert_eq!(ignored(&fs::read_to_string(STATUS).unwrap()), [true; 4], "this run");
+    let (cat, mut supervised) = (find("cat"), supervised());
+    for command in [&mut tied(&cat), supervised.arg(&cat)] {
+        assert_eq!(ignored(&run(command.arg(STATUS)).success()), [false; 4], "{command:?}");
     }
 }
 

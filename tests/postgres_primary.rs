@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
+use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::postgres::client;
-use crate::harness::program::{Running, free_port, run};
+use crate::harness::program::{free_port, run};
 use crate::harness::wire::{PROTOCOL_3_0, error_response, startup};
-use crate::harness::{Authority, Event, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
+use crate::harness::{Authority, Event, Listener, Load, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
 use crate::postgres::{connector, conninfo, parameters, psql};
 use crate::upstream_selection::{addresses, config, logged, upstreams};
 
@@ -185,8 +186,8 @@ fn switchover_under_load_causes_no_client_error() {
     let conninfo = conninfo(&portcullis);
     run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
     let mut pgbench = client("pgbench");
-    pgbench.args(["-n", "-S", "-C", "-c", "4", "-T", "6", "-d", &conninfo]);
-    let load = thread::spawn(move || run(&mut pgbench));
+    pgbench.args(["-n", "-S", "-C", "-c", "4", "-d", &conninfo]).args(UNTIL_STOPPED);
+    let load = Load::start(&mut pgbench);
     portcullis.event("the load", |event| event.is("connection.opened"));
     eventually("the standby has it all", || {
         let has = run(standby.psql().args(["-c", "select count(*) from pgbench_accounts"]));
@@ -200,18 +201,19 @@ fn switchover_under_load_causes_no_client_error() {
         event.is("connection.opened") && event.text("upstream") == standby.to_string()
     });
     leader.ends();
-    let result = load.join().unwrap();
-    assert!(!result.stderr.contains("FATAL") && !result.stderr.contains("error"), "{}", result.stderr);
-    assert!(result.success().contains("number of failed transactions: 0"), "some failed");
-    assert!(!portcullis.events().iter().any(|event| event.is("connection.denied")));
+    // Before the load is stopped.
+    let events = portcullis.events();
+    load.stop_without_error();
+    assert!(!events.iter().any(|event| event.is("connection.denied")));
 }
 
-/// pgbench with a connection for each transaction.
-fn load(portcullis: &Portcullis, seconds: &str) -> Command {
+/// pgbench with a connection for each transaction. `extent` is the number of transactions of a client (`-t`) or the time
+/// (`-T`).
+fn load(portcullis: &Portcullis, extent: [&str; 2]) -> Command {
     let script = portcullis.site.path("load.sql");
     std::fs::write(&script, "select pg_sleep(0.002);\n").unwrap();
     let mut pgbench = client("pgbench");
-    pgbench.args(["-n", "-C", "-c", "4", "-T", seconds, "-d", &conninfo(portcullis), "-f"]).arg(script);
+    pgbench.args(["-n", "-C", "-c", "4", "-d", &conninfo(portcullis), "-f"]).arg(script).args(extent);
     pgbench
 }
 
@@ -223,7 +225,7 @@ fn restarted_server_under_load_breaks_only_its_own_sessions() {
         let server = server.to_string();
         move |event: &Event| event.is("connection.opened") && event.text("upstream") == server
     };
-    let mut pgbench = load(&portcullis, "4");
+    let mut pgbench = load(&portcullis, ["-t", "100"]);
     let meanwhile = thread::spawn(move || run(&mut pgbench));
     portcullis.event("the load", at(&first));
     let seen = portcullis.seen();
@@ -231,19 +233,17 @@ fn restarted_server_under_load_breaks_only_its_own_sessions() {
     first.ends();
     // A session at the killed server is lost; a new one goes to the other server.
     let _ = meanwhile.join().unwrap();
-    let output = run(&mut load(&portcullis, "1"));
+    let output = run(&mut load(&portcullis, ["-t", "25"]));
     assert!(!output.stderr.contains("error"), "{}", output.stderr);
     portcullis.event_after(seen, "a session at the second", at(&second));
 
-    let mut pgbench = load(&portcullis, "600");
-    let mut running = Running::start(&mut pgbench);
+    let load = Load::start(&mut load(&portcullis, UNTIL_STOPPED));
     let seen = portcullis.seen();
     first.start_again();
     portcullis.event_after(seen, "a session at the first", at(&first));
-    // Before the load is interrupted: it then closes connections that are being set up.
+    // Before the load is stopped.
     let events = portcullis.events();
-    running.signal("INT");
-    running.exit_code();
+    load.stop_without_error();
     assert!(!events.iter().any(|event| event.is("connection.denied")));
     // A server may receive the client's Terminate and close first; then the event has no detail.
     let lost = |event: &&Event| event.is("connection.closed") && event.0["detail"].is_string();

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::openssl::openssl;
 use crate::harness::portcullis::{EXECUTABLE, executable};
-use crate::harness::program::{Outcome, free_address, run};
+use crate::harness::program::{Outcome, free_address, run, setpriv};
 use crate::harness::{Authority, Listener, Portcullis, Request, TestDir};
 use crate::reload::ON_SIGHUP;
 
@@ -253,16 +253,8 @@ fn as_unprivileged(site: &TestDir, arguments: &[&str]) -> Option<Outcome> {
         return None;
     }
     fs::set_permissions(site.directory(), Permissions::from_mode(0o755)).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--reuid=nobody",
-        "--regid=nogroup",
-        "--clear-groups",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-        "--",
-    ]);
-    Some(run(command.arg(EXECUTABLE).args(arguments).current_dir(site.directory())))
+    let options = ["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"];
+    Some(run(setpriv(&options, EXECUTABLE).args(arguments).current_dir(site.directory())))
 }
 
 #[test]

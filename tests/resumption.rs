@@ -8,12 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::HandshakeKind::{self, Full, Resumed};
 use rustls::version::{TLS12, TLS13};
+use time::{Duration, OffsetDateTime};
 
 use crate::harness::openssl::s_client;
 use crate::harness::portcullis::executable;
 use crate::harness::program::run;
 use crate::harness::{
-    Authority, Client, CrlContent, Leaf, Listener, Portcullis, Request, TestDir, Upstream, eventually,
+    Authority, Client, ClockedPortcullis, CrlContent, Leaf, Listener, Portcullis, Request, TestDir, Upstream,
 };
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{assert_lives, wanting};
@@ -130,26 +131,14 @@ impl Inn {
     /// Starts with these files in the directory, and connects every client for the first time.
     fn open(keys: Keys, leaf: Option<&Leaf>, lines: &[&str], files: &[(&str, String)]) -> Self {
         let upstream = greeting();
-        let site = TestDir::new();
-        for (name, text) in files {
-            site.write(name, text);
-        }
-        let mut listener = lines.iter().fold(Listener::redis(&upstream), |listener, line| listener.tls(line));
-        if keys == Keys::Shared {
-            site.write("tickets.keys", key());
-            listener = listener.tls("ticket_keys = \"tickets.keys\"");
-        }
-        let portcullis = Portcullis::start(site, format!("{ON_SIGHUP}{listener}"));
+        let (site, config) = furnished(&upstream, keys, lines, files);
+        let portcullis = Portcullis::start(site, config);
         let guests = Guest::all(&portcullis, leaf);
         Self { portcullis, guests, _upstream: upstream }
     }
 
     fn assert_received(&mut self, expected: &Reception, when: &str) {
-        for guest in &mut self.guests {
-            let name = guest.name();
-            let received = guest.connect(&self.portcullis.site, &self.portcullis, "main");
-            assert_eq!(&received, expected, "{name}, {when}");
-        }
+        assert_received(&mut self.guests, &self.portcullis, expected, when);
     }
 
     fn change(&self, file: &str, text: &str) {
@@ -177,6 +166,29 @@ impl Inn {
                 Keys::Own => assert_eq!(received, Ok(Full), "{name}, {keys:?}"),
             }
         }
+    }
+}
+
+/// A directory with these files, and the configuration of a listener with these lines of its TLS.
+fn furnished(upstream: &Upstream, keys: Keys, lines: &[&str], files: &[(&str, String)]) -> (TestDir, String) {
+    let site = TestDir::new();
+    for (name, text) in files {
+        site.write(name, text);
+    }
+    let mut listener = lines.iter().fold(Listener::redis(upstream), |listener, line| listener.tls(line));
+    if keys == Keys::Shared {
+        site.write("tickets.keys", key());
+        listener = listener.tls("ticket_keys = \"tickets.keys\"");
+    }
+    (site, format!("{ON_SIGHUP}{listener}"))
+}
+
+/// Every client connects again with the same result.
+fn assert_received(guests: &mut [Guest], portcullis: &Portcullis, expected: &Reception, when: &str) {
+    for guest in guests {
+        let name = guest.name();
+        let received = guest.connect(&portcullis.site, portcullis, "main");
+        assert_eq!(&received, expected, "{name}, {when}");
     }
 }
 
@@ -272,18 +284,18 @@ fn ticket_is_not_resumed_after_its_source_is_removed() {
 #[test]
 fn ticket_is_not_resumed_after_its_certificate_expires() {
     let clients = Authority::new("Clients CA");
-    let leaf = clients.issue(Request::client("app").brief(8));
+    let leaf = clients.issue(Request::client("app").expiring(OffsetDateTime::now_utc() + Duration::HOUR));
     let lines = ["client_auth = \"required\"", "client_ca = \"clients.pem\""];
-    let mut inns = BOTH.map(|keys| Inn::open(keys, Some(&leaf), &lines, &[("clients.pem", clients.pem())]));
-    for inn in &mut inns {
-        inn.assert_received(&Ok(Resumed), "in its time");
-    }
-    for mut inn in inns {
-        eventually("the certificate expires", || {
-            let (port, attempt) = inn.portcullis.client().showing(&leaf).attempt();
-            attempt.is_err().then(|| inn.portcullis.refusal(port))
-        });
-        inn.assert_received(&Err("client_certificate_expired".to_owned()), "after its time");
+    for keys in BOTH {
+        let upstream = greeting();
+        let (site, config) = furnished(&upstream, keys, &lines, &[("clients.pem", clients.pem())]);
+        let portcullis = ClockedPortcullis::start(site, config);
+        let mut guests = Guest::all(&portcullis, Some(&leaf));
+        assert_received(&mut guests, &portcullis, &Ok(Resumed), "in its time");
+        // Still in the lifetime of its tickets.
+        portcullis.set(2 * Duration::HOUR);
+        let expired = Err("client_certificate_expired".to_owned());
+        assert_received(&mut guests, &portcullis, &expired, "after its time");
     }
 }
 

@@ -8,7 +8,9 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::openssl::openssl;
-use crate::harness::{Authority, Connection, Leaf, Listener, Portcullis, Redis, Request, TestDir, Upstream, program};
+use crate::harness::{
+    Authority, ClockedPortcullis, Connection, Leaf, Listener, Portcullis, Redis, Request, TestDir, Upstream, program,
+};
 use crate::reload::ON_SIGHUP;
 
 /// The most time between the reload or the moment that revokes a session and its end. Portcullis takes a second at most; a
@@ -88,22 +90,23 @@ fn removed_source_ends_its_open_sessions() {
 #[test]
 fn expired_rule_ends_its_sessions_unless_another_matches() {
     let upstream = Upstream::echo();
-    let soon = OffsetDateTime::now_utc() + Duration::seconds(3);
+    let end = OffsetDateTime::now_utc() + Duration::HOUR;
     let ending = |source: &str| {
-        let end = soon.format(&Rfc3339).unwrap();
+        let end = end.format(&Rfc3339).unwrap();
         format!(r#"{{ type = "ip_addr", value = "{source}", expires_at = {end} }}"#)
     };
     let listener = Listener::redis(&upstream).to_string().replace(
         "trusted_sources = [\"127.0.0.1\"]",
         &format!("trusted_sources = [\"127.0.1.0/24\", {}, {}]", ending("127.0.0.0/24"), ending("127.0.1.1")),
     );
-    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
+    let portcullis = ClockedPortcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
     let from = |source: &str| portcullis.client().from(source).attempt().1.unwrap();
     let (mut gone, kept) = (from("127.0.0.1"), from("127.0.1.1"));
     assert_eq!(portcullis.opened(kept.port()).text("rule"), "ip_addr:127.0.1.1");
+    let due = portcullis.set_shortly_before(end);
     // The session is closed without another event.
     assert_eq!(gone.rest().unwrap(), b"");
-    let late = OffsetDateTime::now_utc() - soon;
+    let late = OffsetDateTime::now_utc() - due;
     assert!(late >= Duration::ZERO && late < MAX_REVOCATION_TIME, "it ended {late} after its rule");
     assert_ended(&portcullis, gone, "rule_expired");
     assert_lives(kept);
@@ -114,9 +117,12 @@ fn expired_certificate_ends_its_session() {
     let upstream = Upstream::echo();
     let (site, clients) = (TestDir::new(), Authority::new("Clients CA"));
     site.write("clients.pem", clients.pem());
-    let portcullis = start(site, &[&wanting(&upstream, &["client_ca = \"clients.pem\""])]);
+    let listener = wanting(&upstream, &["client_ca = \"clients.pem\""]);
+    let portcullis = ClockedPortcullis::start(site, config(&[&listener]));
     let kept = session(&portcullis, clients.issue(Request::client("kept")));
-    let mut gone = session(&portcullis, clients.issue(Request::client("gone").brief(2)));
+    let end = OffsetDateTime::now_utc() + Duration::HOUR;
+    let mut gone = session(&portcullis, clients.issue(Request::client("gone").expiring(end)));
+    portcullis.set_shortly_before(end);
     assert_eq!(gone.rest().unwrap(), b"");
     assert_ended(&portcullis, gone, "client_certificate_expired");
     assert_lives(kept);

@@ -1,12 +1,12 @@
 //! Rotations of every kind of certificate and key under load.
 
 use std::fmt::Write as _;
-use std::process::Stdio;
 
+use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::pki::CrlContent;
 use crate::harness::postgres::client;
-use crate::harness::program::{Running, command, run};
-use crate::harness::{Authority, Event, Leaf, Listener, Portcullis, Postgres, Redis, Request, TestDir};
+use crate::harness::program::{command, run};
+use crate::harness::{Authority, Event, Leaf, Listener, Load, Portcullis, Postgres, Redis, Request, TestDir};
 use crate::postgres::conninfo;
 use crate::reload::{ON_CHANGE, ON_SIGHUP};
 
@@ -125,23 +125,6 @@ fn key(turn: usize) -> String {
     format!("{turn:064}")
 }
 
-/// A program that runs until it is interrupted, or stops at the first error.
-struct Load(Running);
-
-impl Load {
-    fn start(command: &mut std::process::Command) -> Self {
-        Self(Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped())))
-    }
-
-    fn must_be_well(mut self) {
-        assert!(self.0.0.try_wait().unwrap().is_none(), "a client gave up");
-        self.0.signal("INT");
-        self.0.exit_code();
-        let output = std::io::read_to_string(self.0.0.stderr.take().unwrap()).unwrap();
-        assert!(!output.to_lowercase().contains("error") && !output.contains("aborted"), "{output}");
-    }
-}
-
 #[test]
 fn rotations_of_every_kind_under_load_cause_no_client_error() {
     let (redis, postgres) = (Redis::start(), Postgres::start());
@@ -178,9 +161,9 @@ fn rotations_of_every_kind_under_load_cause_no_client_error() {
         }
         rotating.join().unwrap();
     });
-    // Before the loads are interrupted: a client that is just connecting then closes in its handshake.
+    // Before the loads are stopped.
     let events = portcullis.events();
-    loads.into_iter().for_each(Load::must_be_well);
+    loads.into_iter().for_each(Load::stop_without_error);
     assert!(KINDS.iter().all(|kind| world.turn(*kind) == ROTATIONS));
     let harmed = |name: &str| events.iter().find(|event| event.is(name));
     for name in ["connection.denied", "session.revoked", "reload.rejected"] {
@@ -206,7 +189,7 @@ fn loads(portcullis: &Portcullis) -> [Load; 3] {
     run(client("pgbench").args(["-i", "-q", "-d", &conninfo])).success();
     let pgbench = |options: &[&str]| {
         let mut pgbench = client("pgbench");
-        pgbench.args(["-n", "-S", "-c", "2", "-T", "600", "-d", &conninfo]).args(options);
+        pgbench.args(["-n", "-S", "-c", "2", "-d", &conninfo]).args(UNTIL_STOPPED).args(options);
         Load::start(&mut pgbench)
     };
     [Load::start(&mut benchmark), pgbench(&[]), pgbench(&["-C"])]

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use nix::unistd::geteuid;
 
 use crate::harness::portcullis::{EXECUTABLE, executable};
-use crate::harness::program::{Running, free_address, run};
+use crate::harness::program::{Running, free_address, run, setpriv};
 use crate::harness::{Listener, Portcullis, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 use crate::reload::ON_SIGHUP;
 
@@ -34,9 +34,9 @@ fn command_of(unit: &str, key: &str) -> Vec<String> {
 
 /// A command as the user of the unit, without privileges.
 fn as_service(command: &[String]) -> Command {
-    let mut service = Command::new("setpriv");
-    service.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]);
-    service.args(["--pdeathsig", "KILL", "--"]).args(command);
+    let privileges = ["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--bounding-set=-all", "--no-new-privs"];
+    let mut service = setpriv(&[&privileges[..], &["--pdeathsig", "KILL"]].concat(), &command[0]);
+    service.args(&command[1..]);
     service
 }
 

@@ -1,9 +1,13 @@
 //! Trust anchors: the requirements for a CA in a bundle, and the cost of its certificates.
 
+use time::{Duration, OffsetDateTime};
+
 use crate::harness::portcullis::{executable, refused};
 use crate::harness::program::run;
-use crate::harness::{Authority, CrlContent, Leaf, Portcullis, Request, TestDir, Upstream};
-use crate::revocation::{assert_ended, assert_lives, session, start, wanting};
+use crate::harness::{
+    Authority, ClockedPortcullis, CrlContent, Leaf, Listener, Portcullis, Request, TestDir, Upstream,
+};
+use crate::revocation::{assert_ended, assert_lives, config, session, start, wanting};
 
 fn app(authority: &Authority) -> Leaf {
     authority.issue(Request::client("app"))
@@ -11,10 +15,16 @@ fn app(authority: &Authority) -> Leaf {
 
 /// A listener that trusts one CA, with further lines of its TLS.
 fn trusting(authority: &Authority, upstream: &Upstream, lines: &[&str]) -> Portcullis {
+    let (site, listener) = trusting_site(authority, upstream, lines);
+    start(site, &[&listener])
+}
+
+/// Its files and the listener itself.
+fn trusting_site(authority: &Authority, upstream: &Upstream, lines: &[&str]) -> (TestDir, Listener) {
     let site = TestDir::new();
     site.write("clients.pem", authority.pem());
     let lines: Vec<_> = ["client_ca = \"clients.pem\""].iter().chain(lines).copied().collect();
-    start(site, &[&wanting(upstream, &lines)])
+    (site, wanting(upstream, &lines))
 }
 
 #[test]
@@ -33,9 +43,12 @@ fn expired_anchor_is_rejected_unless_its_dates_are_ignored() {
 
 #[test]
 fn session_ends_when_its_anchor_expires() {
-    let (upstream, brief) = (Upstream::echo(), Authority::brief("Brief CA", 3));
-    let portcullis = trusting(&brief, &upstream, &[]);
+    let end = OffsetDateTime::now_utc() + Duration::HOUR;
+    let (upstream, brief) = (Upstream::echo(), Authority::expiring("Brief CA", end));
+    let (site, listener) = trusting_site(&brief, &upstream, &[]);
+    let portcullis = ClockedPortcullis::start(site, config(&[&listener]));
     let session = session(&portcullis, app(&brief));
+    portcullis.set_shortly_before(end);
     portcullis.event("the anchor expires", |event| event.is("session.revoked"));
     assert_ended(&portcullis, session, "client_certificate_expired");
     assert_eq!(refused(&portcullis, &app(&brief)).reason(), "client_certificate_expired");

@@ -4,7 +4,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::client::port;
-use crate::harness::{Listener, Portcullis, TestDir, Upstream, eventually, wire};
+use crate::harness::{ClockedPortcullis, Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
 fn untrusted_source_is_closed_before_the_first_byte() {
@@ -188,14 +188,16 @@ fn rule_table_accepts_description_and_expiry() {
 #[test]
 fn rule_admits_until_it_expires() {
     let upstream = Upstream::echo();
-    let soon = (OffsetDateTime::now_utc() + Duration::seconds(3)).format(&Rfc3339).unwrap();
+    let end = OffsetDateTime::now_utc() + Duration::HOUR;
+    let expires_at = end.format(&Rfc3339).unwrap();
     let listener = Listener::redis(&upstream).trusting(&[]).to_string().replace(
         "trusted_sources = []",
-        &format!(r#"trusted_sources = [{{ type = "ip_addr", value = "127.0.0.1", expires_at = {soon} }}]"#),
+        &format!(r#"trusted_sources = [{{ type = "ip_addr", value = "127.0.0.1", expires_at = {expires_at} }}]"#),
     );
-    let portcullis = Portcullis::start(TestDir::new(), listener);
+    let portcullis = ClockedPortcullis::start(TestDir::new(), listener);
     let client = portcullis.client();
     client.connect().ask(b"hello", b"hello");
+    portcullis.set_shortly_before(end);
     let refused = eventually("the rule expires", || {
         let (port, connection) = client.attempt();
         connection.is_err().then_some(port)

@@ -5,22 +5,28 @@ use std::fmt::Display;
 use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
+use std::process::Command;
 
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use super::portcullis::executable;
 use super::{Portcullis, TestDir};
 
-/// A running program with its own clock.
+/// A running program with its own clock. What expires under it expires when the test sets the clock, however long the
+/// machine takes to open the sessions before.
 #[derive(Debug)]
 pub(crate) struct ClockedPortcullis(Portcullis);
 
 impl ClockedPortcullis {
     /// Starts with the real time.
     pub(crate) fn start(site: TestDir, config: impl Display) -> Self {
+        Self::start_by(executable(), site, config)
+    }
+
+    /// The same with a command that ends in the path of the program.
+    pub(crate) fn start_by(mut command: Command, site: TestDir, config: impl Display) -> Self {
         let file = site.path(FILE);
         site.write(FILE, "+0\n");
-        let mut command = executable();
         command
             .env("LD_PRELOAD", library())
             .env("FAKETIME_TIMESTAMP_FILE", file)
@@ -33,6 +39,14 @@ impl ClockedPortcullis {
     /// Sets its clock to this offset from the real time.
     pub(crate) fn set(&self, offset: Duration) {
         self.site.replace(FILE, format!("{:+}\n", offset.whole_seconds()));
+    }
+
+    /// Sets its clock to shortly before this time, which the clock then reaches by itself. Returns when it does, in real time.
+    pub(crate) fn set_shortly_before(&self, time: OffsetDateTime) -> OffsetDateTime {
+        // Whole seconds, which the file of the clock takes.
+        let offset = Duration::seconds((time - OffsetDateTime::now_utc()).whole_seconds() - 2);
+        self.set(offset);
+        time - offset
     }
 
     pub(crate) fn stop(&mut self) -> Option<i32> {

@@ -40,10 +40,10 @@ impl Authority {
         Self::root(params)
     }
 
-    /// A root that expires after this many seconds.
-    pub(crate) fn brief(name: &str, seconds: i64) -> Self {
+    /// A root that expires at this time, rounded down to the second.
+    pub(crate) fn expiring(name: &str, end: OffsetDateTime) -> Self {
         let mut params = authority_params(name);
-        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        params.not_after = end;
         Self::root(params)
     }
 
@@ -291,9 +291,9 @@ impl Request {
         self
     }
 
-    /// Expires after this many seconds.
-    pub(crate) fn brief(mut self, seconds: i64) -> Self {
-        self.params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+    /// Expires at this time, rounded down to the second.
+    pub(crate) fn expiring(mut self, end: OffsetDateTime) -> Self {
+        self.params.not_after = end;
         self
     }
 

@@ -262,9 +262,8 @@ fn as_servant(program: &str) -> Command {
     let path = program::find(program);
     let mut command = program::tied(&path);
     if user() == 0 {
-        command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&path);
+        let options = ["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL"];
+        command = program::setpriv(&options, &path);
     }
     command.current_dir("/");
     command

@@ -1,5 +1,6 @@
 //! Other programs: found or reported with their Debian package, limited in time, ended with the test.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -19,18 +20,25 @@ pub(crate) fn command(name: &str) -> Command {
 
 /// The same for a program whose path is known.
 pub(crate) fn tied(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    setpriv(&["--pdeathsig", "KILL"], program)
+}
+
+/// A program that runs with these options of setpriv and the default action of every signal. A test that runs as a
+/// background job of a script ignores SIGINT, one under nohup SIGHUP, and programs inherit that.
+pub(crate) fn setpriv(options: &[&str], program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal", "setpriv"]).args(options).arg("--").arg(program);
     command
 }
 
 /// A command that runs its arguments in a process group. All of the group is killed when the test's thread ends, however it
 /// ends: `--pdeathsig` alone reaches a shell and not the programs that the shell has started.
 pub(crate) fn supervised() -> Command {
-    // If the parent has ended before the first line, no signal will come.
-    const SUPERVISOR: &str = "trap 'kill -KILL 0' TERM; [ $PPID = $0 ] || exit 1; \"$@\" & wait $!";
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "--", "sh", "-c", SUPERVISOR, &std::process::id().to_string()]);
+    // If the parent has ended before the first line, no signal will come. The shell makes its background job ignore SIGINT.
+    const SUPERVISOR: &str =
+        "trap 'kill -KILL 0' TERM; [ $PPID = $0 ] || exit 1; env --default-signal \"$@\" & wait $!";
+    let mut command = setpriv(&["--pdeathsig", "TERM"], "sh");
+    command.args(["-c", SUPERVISOR, &std::process::id().to_string()]);
     command.process_group(0);
     command
 }
@@ -102,7 +110,10 @@ impl Running {
 
     /// Waits for the process to end by itself.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
-        eventually("the process ends", || self.0.try_wait().expect("a child can be waited for")).code()
+        let process = self.0.id();
+        let name = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default().replace('\0', " ");
+        let what = format!("process {process} ({}) ends", name.trim_end());
+        eventually(&what, || self.0.try_wait().expect("a child can be waited for")).code()
     }
 }
 
