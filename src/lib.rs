@@ -15,6 +15,7 @@ mod dns;
 mod fault;
 mod identity;
 mod limit;
+mod metrics;
 mod outcome;
 mod permissions;
 mod policy;
