@@ -45,6 +45,7 @@ pub mod internals {
     pub use crate::identity::client_verifier::{ClientVerifier, PresentedIdentity};
     pub use crate::identity::settings::ClientAuth;
     pub use crate::identity::trusted_clients::TrustedClients;
+    pub use crate::metrics::exposition::reference::reference as metrics_reference;
     pub use crate::policy::Snapshot;
     pub use crate::policy::usage::Authorization;
     pub use crate::protocol::postgres::frame::FrameTracker;
