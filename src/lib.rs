@@ -16,6 +16,7 @@ mod durable_file;
 mod fault;
 mod identity;
 mod limit;
+mod metrics;
 mod outcome;
 mod permissions;
 mod policy;
@@ -48,6 +49,7 @@ pub mod internals {
     pub use crate::identity::client_verifier::{ClientVerifier, PresentedIdentity};
     pub use crate::identity::settings::ClientAuth;
     pub use crate::identity::trusted_clients::TrustedClients;
+    pub use crate::metrics::exposition::reference::reference as metrics_reference;
     pub use crate::policy::Snapshot;
     pub use crate::policy::usage::Authorization;
     pub use crate::protocol::postgres::frame::FrameTracker;

@@ -69,6 +69,40 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons, each at the index of its discriminant.
+    pub(crate) const ALL: [Self; Self::UpstreamUnreachable as usize + 1] = [
+        Self::ClientCertificateExpired,
+        Self::ClientCertificateInvalid,
+        Self::ClientCertificateMissing,
+        Self::ClientCertificateRevoked,
+        Self::ClientCertificateUnknownCa,
+        Self::ClientClosed,
+        Self::ClientNotTrusted,
+        Self::ClosedByAdmin,
+        Self::ConnectionLimit,
+        Self::CredentialRevoked,
+        Self::HalfCloseTimeout,
+        Self::HandshakeFailed,
+        Self::HandshakeLimit,
+        Self::HandshakeTimeout,
+        Self::IdleTimeout,
+        Self::IoError,
+        Self::ListenerRemoved,
+        Self::PlaintextRefused,
+        Self::ProtocolViolation,
+        Self::ProxyHeaderInvalid,
+        Self::ProxyHeaderMissing,
+        Self::RateLimited,
+        Self::RuleExpired,
+        Self::Shutdown,
+        Self::SourceConnectionLimit,
+        Self::SourceRevoked,
+        Self::UntrustedSource,
+        Self::UpstreamClosed,
+        Self::UpstreamTlsFailed,
+        Self::UpstreamUnreachable,
+    ];
+
     /// The stable code in audit events.
     pub const fn code(self) -> &'static str {
         match self {
@@ -158,4 +192,16 @@ pub(crate) struct ByteCounts {
     pub inbound: u64,
     /// Bytes from the upstream to the client, as plaintext.
     pub outbound: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_listed_at_their_discriminants() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index, "{reason}");
+        }
+    }
 }

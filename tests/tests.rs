@@ -70,6 +70,8 @@ mod handshake_limit;
 mod interrupted;
 /// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.
 mod limits;
+/// Metrics, health and readiness, and the packaged rules and dashboard.
+mod metrics;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
 /// PostgreSQL clients: psql, pgbench, tokio-postgres.

@@ -17,7 +17,7 @@ pub(crate) mod usage;
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached, HandshakeLimiter};
 use crate::limit::rate_limiter::{RateDecision, RateExceeded, RateLimiter};
+use crate::metrics::listener::ListenerMetrics;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
 use crate::policy::usage::Usage;
 use crate::upstream::Upstream;
@@ -67,6 +68,17 @@ pub struct Snapshot {
     policies: Vec<Arc<ListenerPolicy>>,
     by_name: HashMap<Arc<str>, usize>,
     by_bind_addr: HashMap<BindAddr, usize>,
+    /// The counters of removed listeners, the last removed one at the end. A listener that returns continues to count.
+    removed: Arc<Vec<RemovedListener>>,
+    /// Computed when it is first needed.
+    config_hash: Arc<OnceLock<String>>,
+}
+
+/// The counters of a listener that an earlier generation had.
+#[derive(Clone, Debug)]
+pub(crate) struct RemovedListener {
+    pub(crate) name: Arc<str>,
+    pub(crate) metrics: Arc<ListenerMetrics>,
 }
 
 /// Identifies a bound address, so that a reload can move it between listeners. With port 0 the kernel chooses a port for each
@@ -100,7 +112,7 @@ pub struct ListenerPolicy {
     pub pinned: Vec<Certificate>,
     pub upstream: Arc<Upstream>,
     pub limits: Limits,
-    /// Shared by all generations, as are `handshakes` and `usage`.
+    /// Shared by all generations, as are `handshakes`, `usage` and `metrics`.
     sessions: Arc<SessionLimiter>,
     handshakes: Arc<HandshakeLimiter>,
     /// The effective limit of `handshakes`.
@@ -112,6 +124,7 @@ pub struct ListenerPolicy {
     pub plaintext_cancel: bool,
     pub history: CertificateHistory,
     pub usage: Arc<Usage>,
+    pub(crate) metrics: Arc<ListenerMetrics>,
     /// The inputs of `tls`.
     tls_inputs: Option<Arc<TlsInputs>>,
 }
@@ -157,6 +170,7 @@ impl Snapshot {
         let mut known_lists: KnownCrls = former.flat_map(|policy| policy.revocation_lists()).cloned().collect();
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
+            let former_metrics = previous.and_then(|snapshot| snapshot.metrics_of_removed(&listener.name)).cloned();
             let reader = Reader {
                 owner: format!("listener {}", listener.name),
                 files,
@@ -164,7 +178,7 @@ impl Snapshot {
                 warnings: &mut warnings,
                 known_lists: &mut known_lists,
             };
-            let mut builder = Builder { listener, reader, book, now };
+            let mut builder = Builder { listener, reader, book, now, former_metrics };
             policies.extend(builder.policy(before.map(|before| &**before)).map(Arc::new));
         }
         // The builder has already reported the unreadable files of valid listeners.
@@ -173,7 +187,7 @@ impl Snapshot {
         };
         let missing: Vec<_> = missing.into_iter().filter(is_new).collect();
         problems.extend(missing);
-        let snapshot = Self::of(now, config, policies);
+        let snapshot = Self::of(now, config, policies, previous);
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
@@ -191,6 +205,7 @@ impl Snapshot {
         let policies = policies.collect();
         let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
+        let (removed, config_hash) = (Arc::clone(&self.removed), Arc::clone(&self.config_hash));
         changed.then(|| Self {
             generation,
             built_at: OffsetDateTime::now_utc(),
@@ -198,6 +213,8 @@ impl Snapshot {
             policies,
             by_name,
             by_bind_addr,
+            removed,
+            config_hash,
         })
     }
 
@@ -206,14 +223,50 @@ impl Snapshot {
         self.policies.iter().flat_map(|policy| policy.sources.trusted.hosts())
     }
 
-    fn of(now: GenerationStamp, config: Config, policies: Vec<Arc<ListenerPolicy>>) -> Self {
-        let by_name = policies.iter().enumerate().map(|(index, policy)| (Arc::clone(&policy.name), index)).collect();
+    fn of(now: GenerationStamp, config: Config, policies: Vec<Arc<ListenerPolicy>>, previous: Option<&Self>) -> Self {
+        let by_name: HashMap<_, _> =
+            policies.iter().enumerate().map(|(index, policy)| (Arc::clone(&policy.name), index)).collect();
         let bind_addrs = |(index, policy): (usize, &Arc<ListenerPolicy>)| {
             policy.bind_addrs.iter().map(move |bind_addr| (bind_addr.clone(), index)).collect::<Vec<_>>()
         };
         let by_bind_addr = policies.iter().enumerate().flat_map(bind_addrs).collect();
+        let removed = previous.map(|previous| previous.removed_by(&by_name)).unwrap_or_default();
         let GenerationStamp { generation, at } = now;
-        Self { generation, built_at: at, config: Arc::new(config), policies, by_name, by_bind_addr }
+        Self {
+            generation,
+            built_at: at,
+            config: Arc::new(config),
+            policies,
+            by_name,
+            by_bind_addr,
+            removed: Arc::new(removed),
+            config_hash: Arc::default(),
+        }
+    }
+
+    /// The removed listeners of a successor that has the listeners `kept`.
+    fn removed_by(&self, kept: &HashMap<Arc<str>, usize>) -> Vec<RemovedListener> {
+        let gone = self
+            .policies
+            .iter()
+            .map(|policy| RemovedListener { name: Arc::clone(&policy.name), metrics: Arc::clone(&policy.metrics) });
+        let mut removed: Vec<_> =
+            self.removed.iter().cloned().chain(gone).filter(|listener| !kept.contains_key(&listener.name)).collect();
+        while removed.len() > MAX_REMOVED {
+            // One with open sessions is still counting.
+            let Some(oldest) = removed.iter().position(|listener| listener.metrics.active() == 0) else { break };
+            removed.remove(oldest);
+        }
+        removed
+    }
+
+    /// The listeners of earlier generations, the last removed one at the end.
+    pub(crate) fn removed_listeners(&self) -> &[RemovedListener] {
+        &self.removed
+    }
+
+    fn metrics_of_removed(&self, name: &str) -> Option<&Arc<ListenerMetrics>> {
+        self.removed.iter().find(|listener| *listener.name == *name).map(|listener| &listener.metrics)
     }
 
     /// Returns the snapshot for a plan, in which the certificates that it drops are not removed yet.
@@ -369,3 +422,6 @@ fn with_roles<'a>(
     let anchors = anchors.iter().map(|certificate| ("client_ca", certificate));
     server.chain(anchors).chain(pinned.iter().map(|certificate| ("client_certificate", certificate)))
 }
+
+/// Removed listeners whose counters are kept.
+const MAX_REMOVED: usize = 256;

@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub registry: Arc<ConnectionRegistry>,
     pub audit: Audit,
     pub descriptors: Descriptors,
+    /// The number of the worker that runs the connections.
+    pub worker: usize,
 }
 
 /// A connection from which no byte has been read.

@@ -68,7 +68,7 @@ async fn run_connection(
     // Marked before the audit event, so that the session list never lags behind the audit.
     guard.mark_open();
     record.open(&guard);
-    let outcome = relay.run(&guard, record.byte_counts()).await;
+    let outcome = relay.run(&guard, record.byte_meter()).await;
     // Noted before the session leaves the list, so that its rule and certificate never show as unused.
     record.note_last_use(&guard);
     guard.mark_closing();
@@ -144,7 +144,9 @@ async fn negotiate(
     let secured = match timeout_at(deadline, read_preface(socket, &policy)).await.map_err(timed_out)?? {
         Preface::Tls(start, tls) => {
             let secured = perform_handshake(start, &policy, &tls, record.fields());
-            timeout_at(deadline, secured).await.map_err(timed_out)??
+            let secured = timeout_at(deadline, secured).await.map_err(timed_out)??;
+            record.note_handshake(secured.is_resumed());
+            secured
         }
         Preface::Plain(socket) => SecuredClient::plain(socket, &policy),
         Preface::Cancel(stream, packet) => {

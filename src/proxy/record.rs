@@ -7,6 +7,8 @@ use time::OffsetDateTime;
 
 use crate::audit::event::ConnectionFields;
 use crate::fault;
+use crate::metrics::listener::ListenerMetrics;
+use crate::metrics::relayed::ByteMeter;
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::policy::ListenerPolicy;
 use crate::proxy::accepted::{Admission, Shared};
@@ -18,6 +20,7 @@ use crate::session::registry::ConnectionGuard;
 #[derive(Debug)]
 pub(crate) struct ConnectionRecord {
     shared: Arc<Shared>,
+    metrics: Arc<ListenerMetrics>,
     fields: Box<ConnectionFields>,
     accepted_at: Instant,
     stage: Stage,
@@ -44,6 +47,7 @@ impl ConnectionRecord {
         fields.upstream = Some(Arc::clone(&policy.upstream.name));
         Self {
             shared,
+            metrics: Arc::clone(&policy.metrics),
             fields: Box::new(fields),
             accepted_at,
             stage: Stage::Accepted,
@@ -65,13 +69,20 @@ impl ConnectionRecord {
     }
 
     /// The counters that the relay advances.
-    pub(crate) fn byte_counts(&mut self) -> &mut ByteCounts {
-        &mut self.byte_counts
+    pub(crate) fn byte_meter(&mut self) -> ByteMeter<'_> {
+        let Self { shared, metrics, byte_counts, .. } = self;
+        ByteMeter { counts: byte_counts, shard: metrics.relayed.shard(shared.worker) }
+    }
+
+    /// Counts a completed TLS handshake.
+    pub(crate) fn note_handshake(&self, is_resumed: bool) {
+        self.metrics.note_handshake(self.fields.tls_version, is_resumed, self.accepted_at.elapsed());
     }
 
     /// Audits that the connection has become a session.
     pub(crate) fn open(&mut self, guard: &ConnectionGuard) {
         self.stage = Stage::Opened;
+        self.metrics.note_opened();
         let session = guard.session();
         let identity = session.as_ref().and_then(|session| session.authorization.identity.as_ref());
         let issuer = identity.map(|identity| identity.certificate.issuer.as_str());
@@ -103,8 +114,14 @@ impl ConnectionRecord {
         let duration = self.accepted_at.elapsed();
         // Replaced first, so that a panic while auditing does not lead to a second event.
         match std::mem::replace(&mut self.stage, Stage::Closed) {
-            Stage::Accepted => self.shared.audit.denied(&self.fields, outcome.reason, &outcome.detail, duration),
+            Stage::Accepted => {
+                if !self.fields.is_health_check(outcome.reason) {
+                    self.metrics.note_denied(outcome.reason);
+                }
+                self.shared.audit.denied(&self.fields, outcome.reason, &outcome.detail, duration);
+            }
             Stage::Opened => {
+                self.metrics.note_ended(outcome.reason);
                 if outcome.reason.is_revocation() {
                     self.shared.audit.revoked(&self.fields, outcome);
                 }

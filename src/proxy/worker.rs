@@ -75,6 +75,7 @@ impl Workers {
 
 impl Worker {
     fn start(number: usize, shared: Shared) -> io::Result<Self> {
+        let shared = Shared { worker: number, ..shared };
         let (queue, connections) = mpsc::channel(MAX_QUEUED);
         let load = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -167,7 +168,8 @@ mod tests {
         let audit = Audit::start(LineFormat::Json, Some(open_audit_file(dir.path("audit.log")).unwrap()));
         let descriptors = Descriptors::default();
         descriptors.follow(0);
-        (dir, Shared { current: watch::channel(Arc::new(snapshot)).1, registry: Arc::default(), audit, descriptors })
+        let current = watch::channel(Arc::new(snapshot)).1;
+        (dir, Shared { current, registry: Arc::default(), audit, descriptors, worker: 0 })
     }
 
     fn connection(shared: &Shared) -> (UnixStream, AcceptedConnection) {

@@ -7,11 +7,12 @@ use tracing::{info, warn};
 use crate::audit::changes::Changes;
 use crate::audit::open_audit_file;
 use crate::audit::sink::Destination;
+use crate::metrics::exposition::{answer, endpoint};
 use crate::policy::changes::AddressChange;
 use crate::policy::{Built, Snapshot};
 use crate::proxy::listener;
 use crate::server::reload::ReloadResult;
-use crate::server::{Server, contain, warn_all};
+use crate::server::{Server, contain, metrics_address, warn_all};
 use crate::server::{certificate_expiry, reload};
 use crate::{control, fault};
 
@@ -19,6 +20,7 @@ use crate::{control, fault};
 pub(crate) struct Prepared {
     addresses: listener::Prepared,
     socket: control::Prepared,
+    metrics: endpoint::Prepared,
     /// The new destination of the audit, if `log.audit_file` changes; `Some(None)` for none.
     audit_file: Option<Option<Destination>>,
 }
@@ -26,7 +28,7 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Whether no resource changes.
     fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.socket.is_empty() && self.audit_file.is_none()
+        self.addresses.is_empty() && self.socket.is_empty() && self.metrics.is_empty() && self.audit_file.is_none()
     }
 }
 
@@ -57,24 +59,29 @@ impl Server {
             self.reloader.force_attempt();
             format!("{}: admin.listen: {error}", snapshot.config.file.display())
         })?;
+        let metrics = self.metrics_endpoint.prepare(metrics_address(snapshot)).map_err(|error| {
+            self.reloader.force_attempt();
+            format!("{}: admin.metrics: {error}", snapshot.config.file.display())
+        })?;
         let addresses = self.listeners.prepare(snapshot).map_err(|error| {
             // The port may become free without a change of any file.
             self.reloader.force_attempt();
             format!("{}: {error}", snapshot.config.file.display())
         })?;
-        Ok(Prepared { addresses, socket, audit_file: other_audit_file.then_some(audit_file) })
+        Ok(Prepared { addresses, socket, metrics, audit_file: other_audit_file.then_some(audit_file) })
     }
 
     /// Puts a prepared policy in force. Nothing can fail here, and a panic in one part does not affect the others.
     pub(crate) fn put_in_force(&mut self, built: Built, prepared: Prepared, current: &Snapshot) -> Changes {
         let Built { snapshot, warnings } = built;
-        let Prepared { addresses, socket, audit_file } = prepared;
+        let Prepared { addresses, socket, metrics, audit_file } = prepared;
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);
         self.published.publish(&snapshot);
         contain("listeners", || self.listeners.commit(addresses, &snapshot));
         contain(control::PART, || self.admin.commit(socket));
         self.audit.record_recent(snapshot.config.admin.is_some());
+        contain(answer::PART, || self.metrics_endpoint.commit(metrics));
         contain("log", || self.follow_log(audit_file, &snapshot, current));
         contain(reload::PART, || {
             for policy in snapshot.listeners() {

@@ -13,6 +13,7 @@ pub(crate) mod systemd;
 mod tests;
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -32,6 +33,9 @@ use crate::dns::HostCache;
 use crate::dns::refresher;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
+use crate::metrics::exposition::Sources;
+use crate::metrics::exposition::endpoint::MetricsEndpoint;
+use crate::metrics::process::ProcessMetrics;
 use crate::outcome::Reason;
 use crate::policy::{Built, Snapshot};
 use crate::proxy::accepted::Shared;
@@ -62,6 +66,8 @@ pub(crate) struct Server {
     _tasks: JoinSet<()>,
     admin: AdminServer,
     admin_handler: AdminHandler,
+    metrics: Arc<ProcessMetrics>,
+    metrics_endpoint: MetricsEndpoint,
 }
 
 /// Why a server cannot start.
@@ -70,6 +76,9 @@ pub(crate) enum StartError {
     /// The admin socket cannot be created.
     #[error("admin.listen: {0}")]
     Admin(#[source] io::Error),
+    /// The address of the metrics cannot be bound.
+    #[error("admin.metrics: {0}")]
+    Metrics(#[source] io::Error),
     /// An address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -106,18 +115,32 @@ impl Server {
         tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
         let upstreams = published.upstreams();
         tasks.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
+        let metrics = Arc::<ProcessMetrics>::default();
+        let mut metrics_endpoint = MetricsEndpoint::new(Arc::new(Sources {
+            current: current.clone(),
+            registry: Arc::clone(&registry),
+            host_cache: Arc::clone(&host_cache),
+            process: Arc::clone(&metrics),
+            audit_dropped: {
+                let audit = audit.clone();
+                Box::new(move || audit.dropped())
+            },
+        }));
         let descriptors = Descriptors::default();
-        let shared = Shared { current, registry: Arc::clone(&registry), audit: audit.clone(), descriptors };
+        let shared = Shared { current, registry: Arc::clone(&registry), audit: audit.clone(), descriptors, worker: 0 };
         let workers = Workers::start(available_parallelism().map_or(1, usize::from), &shared);
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
         let mut listeners = Listeners::new(shared, workers);
         let (requests, requested) = mpsc::channel(MAX_ADMIN_REQUESTS);
         let mut admin = AdminServer::new(requests);
         let socket = admin.prepare(snapshot.config.admin.as_ref()).map_err(StartError::Admin)?;
+        let endpoint = metrics_endpoint.prepare(metrics_address(&snapshot)).map_err(StartError::Metrics)?;
         let prepared = listeners.prepare(&snapshot)?;
+        metrics_endpoint.commit(endpoint);
         listeners.commit(prepared, &snapshot);
         admin.commit(socket);
         audit.record_recent(snapshot.config.admin.is_some());
+        metrics.readiness.set_ready();
         let admin_handler = AdminHandler::new(
             requested,
             reload_requests,
@@ -138,6 +161,8 @@ impl Server {
             _tasks: tasks,
             admin,
             admin_handler,
+            metrics,
+            metrics_endpoint,
         };
         server.audit_ready(&snapshot, None);
         Ok(server)
@@ -212,6 +237,7 @@ impl Server {
         let kept = reply.is_some() && is_in_force;
         let result = outcome.and_then(|built| self.apply(*built, current, kept));
         let in_force_since = self.admin_handler.in_force_since(is_in_force && result.is_ok());
+        self.metrics.reloads.note(result.is_ok());
         let error = result.as_ref().err().map(String::as_str);
         let is_repeated = self.admin_handler.record_reload(error);
         if let Some(error) = error {
@@ -254,6 +280,7 @@ impl Server {
         let current = self.published.policy();
         let drain = current.config.drain;
         systemd::stopping(&format!("draining: {sessions} open sessions, waiting up to {drain:?}"));
+        self.metrics.readiness.set_draining();
         self.admin_handler.drain(drain);
         let is_waiting = tokio::select! {
             () = self.listeners.close() => true,
@@ -299,6 +326,11 @@ impl Server {
 /// Runs `work` and contains a panic in it, which is recorded as an internal fault.
 fn contain(part: &'static str, work: impl FnOnce()) {
     let _ = fault::contain(part, work);
+}
+
+/// The address of `/metrics`.
+fn metrics_address(snapshot: &Snapshot) -> Option<SocketAddr> {
+    snapshot.config.admin.as_ref()?.metrics
 }
 
 fn warn_all(warnings: &[String]) {

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::audit::Audit;
 use crate::config::Shield;
+use crate::metrics::listener::ListenerMetrics;
 use crate::policy::{BindAddr, ListenerPolicy};
 use crate::shield::flood::FloodDetector;
 use crate::shield::{ShieldStatus, drops};
@@ -28,6 +29,8 @@ pub(crate) struct ListenerShield {
     /// Packets dropped so far, and at the last check.
     dropped: u64,
     dropped_before: u64,
+    /// Receives the dropped packets too. `None` before the first policy.
+    metrics: Option<Arc<ListenerMetrics>>,
     /// Whether the kernel does not report dropped packets.
     is_uncounted: bool,
     unavailable_reason: Option<String>,
@@ -91,6 +94,7 @@ impl ListenerShield {
 
     /// Applies the policy in force.
     pub(crate) fn follow(&mut self, policy: &ListenerPolicy, audit: &Audit) {
+        self.metrics = Some(Arc::clone(&policy.metrics));
         self.is_automatic = policy.shield == Shield::Auto;
         self.sockets.iter().for_each(|socket| socket.listen_socket.set_watched(self.is_automatic));
         self.unavailable_reason = None;
@@ -129,8 +133,9 @@ impl ListenerShield {
         }
     }
 
-    /// Rebuilds the filter if a rule has expired or the clock was set back.
+    /// Counts dropped packets. Rebuilds the filter if a rule has expired or the clock was set back.
     pub(crate) fn refresh(&mut self, policy: &ListenerPolicy, audit: &Audit) {
+        self.count();
         let Some(up) = &self.active else { return };
         let now = OffsetDateTime::now_utc();
         if (now < up.made_at || up.next_expiry.is_some_and(|end| end <= now))
@@ -253,6 +258,7 @@ impl ListenerShield {
             let now = drops::read(socket.listen_socket.socket()).ok();
             let more = socket.drops.zip(now).map(|(before, now)| u64::from(now.wrapping_sub(before)));
             self.dropped = self.dropped.saturating_add(more.unwrap_or(0));
+            self.metrics.iter().for_each(|metrics| metrics.note_shield_drops(more.unwrap_or(0)));
             all = all.zip(more).map(|(all, more)| all.saturating_add(more));
             socket.drops = now.or(socket.drops);
         }

@@ -15,6 +15,7 @@ pub(crate) mod pki;
 pub(crate) mod portcullis;
 pub(crate) mod postgres;
 pub(crate) mod program;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod test_dir;

@@ -90,6 +90,7 @@ fn package(name: &str) -> &str {
         "redis-cli" | "redis-benchmark" => "redis-tools",
         "rsyslogd" => "rsyslog",
         "nginx" => "nginx-light libnginx-mod-stream",
+        "promtool" => "prometheus",
         other => other,
     }
 }

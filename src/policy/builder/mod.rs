@@ -18,6 +18,7 @@ use crate::identity::settings::ClientAuth;
 use crate::limit::handshakes::built_in_limit;
 use crate::limit::rate::Rate;
 use crate::limit::rate_limiter::RateLimiter;
+use crate::metrics::listener::ListenerMetrics;
 use crate::policy::builder::reader::Reader;
 use crate::policy::builder::server::Server;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
@@ -40,6 +41,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) book: &'a AddressBook,
     /// The generation being built.
     pub(crate) now: GenerationStamp,
+    /// The counters of a removed listener that had this name.
+    pub(crate) former_metrics: Option<Arc<ListenerMetrics>>,
 }
 
 impl Builder<'_> {
@@ -78,6 +81,10 @@ impl Builder<'_> {
             plaintext_cancel: listener.plaintext_cancel,
             history,
             usage: before.map_or_else(Arc::default, |before| Arc::clone(&before.usage)),
+            metrics: before
+                .map(|before| Arc::clone(&before.metrics))
+                .or_else(|| self.former_metrics.clone())
+                .unwrap_or_default(),
             tls_inputs: inputs.map(Arc::new),
         };
         self.warn_about_shield(&policy);

@@ -28,6 +28,7 @@ use crate::descriptors::{DescriptorPermit, Descriptors};
 use crate::fault;
 use crate::fault::Backoff;
 use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached};
+use crate::metrics::listener::ListenerMetrics;
 use crate::outcome::Reason;
 use crate::permissions;
 use crate::policy::{BindAddr, ListenerPolicy, Snapshot};
@@ -293,8 +294,14 @@ struct AcceptLoop {
     workers: Arc<Workers>,
     /// The worker that runs this loop.
     worker: WorkerHandle,
-    /// The name of the listener that had the address last.
-    owner: Option<Arc<str>>,
+    /// The listener that had the address last.
+    owner: Option<Owner>,
+}
+
+/// What remains of a listener when its policy is gone.
+struct Owner {
+    name: Arc<str>,
+    metrics: Arc<ListenerMetrics>,
 }
 
 impl AcceptLoop {
@@ -368,6 +375,9 @@ impl AcceptLoop {
             Err(untrusted) => {
                 drop(accepted);
                 self.listen_socket.iter().for_each(|socket| socket.count_untrusted());
+                if !fields.is_health_check(Reason::UntrustedSource) {
+                    policy.metrics.note_denied(Reason::UntrustedSource);
+                }
                 return self.shared.audit.denied(&fields, Reason::UntrustedSource, untrusted, accepted_at.elapsed());
             }
         };
@@ -376,6 +386,7 @@ impl AcceptLoop {
             Err(rate_exceeded) => {
                 drop(accepted);
                 fields.source_match = Some(admitted.source_match().clone());
+                policy.metrics.note_denied(Reason::RateLimited);
                 self.shared.audit.denied(&fields, Reason::RateLimited, rate_exceeded, accepted_at.elapsed());
             }
         }
@@ -394,6 +405,7 @@ impl AcceptLoop {
             }
             Err(limit_reached) => {
                 drop((stream, descriptor_permit, guard));
+                policy.metrics.note_denied(Reason::HandshakeLimit);
                 let fields = admission.fields(None, &policy.name);
                 return self.shared.audit.denied(&fields, Reason::HandshakeLimit, limit_reached, accepted_at.elapsed());
             }
@@ -405,8 +417,9 @@ impl AcceptLoop {
 
     /// Audits a client whose listener was removed while the client was in the backlog.
     fn reject(&self, client: ClientAddr) {
-        if let Some(owner) = &self.owner {
-            let fields = ConnectionFields::new(None, Arc::clone(owner), client);
+        if let Some(Owner { name, metrics }) = &self.owner {
+            metrics.note_denied(Reason::ListenerRemoved);
+            let fields = ConnectionFields::new(None, Arc::clone(name), client);
             self.shared.audit.denied(&fields, Reason::ListenerRemoved, "", Duration::ZERO);
         }
     }
@@ -416,11 +429,11 @@ impl AcceptLoop {
         let snapshot = self.shared.current.borrow();
         let policy = match (snapshot.at_address(&self.bind_addr), &self.owner) {
             (Some(policy), _) => policy,
-            (None, Some(owner)) => snapshot.named(owner)?,
+            (None, Some(owner)) => snapshot.named(&owner.name)?,
             (None, None) => return None,
         };
         let policy = Arc::clone(policy);
-        self.owner = Some(Arc::clone(&policy.name));
+        self.owner = Some(Owner { name: Arc::clone(&policy.name), metrics: Arc::clone(&policy.metrics) });
         Some(policy)
     }
 }

@@ -16,7 +16,7 @@ async fn accept_loop_that_panicked_accepts_from_the_same_socket() {
     let snapshot = Arc::new(dir.snapshot(listener("main", 0, ""), None));
     let audit = Audit::start(LineFormat::Json, None);
     let current = watch::channel(Arc::clone(&snapshot)).1;
-    let shared = Shared { current, registry: Arc::default(), audit, descriptors: Descriptors::default() };
+    let shared = Shared { current, registry: Arc::default(), audit, descriptors: Descriptors::default(), worker: 0 };
     let workers = Arc::new(Workers::start(1, &shared).unwrap());
     let mut listeners = Listeners::new(shared, Arc::clone(&workers));
     let prepared = listeners.prepare(&snapshot).unwrap();

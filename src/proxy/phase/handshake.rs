@@ -29,6 +29,14 @@ impl SecuredClient {
     pub(crate) fn plain(socket: Socket, policy: &ListenerPolicy) -> Self {
         Self { client: Stream::Plain(socket), protocol: policy.protocol, server_certificate: None }
     }
+
+    /// Whether the TLS handshake resumed an earlier session.
+    pub(crate) fn is_resumed(&self) -> bool {
+        match &self.client {
+            Stream::Tls(stream) => stream.engine().is_resumed(),
+            Stream::Plain(_) => false,
+        }
+    }
 }
 
 /// Performs the TLS handshake. The caller sets the deadline.

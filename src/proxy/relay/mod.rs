@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::limit::sessions::SessionPermit;
+use crate::metrics::relayed::ByteMeter;
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::protocol::Protocol;
 use crate::protocol::farewell::farewell_message;
@@ -76,8 +77,8 @@ impl Relay {
         }
     }
 
-    /// Relays until the session ends. `byte_counts` is correct at any time, even if the future is dropped.
-    pub(crate) async fn run(&mut self, guard: &ConnectionGuard, byte_counts: &mut ByteCounts) -> Outcome {
+    /// Relays until the session ends. The counts of `meter` are correct at any time, even if the future is dropped.
+    pub(crate) async fn run(&mut self, guard: &ConnectionGuard, meter: ByteMeter<'_>) -> Outcome {
         let mut terminated = pin!(guard.terminated());
         // Not `select!`, which would add state for the lifetime of the session.
         poll_fn(|cx| {
@@ -87,11 +88,13 @@ impl Relay {
                 return Poll::Ready(outcome);
             }
             let was_open = self.first_end.is_none();
-            let ended = self.poll(byte_counts, cx);
+            let before = *meter.counts;
+            let ended = self.poll(meter.counts, cx);
+            meter.publish(before);
             if let Some(first) = self.first_end.filter(|_| was_open) {
                 guard.mark_half_closed(ClosedSide::of(first));
             }
-            ended.map(|outcome| match self.upstream_hint(&outcome, *byte_counts) {
+            ended.map(|outcome| match self.upstream_hint(&outcome, *meter.counts) {
                 Some(hint) => Outcome::new(outcome.reason, hint),
                 None => outcome,
             })

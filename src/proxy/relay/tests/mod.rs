@@ -15,6 +15,7 @@ use tokio_rustls::{TlsConnector, client};
 use super::*;
 use crate::addr::ClientAddr;
 use crate::config::Limits;
+use crate::metrics::relayed::ByteMeter;
 use crate::proxy::phase::close::Farewell;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionState;
@@ -91,7 +92,7 @@ impl Session {
         let registry = Arc::new(ConnectionRegistry::default());
         let guard = enter(&registry);
         registry.terminate_all(reason);
-        let outcome = self.relay.run(&guard, &mut ByteCounts::default()).await;
+        let outcome = self.relay.run(&guard, ByteMeter::unpublished(&mut ByteCounts::default())).await;
         assert_eq!(outcome.reason, reason);
         (self.client, self.relay.close(outcome).farewell, self.upstream)
     }
@@ -219,7 +220,7 @@ async fn end_upstream(end: impl AsyncFnOnce(TcpStream)) -> (Vec<u8>, io::Result<
     let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), LONG);
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
-        let outcome = relay.run(&guard, &mut ByteCounts::default()).await;
+        let outcome = relay.run(&guard, ByteMeter::unpublished(&mut ByteCounts::default())).await;
         relay.close(outcome.clone()).farewell.send().await;
         outcome
     };
@@ -276,7 +277,7 @@ async fn reset_that_the_writer_receives_first_is_not_an_end_of_stream() {
     // The inbound flow is polled first, and consumes the socket error of the kernel.
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let mut byte_counts = ByteCounts::default();
-    let outcome = timeout(TEST_TIMEOUT, relay.run(&guard, &mut byte_counts)).await.unwrap();
+    let outcome = timeout(TEST_TIMEOUT, relay.run(&guard, ByteMeter::unpublished(&mut byte_counts))).await.unwrap();
     assert_eq!((outcome.reason, byte_counts.outbound), (Reason::UpstreamClosed, 11));
     let farewell = relay.close(outcome).farewell;
     assert!(matches!(farewell, Farewell::Truncated(..)), "{farewell:?}");
@@ -289,7 +290,7 @@ async fn half_close_timeout_ends_a_partial_response_without_close_notify() {
     let mut relay = relay(Protocol::Redis, ours, Stream::Plain(Socket::Tcp(near)), Duration::from_millis(50));
     let guard = enter(&Arc::new(ConnectionRegistry::default()));
     let session = async {
-        let outcome = relay.run(&guard, &mut ByteCounts::default()).await;
+        let outcome = relay.run(&guard, ByteMeter::unpublished(&mut ByteCounts::default())).await;
         let reason = outcome.reason;
         relay.close(outcome).farewell.send().await;
         reason
@@ -333,7 +334,7 @@ async fn state_after_end_of(side: ClosedSide) -> Option<SessionState> {
         }
     };
     tokio::select! {
-        outcome = between.run(&guard, &mut byte_counts) => panic!("the session ended: {outcome:?}"),
+        outcome = between.run(&guard, ByteMeter::unpublished(&mut byte_counts)) => panic!("the session ended: {outcome:?}"),
         finished = timeout(TEST_TIMEOUT, exchange) => finished.unwrap(),
     }
     registry.find(guard.id()).unwrap().state()
@@ -363,7 +364,7 @@ async fn session_without_idle_timeout_stays_open_for_days() {
         }
     };
     tokio::select! {
-        outcome = between.run(&guard, &mut byte_counts) => panic!("the session ended: {outcome:?}"),
+        outcome = between.run(&guard, ByteMeter::unpublished(&mut byte_counts)) => panic!("the session ended: {outcome:?}"),
         () = wait => {}
     }
     assert_eq!((byte_counts.inbound, byte_counts.outbound), (30, 30));

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tokio_rustls::{TlsAcceptor, TlsStream as PeerTls};
 
 use super::*;
+use crate::metrics::relayed::ByteMeter;
 use crate::tls::engine::{Client, MAX_UNOPENED};
 use crate::transport::scratch::READ;
 
@@ -250,7 +251,7 @@ impl Scenario {
         let mut session = JoinSet::new();
         session.spawn(async move {
             let mut byte_counts = ByteCounts::default();
-            let outcome = relay.run(&guard, &mut byte_counts).await;
+            let outcome = relay.run(&guard, ByteMeter::unpublished(&mut byte_counts)).await;
             let (reason, farewell) = (outcome.reason, relay.outbound.pending().len());
             relay.close(outcome).farewell.send().await;
             SessionEnd { reason, byte_counts, farewell }

@@ -1,0 +1,165 @@
+//! A digest of the effective configuration, by which machines with the same configuration are recognised.
+
+use std::path::{Path, absolute};
+
+use crate::config::{Config, Listener};
+use crate::policy::diff::setting::Setting;
+use crate::policy::diff::settings;
+use crate::policy::diff::value::Value;
+use crate::policy::{ListenerPolicy, Snapshot};
+use crate::source::rule::Rule;
+use crate::timestamp;
+use crate::x509::crypto::sha256_hex;
+
+impl Snapshot {
+    /// SHA-256 of the settings, the rules and the certificates that are trusted, in lower-case hex.
+    ///
+    /// Equal configurations on different machines have equal hashes. So it covers neither the addresses of host names, nor keys
+    /// and certificates that Portcullis presents, which each machine may have for itself, nor defaults that depend on the
+    /// machine. Files count by their paths relative to the configuration file.
+    pub(crate) fn config_hash(&self) -> &str {
+        self.config_hash.get_or_init(|| sha256_hex(self.canonical_text().as_bytes()))
+    }
+
+    fn canonical_text(&self) -> String {
+        let directory = Directory::of(&self.config);
+        let mut text = String::new();
+        let process = settings::of_process(&self.config);
+        add(&mut text, "", process.iter().filter(|setting| setting.key != STATE_DIRECTORY), &directory);
+        let mut listeners: Vec<_> = self.policies.iter().collect();
+        listeners.sort_by(|one, other| one.name.cmp(&other.name));
+        for policy in listeners {
+            let Some(listener) = self.listener(policy) else { continue };
+            let settings = settings::of_listener(listener, policy);
+            add(&mut text, &policy.name, settings.iter().filter(|setting| !is_built_in(setting, listener)), &directory);
+            let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
+            trust.extend(of_certificates(policy));
+            trust.sort_unstable();
+            trust.dedup();
+            trust.iter().for_each(|line| add_line(&mut text, line));
+        }
+        text
+    }
+}
+
+/// Whether the value is a default that depends on the limit of open files.
+fn is_built_in(setting: &Setting, listener: &Listener) -> bool {
+    setting.key == MAX_HANDSHAKES && listener.limits.max_handshakes.is_none()
+}
+
+fn add<'a>(text: &mut String, scope: &str, settings: impl Iterator<Item = &'a Setting>, directory: &Directory) {
+    for Setting { key, value, .. } in settings {
+        let values: &[String] = match value {
+            Value::Unset => &[],
+            Value::One(value) | Value::TicketKeys { file: value, .. } => std::slice::from_ref(value),
+            Value::Many(values) => values,
+        };
+        add_line(text, &format!("{scope} {key} {}", values.len()));
+        values.iter().for_each(|value| add_line(text, &directory.strip_from(value)));
+    }
+}
+
+/// Each line starts with its length, so that no value can look like two.
+fn add_line(text: &mut String, line: &str) {
+    text.push_str(&format!("{} {line}\n", line.len()));
+}
+
+fn of_rule(rule: &Rule) -> String {
+    let Rule { source, description: _, expires_at, origin: _ } = rule;
+    let refresh = source.host().map(|host| host.refresh.as_millis());
+    let (kind, value, expiry) = (source.kind(), source.value(), expires_at.map(timestamp::seconds));
+    format!("rule {kind}:{value} {expiry:?} {refresh:?}")
+}
+
+/// The trusted certificates of both sides.
+fn of_certificates(policy: &ListenerPolicy) -> impl Iterator<Item = String> {
+    let trusted = policy.certificates().filter(|(role, _)| !PRESENTED.contains(role));
+    trusted.map(|(role, certificate)| format!("{role} {}", certificate.sha256))
+}
+
+/// The directory of the configuration file, as it begins absolute paths.
+struct Directory(String);
+
+impl Directory {
+    fn of(config: &Config) -> Self {
+        let file = absolute(&config.file).unwrap_or_else(|_| config.file.clone());
+        Self(format!("{}/", file.parent().unwrap_or(Path::new("")).display()))
+    }
+
+    fn strip_from(&self, value: &str) -> String {
+        value.replace(&self.0, "")
+    }
+}
+
+/// The roles of certificates that Portcullis presents.
+const PRESENTED: [&str; 2] = ["server", "upstream_certificate"];
+
+const STATE_DIRECTORY: &str = "state.directory";
+const MAX_HANDSHAKES: &str = "limits.max_handshakes";
+
+#[cfg(test)]
+mod tests {
+    use time::{Duration, OffsetDateTime};
+
+    use crate::policy::fixtures::{ConfigDir, listener};
+
+    fn hash(site: &ConfigDir, config: &str) -> String {
+        site.snapshot(config, None).config_hash().to_owned()
+    }
+
+    fn site() -> ConfigDir {
+        let site = ConfigDir::new();
+        site.install("main", OffsetDateTime::now_utc() + Duration::days(30));
+        site
+    }
+
+    #[test]
+    fn equal_configurations_in_two_directories_have_equal_hashes() {
+        let config = listener("main", 1001, "\"10.0.0.0/8\", \"192.0.2.1\"");
+        let [one, other] = [site(), site()].map(|site| hash(&site, &config));
+        assert_eq!(one, other);
+        assert_eq!(one.len(), 64);
+    }
+
+    #[test]
+    fn order_and_descriptions_of_rules_do_not_matter() {
+        let site = site();
+        let described = "{ type = \"ip_addr\", value = \"10.0.0.0/8\", description = \"office\" }";
+        let [one, other] = ["\"10.0.0.0/8\", \"192.0.2.1\"", &format!("\"192.0.2.1\", {described}")]
+            .map(|sources| hash(&site, &listener("main", 1001, sources)));
+        assert_eq!(one, other);
+    }
+
+    #[test]
+    fn every_change_of_rules_trust_or_settings_changes_the_hash() {
+        let site = site();
+        let base = listener("main", 1001, "\"10.0.0.0/8\"");
+        let ca = |config: &str| format!("{config}tls.client_auth = \"required\"\ntls.client_ca = \"ca.crt\"\n");
+        let install_ca = || {
+            site.install("other", OffsetDateTime::now_utc() + Duration::days(30));
+            std::fs::copy(site.path("other.crt"), site.path("ca.crt")).unwrap();
+        };
+        let mut hashes = vec![
+            hash(&site, &base),
+            hash(&site, &listener("main", 1001, "\"10.0.0.0/9\"")),
+            hash(
+                &site,
+                &listener(
+                    "main",
+                    1001,
+                    "{ type = \"ip_addr\", value = \"10.0.0.0/8\", expires_at = 2099-01-01T00:00:00Z }",
+                ),
+            ),
+            hash(&site, &format!("{base}limits.max_connections = 5\n")),
+            hash(&site, &format!("[shutdown]\ndrain = \"1s\"\n{base}")),
+        ];
+        for _ in 0..2 {
+            install_ca();
+            hashes.push(hash(&site, &ca(&base).replace("client_ca", "client_certificates")));
+        }
+        let count = hashes.len();
+        hashes.sort();
+        hashes.dedup();
+        assert_eq!(hashes.len(), count);
+    }
+}
