@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, ServerConfig, SupportedProtocolVersion};
 
@@ -85,6 +85,15 @@ impl ServerTls {
         Ok(Self { template: config, min_version, selector, certificates, trust })
     }
 
+    /// The same, without session tickets and sessions that can be resumed.
+    #[must_use]
+    pub(crate) fn without_resumption(mut self) -> Self {
+        self.template.send_tls13_tickets = 0;
+        self.template.ticketer = Arc::new(NoTickets);
+        self.template.session_storage = Arc::new(NoServerSessionStorage {});
+        self
+    }
+
     /// Creates the configuration of one handshake. The audit log needs the requested server name and a rejected client
     /// certificate. rustls keeps neither, so each handshake has its own recording resolver and verifier.
     pub fn handshake(self: &Arc<Self>) -> ServerHandshake {
@@ -96,6 +105,7 @@ impl ServerTls {
             config.alpn_protocols.clone_from(&self.template.alpn_protocols);
             config.ticketer = Arc::clone(&self.template.ticketer);
             config.session_storage = Arc::clone(&self.template.session_storage);
+            config.send_tls13_tickets = self.template.send_tls13_tickets;
             Some((config, Some(findings)))
         };
         let (config, findings) = self.trust.recording_verifier().and_then(recording).unwrap_or_else(|| {
@@ -114,6 +124,28 @@ impl ServerTls {
     /// The verifier of client certificates.
     pub fn trust(&self) -> &ClientVerifier {
         &self.trust
+    }
+}
+
+/// Issues and accepts no session ticket.
+#[derive(Debug)]
+struct NoTickets;
+
+impl ProducesTickets for NoTickets {
+    fn enabled(&self) -> bool {
+        false
+    }
+
+    fn lifetime(&self) -> u32 {
+        0
+    }
+
+    fn encrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn decrypt(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
     }
 }
 
