@@ -71,6 +71,7 @@ impl<'a> Listeners<'a> {
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
             .and_then(|node| self.listen(&node, ipv6_only, name.as_deref()));
         let (sources, sources_file) = self.sources(&section, name.as_deref().unwrap_or_default());
+        let ca_bundle = section.get("ca_bundle").map(|node| node.named_file(self.directory));
         let tls_node = section.require("tls", TLS_MISSING);
         let tls = tls_node.as_ref().and_then(|node| self.tls(node));
         if let (Some(node), Some(tls), Some(listen)) = (&tls_node, &tls, &listen) {
@@ -100,6 +101,7 @@ impl<'a> Listeners<'a> {
             listen: listen.into_iter().map(|listen| listen.address).collect(),
             sources,
             sources_file,
+            ca_bundle: ca_bundle.map_or(Some(None), |file| file.map(Some))?,
             proxies,
             shield: shield.unwrap_or_default(),
             tls: tls?,

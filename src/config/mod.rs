@@ -116,6 +116,8 @@ pub struct Listener {
     pub sources: SourcePolicy,
     /// A file of further rules.
     pub sources_file: Option<PathBuf>,
+    /// The certificates that clients should trust, for download.
+    pub ca_bundle: Option<SourcedFile>,
     /// `[listener.proxy_protocol]`: the load balancers whose PROXY headers are accepted.
     pub proxies: TrustedProxies,
     pub shield: Shield,
@@ -379,7 +381,7 @@ impl Config {
         root.add_misplaced_keys("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
         root.add_misplaced_keys(
             "write it below a [[listener]]",
-            &["name", "protocol", "listen", "trusted_sources", "sources_file", "shield"],
+            &["name", "protocol", "listen", "trusted_sources", "sources_file", "ca_bundle", "shield"],
         );
         root.add_misplaced_keys("write [[admin.token]]", &["token"]);
         root.add_misplaced_keys("write it in [admin]", &["metrics", "hosts", "tokens_file"]);

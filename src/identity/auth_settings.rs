@@ -9,7 +9,7 @@ use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
 use crate::x509::crl::Crl;
 
 /// The input of a [`ClientVerifier`](crate::identity::client_verifier::ClientVerifier).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientAuthSettings {
     /// With [`ClientAuth::None`], all other fields are ignored.
     pub auth: ClientAuth,

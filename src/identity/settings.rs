@@ -3,9 +3,10 @@
 use std::fmt;
 
 /// The key `client_auth`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAuth {
     /// Certificates are not requested.
+    #[default]
     None,
     /// Clients may present a certificate; an untrusted one is rejected.
     Optional,

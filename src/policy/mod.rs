@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub built_at: OffsetDateTime,
     /// The configuration that the snapshot was built from.
     pub config: Arc<Config>,
+    /// The TLS of the admin addresses.
+    pub admin_tls: Option<Arc<ServerTls>>,
     policies: Vec<Arc<ListenerPolicy>>,
     by_name: HashMap<Arc<str>, usize>,
     by_bind_addr: HashMap<BindAddr, usize>,
@@ -125,6 +127,8 @@ pub struct ListenerPolicy {
     pub history: CertificateHistory,
     pub usage: Arc<Usage>,
     pub(crate) metrics: Arc<ListenerMetrics>,
+    /// The PEM text of `ca_bundle`.
+    pub ca_bundle: Option<Arc<[u8]>>,
     /// The inputs of `tls`.
     tls_inputs: Option<Arc<TlsInputs>>,
 }
@@ -181,13 +185,22 @@ impl Snapshot {
             let mut builder = Builder { listener, reader, book, now, former_metrics };
             policies.extend(builder.policy(before.map(|before| &**before)).map(Arc::new));
         }
+        let mut reader = Reader {
+            owner: "admin".to_owned(),
+            files,
+            problems: &mut problems,
+            warnings: &mut warnings,
+            known_lists: &mut known_lists,
+        };
+        let admin_tls = config.admin.as_ref().and_then(|admin| admin.tls.as_ref());
+        let admin_tls = admin_tls.and_then(|tls| builder::admin::tls(tls, &mut reader)).map(Arc::new);
         // The builder has already reported the unreadable files of valid listeners.
         let is_new = |problem: &Problem| {
             problems.iter().all(|known| (&known.position, &known.key) != (&problem.position, &problem.key))
         };
         let missing: Vec<_> = missing.into_iter().filter(is_new).collect();
         problems.extend(missing);
-        let snapshot = Self::of(now, config, policies, previous);
+        let snapshot = Self::of(now, config, admin_tls, policies, previous);
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
@@ -206,10 +219,12 @@ impl Snapshot {
         let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
         let (removed, config_hash) = (Arc::clone(&self.removed), Arc::clone(&self.config_hash));
+        let admin_tls = self.admin_tls.clone();
         changed.then(|| Self {
             generation,
             built_at: OffsetDateTime::now_utc(),
             config,
+            admin_tls,
             policies,
             by_name,
             by_bind_addr,
@@ -223,7 +238,13 @@ impl Snapshot {
         self.policies.iter().flat_map(|policy| policy.sources.trusted.hosts())
     }
 
-    fn of(now: GenerationStamp, config: Config, policies: Vec<Arc<ListenerPolicy>>, previous: Option<&Self>) -> Self {
+    fn of(
+        now: GenerationStamp,
+        config: Config,
+        admin_tls: Option<Arc<ServerTls>>,
+        policies: Vec<Arc<ListenerPolicy>>,
+        previous: Option<&Self>,
+    ) -> Self {
         let by_name: HashMap<_, _> =
             policies.iter().enumerate().map(|(index, policy)| (Arc::clone(&policy.name), index)).collect();
         let bind_addrs = |(index, policy): (usize, &Arc<ListenerPolicy>)| {
@@ -236,6 +257,7 @@ impl Snapshot {
             generation,
             built_at: at,
             config: Arc::new(config),
+            admin_tls,
             policies,
             by_name,
             by_bind_addr,

@@ -1,5 +1,7 @@
 //! PEM files. Every block must be valid: a truncated file is an error, not a shorter list.
 
+use std::sync::Arc;
+
 use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
@@ -31,6 +33,8 @@ pub enum PemError {
     LegacyEncryption,
     #[error("holds no certificate (no BEGIN CERTIFICATE line); use a PEM file with a certificate")]
     NoCertificate,
+    #[error("holds a private key, which clients must not receive; remove it from the file")]
+    PrivateKeyInBundle,
     #[error("holds no private key; use a PEM file with a key in PKCS#8, PKCS#1 or SEC1")]
     NoPrivateKey,
     /// A key of an unsupported type or format.
@@ -47,6 +51,15 @@ pub enum PemError {
 pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let certificates: Vec<_> = blocks(bytes, SectionKind::Certificate)?.map(CertificateDer::from).collect();
     if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
+}
+
+/// The text of a PEM file that is given to clients.
+///
+/// # Errors
+/// The same as of [`certificates`], and if the file holds a private key.
+pub(crate) fn public_certificates(bytes: &[u8]) -> Result<Arc<[u8]>, PemError> {
+    certificates(bytes)?;
+    if count_private_keys(bytes) > 0 { Err(PemError::PrivateKeyInBundle) } else { Ok(bytes.into()) }
 }
 
 /// All certificate revocation lists of a PEM file; see [`certificates`].

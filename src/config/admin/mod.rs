@@ -53,8 +53,17 @@ impl Admin {
 
     /// All addresses, that of `metrics` included.
     pub fn addresses(&self) -> impl Iterator<Item = ListenAddr> {
-        let metrics = self.metrics.map(|socket| ListenAddr::Tcp(TcpListenAddr { socket, ipv6_only: false }));
-        self.listen.iter().cloned().chain(metrics)
+        self.listen.iter().cloned().chain(self.metrics_address())
+    }
+
+    pub(crate) fn metrics_address(&self) -> Option<ListenAddr> {
+        self.metrics.map(|socket| ListenAddr::Tcp(TcpListenAddr { socket, ipv6_only: false }))
+    }
+
+    /// One Unix socket without anything else.
+    pub(crate) fn at_socket(path: &Path) -> Self {
+        let (metrics, hosts, tls, tokens, tokens_file) = Default::default();
+        Self { listen: vec![ListenAddr::Unix(path.to_owned())], metrics, hosts, tls, tokens, tokens_file }
     }
 
     /// Adds the tokens of `tokens_file`, or returns its problems. `root` is the configuration that names the file.

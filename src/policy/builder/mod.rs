@@ -1,5 +1,6 @@
 //! Builds the policy of one listener: reads every file, validates every part and records every problem.
 
+pub(crate) mod admin;
 pub(crate) mod chains;
 pub(crate) mod proxies;
 pub(crate) mod reader;
@@ -29,6 +30,7 @@ use crate::source::trusted::{Enforcement, SourcePolicy};
 use crate::tls::server::ServerTls;
 use crate::upstream::Upstream;
 use crate::x509::certificate::Certificate;
+use crate::x509::pem::public_certificates;
 
 /// Certificates as DER, with their parsed form.
 type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
@@ -52,6 +54,7 @@ impl Builder<'_> {
         let inputs = server.as_ref().and_then(|server| server.inputs.as_ref());
         let shown = inputs.map(|inputs| inputs.chains.as_slice()).unwrap_or_default();
         let upstream_tls = self.upstream(before, shown);
+        let ca_bundle = self.ca_bundle();
         let (Server { tls, anchors, pinned, inputs }, upstream_tls) = (server?, upstream_tls?);
         self.warn_about_listener();
         self.warn_about_proxies();
@@ -85,10 +88,17 @@ impl Builder<'_> {
                 .map(|before| Arc::clone(&before.metrics))
                 .or_else(|| self.former_metrics.clone())
                 .unwrap_or_default(),
+            ca_bundle: ca_bundle?,
             tls_inputs: inputs.map(Arc::new),
         };
         self.warn_about_shield(&policy);
         Some(policy)
+    }
+
+    /// Reads `ca_bundle`; `Some(None)` if it is not set.
+    fn ca_bundle(&mut self) -> Option<Option<Arc<[u8]>>> {
+        let Some(file) = &self.listener.ca_bundle else { return Some(None) };
+        self.reader.parse(file, public_certificates).map(Some)
     }
 
     fn sources(&self) -> SourcePolicy {

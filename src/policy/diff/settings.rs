@@ -82,6 +82,7 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         socket_files,
         sources: SourcePolicy { trusted: _, enforcement },
         sources_file,
+        ca_bundle,
         proxies,
         shield,
         tls,
@@ -98,6 +99,7 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         optional("ipv6_only", ipv6_only(listen)),
         graded("enforcement", enforcement, u64::from(*enforcement == Enforcement::Observe)),
         optional("sources_file", sources_file.as_deref().map(path)),
+        optional("ca_bundle", ca_bundle.as_ref().map(|file| path(&file.path))),
         graded("shield", shield, shield_degree(*shield)),
         graded("revoke", revoke_word(*revoke), u64::from(*revoke == Revoke::Keep)),
         list("proxy_protocol.trusted", trusted.clone().map(ToString::to_string).collect())
