@@ -4,17 +4,14 @@
 //! Writing never fails or blocks for a caller: with a full disk or an unread pipe, lines are dropped and counted, and traffic
 //! continues.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
 pub(crate) mod admin;
 pub(crate) mod changes;
 pub(crate) mod checks;
-#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
 pub(crate) mod denials;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod line;
 pub(crate) mod log;
-#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
 pub(crate) mod recent;
 pub(crate) mod sink;
 pub(crate) mod suppression;
@@ -295,7 +292,6 @@ impl Audit {
 }
 
 /// For the admin API and the metrics.
-#[cfg_attr(not(test), expect(dead_code, reason = "the admin API uses it"))]
 impl Audit {
     pub(crate) fn recent_events(&self) -> &Arc<RecentEvents> {
         &self.history.events

@@ -1,5 +1,5 @@
 use crate::addr::ClientAddr;
-use crate::audit::recent::{EventFilter, Start};
+use crate::audit::recent::EventFilter;
 
 use super::*;
 
@@ -25,7 +25,7 @@ async fn recent_events_are_the_lines_of_the_audit_file() {
     deny(&audit, &fields("192.0.2.1:1"));
     audit.reload_rejected(1, "a\nb");
     audit.flush();
-    let batch = audit.recent_events().reader(Start::Recent(9), EventFilter::default()).next().await;
+    let batch = audit.recent_events().reader(9, EventFilter::default()).next().await;
     let recorded: Vec<_> = batch.events.iter().map(|event| &*event.json).collect();
     assert_eq!(recorded, std::fs::read_to_string(path).unwrap().lines().collect::<Vec<_>>());
     assert_eq!(batch.events[0].listener.as_deref(), Some("main"));
@@ -37,7 +37,7 @@ fn nothing_is_kept_without_an_admin_api() {
     let directory = tempfile::tempdir().unwrap();
     let (audit, _) = start(&directory);
     let kept = |audit: &Audit| {
-        let mut reader = audit.recent_events().reader(Start::Recent(9), EventFilter::default());
+        let mut reader = audit.recent_events().reader(9, EventFilter::default());
         let events = reader.take().map_or(0, |batch| batch.events.len());
         (events, audit.denials().list(None, None).len())
     };

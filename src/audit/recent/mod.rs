@@ -44,18 +44,9 @@ pub(crate) struct RecordedEvent {
     pub json: Box<str>,
 }
 
-/// Where a reader begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
-    /// With so many of the last events that pass the filter.
-    Recent(usize),
-    /// With the next event.
-    Now,
-}
-
 /// Which events a reader gets. The default passes all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct EventFilter {
+pub struct EventFilter {
     pub listener: Option<Box<str>>,
     /// The name of the event.
     pub event: Option<Box<str>>,
@@ -63,7 +54,7 @@ pub(crate) struct EventFilter {
 
 /// Reads events in order. Dropping it ends the subscription; writers keep nothing for a reader.
 #[derive(Debug)]
-pub(crate) struct EventReader {
+pub struct EventReader {
     recent: Arc<RecentEvents>,
     filter: EventFilter,
     /// The sequence number of the next event.
@@ -97,8 +88,9 @@ impl RecentEvents {
         ring.bytes = 0;
     }
 
-    pub(crate) fn reader(self: &Arc<Self>, from: Start, filter: EventFilter) -> EventReader {
-        let next = self.ring().first_of(from, &filter);
+    /// A reader that begins with the last `recent` events that pass the filter.
+    pub(crate) fn reader(self: &Arc<Self>, recent: usize, filter: EventFilter) -> EventReader {
+        let next = self.ring().first_of(recent, &filter);
         EventReader { recent: Arc::clone(self), filter, next, due: Instant::now() }
     }
 
@@ -123,8 +115,7 @@ impl Ring {
         self.events.front().map_or(self.next, |event| event.sequence)
     }
 
-    fn first_of(&self, from: Start, filter: &EventFilter) -> u64 {
-        let Start::Recent(count) = from else { return self.next };
+    fn first_of(&self, count: usize, filter: &EventFilter) -> u64 {
         let newest_first = self.events.iter().rev().filter(|event| filter.passes(event));
         newest_first.take(count).last().map_or(self.next, |event| event.sequence)
     }

@@ -18,7 +18,7 @@ fn filled(sizes: impl IntoIterator<Item = usize>) -> Arc<RecentEvents> {
     recent
 }
 
-fn reader(recent: &Arc<RecentEvents>, from: Start) -> EventReader {
+fn reader(recent: &Arc<RecentEvents>, from: usize) -> EventReader {
     recent.reader(from, EventFilter::default())
 }
 
@@ -39,8 +39,8 @@ async fn ready(reader: &mut EventReader) -> Option<Batch> {
 #[tokio::test(start_paused = true)]
 async fn reader_gets_the_last_events_and_then_new_ones_in_order() {
     let recent = filled([10; 5]);
-    let mut all = reader(&recent, Start::Recent(3));
-    let mut new = reader(&recent, Start::Now);
+    let mut all = reader(&recent, 3);
+    let mut new = reader(&recent, 0);
     assert_eq!(sequences(&all.next().await), [2, 3, 4]);
     assert!(ready(&mut all).await.is_none() && ready(&mut new).await.is_none());
     pushed(&recent, "cache", "{}\n");
@@ -55,7 +55,7 @@ async fn reader_gets_the_last_events_and_then_new_ones_in_order() {
 #[tokio::test(start_paused = true)]
 async fn waiting_reader_is_woken_by_an_event() {
     let recent = filled([]);
-    let mut reader = reader(&recent, Start::Now);
+    let mut reader = reader(&recent, 0);
     let mut next = pin!(reader.next());
     assert!(timeout(GATHER_TIME, &mut next).await.is_err());
     // The reader is polled first, so it waits when the event comes.
@@ -66,7 +66,7 @@ async fn waiting_reader_is_woken_by_an_event() {
 #[tokio::test(start_paused = true)]
 async fn dropped_wait_loses_no_event() {
     let recent = filled([]);
-    let mut reader = reader(&recent, Start::Now);
+    let mut reader = reader(&recent, 0);
     assert!(ready(&mut reader).await.is_none());
     pushed(&recent, "cache", "{}");
     assert_eq!(sequences(&reader.next().await), [0]);
@@ -75,7 +75,7 @@ async fn dropped_wait_loses_no_event() {
 #[tokio::test(start_paused = true)]
 async fn slow_reader_loses_the_oldest_events_and_learns_how_many() {
     let recent = filled([]);
-    let mut reader = reader(&recent, Start::Now);
+    let mut reader = reader(&recent, 0);
     for _ in 0..MAX_EVENTS + 7 {
         pushed(&recent, "cache", "{}");
     }
@@ -93,7 +93,7 @@ async fn filter_selects_listener_and_event() {
     pushed(&recent, "cache", "{}");
     let of = |listener: Option<&str>, event: Option<&str>, count| {
         let filter = EventFilter { listener: listener.map(Box::from), event: event.map(Box::from) };
-        let first = recent.reader(Start::Recent(count), filter.clone()).next;
+        let first = recent.reader(count, filter.clone()).next;
         let (batch, next) = recent.ring().batch(first, &filter);
         assert_eq!(next, 6);
         sequences(&batch)
@@ -103,7 +103,7 @@ async fn filter_selects_listener_and_event() {
     assert_eq!(of(None, Some("reload.applied"), 9), [3]);
     assert_eq!(of(None, Some("reload.rejected"), 9), [0; 0]);
     // An event that does not pass wakes the reader and ends nothing.
-    let mut reader = recent.reader(Start::Now, EventFilter { listener: Some("db".into()), event: None });
+    let mut reader = recent.reader(0, EventFilter { listener: Some("db".into()), event: None });
     pushed(&recent, "cache", "{}");
     assert!(ready(&mut reader).await.is_none());
     pushed(&recent, "db", "{}");
@@ -113,7 +113,7 @@ async fn filter_selects_listener_and_event() {
 #[tokio::test(start_paused = true)]
 async fn cleared_events_are_lost() {
     let recent = filled([10; 5]);
-    let mut behind = reader(&recent, Start::Recent(9));
+    let mut behind = reader(&recent, 9);
     recent.clear();
     let batch = behind.next().await;
     assert_eq!((batch.lost, batch.events.len()), (5, 0));
@@ -124,7 +124,7 @@ async fn cleared_events_are_lost() {
 #[test]
 fn reader_in_another_thread_gets_every_event_or_its_loss() {
     let recent = filled([]);
-    let mut reader = reader(&recent, Start::Now);
+    let mut reader = reader(&recent, 0);
     let writer = Arc::clone(&recent);
     let writing = std::thread::spawn(move || (0..50_000).for_each(|_| pushed(&writer, "cache", "{}")));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
