@@ -1,10 +1,7 @@
 //! Tokens of the admin API: who may use it over TCP, and for what.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "called by the HTTP server, once it listens at TCP addresses"))]
 pub(crate) mod authenticate;
-#[cfg_attr(not(test), expect(dead_code, reason = "called by the HTTP server, once it listens at TCP addresses"))]
 pub(crate) mod failed_logins;
-#[cfg_attr(not(test), expect(dead_code, reason = "called by the HTTP server, once it listens at TCP addresses"))]
 pub(crate) mod last_use;
 pub(crate) mod secret;
 
