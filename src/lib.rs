@@ -39,10 +39,9 @@ mod x509;
 pub mod internals {
     pub use super::timestamp;
     pub use crate::addr::ClientAddr;
-    pub use crate::config::edit::sources::{
-        EditError, Edited, Field, NewRule, SourcesChange, Target, apply as edit_sources,
-    };
-    pub use crate::control::response::{AdminResponse, Status};
+    pub use crate::config::edit::sources::{Field, NewRule, SourcesChange};
+    pub use crate::control::error::ErrorKind;
+    pub use crate::control::response::AdminResponse;
     pub use crate::control::{AdminRequest, AdminServer};
     pub use crate::dns::HostCache;
     pub use crate::identity::auth_settings::ClientAuthSettings;

@@ -1,29 +1,51 @@
-//! The accept loop of the admin socket. A limited number of clients is served; the others wait in the kernel backlog.
+//! The accept loop of one admin address. A limited number of clients is served.
 
+use std::io;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
-use tracing::warn;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
 
-use crate::control::{PART, PendingRequest, http};
+use crate::addr::ClientAddr;
+use crate::control::http::Shared;
+use crate::control::{PART, http};
 use crate::fault;
 use crate::fault::Backoff;
+use crate::limit::sessions::{SessionLimiter, SessionLimits, SessionPermit};
+use crate::tls::server::ServerTls;
+use crate::transport::socket::keep_alive;
+use crate::transport::tls_stream::TlsStream;
+
+/// A bound address of the admin API.
+#[derive(Debug)]
+pub(crate) enum AdminSocket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// What an accept loop needs.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    pub(crate) socket: Arc<AdminSocket>,
+    pub(crate) shared: Arc<Shared>,
+    /// The TLS of TCP clients; `None` if it is off.
+    pub(crate) tls: watch::Receiver<Option<Arc<ServerTls>>>,
+    pub(crate) limiter: Arc<SessionLimiter>,
+}
 
 /// Accepts until the sender of `stopped` is dropped, then returns once every client has its response.
 ///
 /// After a panic, the loop is resumed with the same socket.
-pub(crate) async fn keep_accepting(
-    listener: Arc<UnixListener>,
-    mut stopped: watch::Receiver<()>,
-    requests: mpsc::Sender<PendingRequest>,
-) {
+pub(crate) async fn keep_accepting(acceptor: Arc<Acceptor>, mut stopped: watch::Receiver<()>) {
     let mut backoff = Backoff::default();
     loop {
-        let accepting = accept(Arc::clone(&listener), &mut stopped, &requests);
+        let accepting = accept(Arc::clone(&acceptor), &mut stopped);
         if fault::contained(PART, accepting).await.is_ok() || stopped.has_changed().is_err() {
             return;
         }
@@ -31,11 +53,7 @@ pub(crate) async fn keep_accepting(
     }
 }
 
-async fn accept(
-    listener: Arc<UnixListener>,
-    stopped: &mut watch::Receiver<()>,
-    requests: &mpsc::Sender<PendingRequest>,
-) {
+async fn accept(acceptor: Arc<Acceptor>, stopped: &mut watch::Receiver<()>) {
     let mut clients = JoinSet::new();
     let mut is_failing = false;
     loop {
@@ -43,14 +61,19 @@ async fn accept(
             // Completes only when the sender is dropped.
             _ = stopped.changed() => break,
             Some(_) = clients.join_next() => {}
-            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
-                Ok((stream, _)) => {
+            accepted = acceptor.socket.accept(), if clients.len() < acceptor.socket.max_clients() => match accepted {
+                Ok((client, peer)) => {
                     is_failing = false;
-                    clients.spawn(fault::contained(PART, http::serve(stream, requests.clone())));
+                    // One source may not take all connections.
+                    let limits = SessionLimits { total: None, per_source: MAX_CLIENTS_PER_SOURCE };
+                    if let Ok(permit) = acceptor.limiter.acquire(peer, limits) {
+                        let acceptor = Arc::clone(&acceptor);
+                        clients.spawn(fault::contained(PART, serve(client, peer, permit, acceptor)));
+                    }
                 }
                 Err(error) => {
                     if !is_failing {
-                        warn!(%error, "admin socket: accept failed, retrying (further errors are not logged)");
+                        warn!(%error, "admin address: accept failed, retrying (further errors are not logged)");
                     }
                     is_failing = true;
                     sleep(RETRY_DELAY).await;
@@ -58,12 +81,86 @@ async fn accept(
             },
         }
     }
-    drop(listener);
+    drop(acceptor);
     while clients.join_next().await.is_some() {}
 }
 
-/// Concurrent clients. More than there are operators, and few enough to bound the cost of slow ones.
-pub(crate) const MAX_CLIENTS: usize = 16;
+enum AdminClient {
+    Unix(tokio::net::UnixStream),
+    Tcp(TcpStream),
+}
+
+impl AdminSocket {
+    async fn accept(&self) -> io::Result<(AdminClient, ClientAddr)> {
+        match self {
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((AdminClient::Unix(stream), ClientAddr::UNIX))
+            }
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((AdminClient::Tcp(stream), ClientAddr::new(peer)))
+            }
+        }
+    }
+
+    const fn max_clients(&self) -> usize {
+        match self {
+            Self::Unix(_) => MAX_UNIX_CLIENTS,
+            Self::Tcp(_) => MAX_TCP_CLIENTS,
+        }
+    }
+}
+
+async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, acceptor: Arc<Acceptor>) {
+    let shared = &acceptor.shared;
+    let stream = match client {
+        AdminClient::Unix(stream) => return http::serve(stream, peer, shared).await,
+        AdminClient::Tcp(stream) => stream,
+    };
+    // Fails if the client has disconnected.
+    if keep_alive(&stream, DEAD_PEER_TIMEOUT).is_err() {
+        return;
+    }
+    let tls = acceptor.tls.borrow().clone();
+    match tls {
+        None => http::serve(stream, peer, shared).await,
+        Some(tls) => match timeout(HANDSHAKE_TIMEOUT, handshake(stream, &tls)).await {
+            Ok(Ok(stream)) => http::serve(stream, peer, shared).await,
+            Ok(Err(error)) => debug!(source = peer.source(), %error, "admin TLS handshake failed"),
+            Err(_) => debug!(source = peer.source(), "admin TLS handshake timed out"),
+        },
+    }
+}
+
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(socket: S, tls: &Arc<ServerTls>) -> io::Result<TlsStream<S>> {
+    let engine = tls.handshake().engine().map_err(io::Error::other)?;
+    let mut stream = TlsStream::new(socket, engine);
+    let mut received = 0_usize;
+    while stream.engine().is_handshaking() {
+        received = received.saturating_add(stream.next_flight().await?);
+        if received > MAX_RECEIVED {
+            return Err(io::Error::other("the client sent too much before it completed the handshake"));
+        }
+    }
+    Ok(stream)
+}
+
+/// Concurrent clients of a Unix socket: more than there are operators, and few enough to bound the cost of slow ones.
+pub(crate) const MAX_UNIX_CLIENTS: usize = 64;
+
+/// Concurrent clients of a TCP address.
+pub(crate) const MAX_TCP_CLIENTS: usize = 256;
+
+const MAX_CLIENTS_PER_SOURCE: Option<NonZeroU32> = NonZeroU32::new(32);
 
 /// Delay after an accept error; the usual cause is a lack of file descriptors.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes. The certificates of a client fit in.
+const MAX_RECEIVED: usize = 72 << 10;
+
+/// A client that follows events may be silent, but not dead, for this long.
+const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(120);

@@ -1,27 +1,71 @@
 //! Serves one HTTP request per connection. Each step has a size limit and a timeout.
 
 use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Response, StatusCode};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
+use tracing::debug;
+use uuid::Uuid;
 
-use crate::control::response::{AdminResponse, Status};
-use crate::control::route;
-use crate::control::route::Route;
-use crate::control::{AdminRequest, PendingRequest};
+use crate::addr::ClientAddr;
+use crate::audit::Audit;
+use crate::audit::admin::{AdminDenial, AdminDenialReason};
+use crate::control::access::{Access, Caller};
+use crate::control::error::ErrorKind;
+use crate::control::parameters::Parameters;
+use crate::control::response::{AdminResponse, Content, error_body};
+use crate::control::route::{BodyLimit, Call, Route, RouteAccess};
+use crate::control::routes::is_digitalocean;
+use crate::control::{PendingRequest, digitalocean, event_stream, route};
+use crate::metrics::process::ProcessMetrics;
+use crate::token::Role;
+
+/// What all connections of the admin API share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) requests: mpsc::Sender<PendingRequest>,
+    pub(crate) access: Access,
+    pub(crate) audit: Audit,
+    pub(crate) metrics: Arc<ProcessMetrics>,
+    /// Limits the memory of large bodies.
+    pub(crate) large_bodies: Semaphore,
+    /// Limits the connections that stay open for events.
+    pub(crate) streams: Arc<Semaphore>,
+}
+
+/// Large bodies that are read or handled at the same time.
+pub(crate) const MAX_LARGE_BODIES: usize = 4;
+
+/// Connections that follow events.
+pub(crate) const MAX_STREAMS: usize = 32;
+
+pub(crate) type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves one client. Errors of the connection are ignored: the client has disconnected or does not speak HTTP.
-pub(crate) async fn serve(stream: UnixStream, requests: mpsc::Sender<PendingRequest>) {
-    let service = service_fn(|request| respond(request, &requests));
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: ClientAddr, shared: &Arc<Shared>) {
+    let is_streaming = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        let answer = Exchange::new(peer, Arc::clone(shared)).answer(request);
+        async {
+            let response = answer.await;
+            is_streaming.store(response.extensions().get::<event_stream::Marker>().is_some(), Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -29,86 +73,221 @@ pub(crate) async fn serve(stream: UnixStream, requests: mpsc::Sender<PendingRequ
         // An idle client would occupy one of the few connections.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
+    let mut connection = pin!(connection);
+    if timeout(CONNECTION_TIMEOUT, &mut connection).await.is_err() && is_streaming.load(Ordering::Relaxed) {
+        let _ = connection.await;
+    }
 }
 
-async fn respond(
-    request: hyper::Request<Incoming>,
-    requests: &mpsc::Sender<PendingRequest>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (head, body) = request.into_parts();
-    let route = match read_body(body).await {
-        Ok(body) => route::route(&head.method, &head.uri, &body),
-        Err(response) => Err(response),
-    };
-    let allowed = match &route {
-        Err(AdminResponse { status: Status::MethodNotAllowed, .. }) => route::allowed_methods(head.uri.path()),
-        Ok(_) | Err(_) => None,
-    };
-    let response = match route {
-        Ok(Route::Paths) => AdminResponse::ok(route::paths()),
-        Ok(Route::Request(request)) => send(request, requests).await,
-        Ok(Route::SessionsOf(listener)) => filter_sessions(&listener, send(AdminRequest::Sessions, requests).await),
-        Err(response) => response,
-    };
-    Ok(to_http(&response, allowed))
+/// One request and its response.
+struct Exchange {
+    peer: ClientAddr,
+    shared: Arc<Shared>,
+    /// In the response, and in the audit event of a change.
+    request_id: String,
+    caller: Option<Caller>,
 }
 
-/// Reads the body within [`MAX_BODY`] and [`BODY_TIMEOUT`].
-async fn read_body(body: Incoming) -> Result<Bytes, AdminResponse> {
-    match timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
+impl Exchange {
+    fn new(peer: ClientAddr, shared: Arc<Shared>) -> Self {
+        Self { peer, shared, request_id: Uuid::new_v4().to_string(), caller: None }
+    }
+
+    async fn answer(mut self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let (head, body) = request.into_parts();
+        let (response, allowed) = match self.respond(&head, body).await {
+            Ok(response) => (response, None),
+            Err(Failure { response, allowed }) => (response, allowed),
+        };
+        debug!(
+            method = %head.method,
+            path = head.uri.path(),
+            status = response.status.as_u16(),
+            request_id = self.request_id,
+            "admin request"
+        );
+        let role = self.caller.as_ref().map(|caller| caller.role);
+        self.shared.metrics.admin.note_request(role.map(Role::code), response.status.as_u16());
+        self.into_http(response, allowed, is_digitalocean(head.uri.path()))
+    }
+
+    async fn respond(&mut self, head: &Parts, body: Incoming) -> Result<AdminResponse, Failure> {
+        check_head(head)?;
+        // `/` has no secret, and its answer helps a person who has no token yet.
+        let found = route::find(&head.method, head.uri.path());
+        if !matches!(&found, Ok((Route { access: RouteAccess::Public, .. }, _))) {
+            self.caller = Some(self.identify(head)?);
+        }
+        let (route, path) = found.map_err(|(response, allowed)| Failure { response, allowed })?;
+        self.require_role(route, head)?;
+        let query = Parameters::parse(head.uri.query().unwrap_or(""), route.query)?;
+        let _permit = match route.body {
+            BodyLimit::Small => None,
+            BodyLimit::Sources => Some(self.shared.large_bodies.acquire().await),
+        };
+        let body = read_body(body, route.body).await?;
+        let call = Call { path, query, headers: &head.headers, body: &body };
+        let request = match (route.parse)(&call)?.into_request() {
+            Ok(request) => request,
+            Err(response) => return Ok(response),
+        };
+        drop(body);
+        let (sender, receiver) = oneshot::channel();
+        let caller = self.caller.clone();
+        let pending = PendingRequest { request, caller, request_id: self.request_id.clone(), reply: sender };
+        Ok(send(pending, receiver, &self.shared.requests).await)
+    }
+
+    fn identify(&self, head: &Parts) -> Result<Caller, AdminResponse> {
+        self.shared.access.identify(self.peer, &head.headers).map_err(|rejected| {
+            self.shared.metrics.admin.note_auth_failure();
+            self.audit_denial(head, rejected.reason, rejected.token.as_deref());
+            rejected.response
+        })
+    }
+
+    fn require_role(&self, route: &Route, head: &Parts) -> Result<(), AdminResponse> {
+        let (RouteAccess::Role(required), Some(caller)) = (route.access, &self.caller) else { return Ok(()) };
+        if caller.role >= required {
+            return Ok(());
+        }
+        self.audit_denial(head, AdminDenialReason::Forbidden, caller.actor.token_name());
+        let message = format_args!("the role {} does not suffice; this needs {}", caller.role.code(), required.code());
+        Err(AdminResponse::error(ErrorKind::Forbidden, message))
+    }
+
+    fn audit_denial(&self, head: &Parts, reason: AdminDenialReason, token: Option<&str>) {
+        // A caller of the Unix socket is never denied.
+        let Some(source) = self.peer.ip() else { return };
+        self.shared.audit.admin_denied(&AdminDenial {
+            source,
+            reason,
+            token,
+            method: head.method.as_str(),
+            path: head.uri.path(),
+            request_id: &self.request_id,
+        });
+    }
+
+    fn into_http(self, admin: AdminResponse, allowed: Option<String>, is_digitalocean: bool) -> Response<ResponseBody> {
+        let AdminResponse { status, content, headers } = admin;
+        let (body, content_type, marker) = match content {
+            Content::Empty => (empty(), None, None),
+            Content::Json(value) => (full(&value), Some(JSON), None),
+            Content::Error { kind, message } => {
+                let (id, message) = if is_digitalocean {
+                    (kind.digitalocean_id(), kind.digitalocean_message().unwrap_or(&message))
+                } else {
+                    (kind.id(), message.as_str())
+                };
+                (full(&error_body(id, message, &self.request_id)), Some(JSON), None)
+            }
+            Content::Events(stream) => match Arc::clone(&self.shared.streams).try_acquire_owned() {
+                Ok(permit) => {
+                    let body = event_stream::body(*stream, Arc::clone(&self.shared), self.caller.clone(), permit);
+                    (body, Some("text/event-stream"), Some(event_stream::Marker))
+                }
+                Err(_) => {
+                    let message = format_args!("{MAX_STREAMS} clients follow events already; try again later");
+                    let response = AdminResponse::error(ErrorKind::TooManyRequests, message);
+                    return self.into_http(response, None, is_digitalocean);
+                }
+            },
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let map = response.headers_mut();
+        map.extend(headers);
+        if let Some(content_type) = content_type {
+            map.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        map.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let text = [(X_REQUEST_ID, Some(self.request_id)), (ALLOW, allowed)];
+        map.extend(text.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value?).ok()?))));
+        if is_digitalocean {
+            map.extend(digitalocean::rate_limit_headers());
+        }
+        if let Some(marker) = marker {
+            response.extensions_mut().insert(marker);
+        }
+        response
+    }
+}
+
+/// A response to a request that was not handled.
+struct Failure {
+    response: AdminResponse,
+    /// The methods of the path, for status 405.
+    allowed: Option<String>,
+}
+
+impl From<AdminResponse> for Failure {
+    fn from(response: AdminResponse) -> Self {
+        Self { response, allowed: None }
+    }
+}
+
+fn check_head(head: &Parts) -> Result<(), AdminResponse> {
+    let length = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if length > MAX_TARGET {
+        let message = format_args!("the target has {length} bytes; the limit is {MAX_TARGET}");
+        return Err(AdminResponse::error(ErrorKind::UriTooLong, message));
+    }
+    // RFC 9112 §3.2
+    if head.version == Version::HTTP_11 && head.headers.get_all(HOST).iter().count() != 1 {
+        return Err(AdminResponse::error(ErrorKind::BadRequest, "the request must have one Host header"));
+    }
+    Ok(())
+}
+
+/// Reads the body within its limit and [`BODY_TIMEOUT`].
+async fn read_body(body: Incoming, limit: BodyLimit) -> Result<Bytes, AdminResponse> {
+    let bytes = limit.bytes();
+    match timeout(BODY_TIMEOUT, Limited::new(body, bytes).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format_args!("the body is too large; the limit is {} KiB", MAX_BODY >> 10);
-            Err(AdminResponse::error(Status::ContentTooLarge, "content_too_large", message))
+            let message = format_args!("the body is too large; the limit is {} KiB", bytes >> 10);
+            Err(AdminResponse::error(ErrorKind::PayloadTooLarge, message))
         }
         Ok(Err(error)) => {
-            let message = format_args!("cannot read the body: {error}");
-            Err(AdminResponse::error(Status::Unprocessable, "body_invalid", message))
+            Err(AdminResponse::error(ErrorKind::BadRequest, format_args!("cannot read the body: {error}")))
         }
-        Err(_) => Err(AdminResponse::error(Status::RequestTimeout, "request_timeout", "the body is incomplete")),
+        Err(_) => Err(AdminResponse::error(ErrorKind::RequestTimeout, "the body is incomplete")),
     }
 }
 
 /// Sends the request to the owner of the state and waits for the response.
-async fn send(request: AdminRequest, requests: &mpsc::Sender<PendingRequest>) -> AdminResponse {
-    let (sender, receiver) = oneshot::channel();
+async fn send(
+    pending: PendingRequest,
+    receiver: oneshot::Receiver<AdminResponse>,
+    requests: &mpsc::Sender<PendingRequest>,
+) -> AdminResponse {
     let response = async {
-        requests.send(PendingRequest { request, reply: sender }).await.ok()?;
+        requests.send(pending).await.ok()?;
         receiver.await.ok()
     };
     match timeout(RESPONSE_TIMEOUT, response).await {
         Ok(Some(response)) => response,
-        Ok(None) => AdminResponse::error(
-            Status::InternalError,
-            "not_answered",
-            "the program is stopping or has failed; see its log",
-        ),
+        Ok(None) => AdminResponse::error(ErrorKind::ServerError, "the program is stopping or has failed; see its log"),
         Err(_) => {
             let message =
                 format_args!("no response within {RESPONSE_TIMEOUT:?}; the request may still complete, see the log");
-            AdminResponse::error(Status::InternalError, "no_answer_in_time", message)
+            AdminResponse::error(ErrorKind::ServerError, message)
         }
     }
 }
 
-/// Keeps the sessions of one listener.
-fn filter_sessions(listener: &str, mut response: AdminResponse) -> AdminResponse {
-    if let Some(sessions) = response.body.get_mut("sessions").and_then(|sessions| sessions.as_array_mut()) {
-        sessions.retain(|session| session.get("listener").and_then(|name| name.as_str()) == Some(listener));
-    }
-    response
+fn full(value: &serde_json::Value) -> ResponseBody {
+    Full::from(format!("{value}\n")).boxed_unsync()
 }
 
-fn to_http(admin: &AdminResponse, allowed: Option<String>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(format!("{}\n", admin.body)));
-    *response.status_mut() = StatusCode::from_u16(admin.status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(allowed) = allowed.and_then(|methods| HeaderValue::from_str(&methods).ok()) {
-        response.headers_mut().insert(ALLOW, allowed);
-    }
-    response
+fn empty() -> ResponseBody {
+    Full::default().boxed_unsync()
 }
+
+const JSON: &str = "application/json";
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// From accept to the end of the request head.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,5 +304,5 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes.
 const MAX_HEAD: usize = 16 << 10;
 
-/// Bytes.
-pub(crate) const MAX_BODY: usize = 64 << 10;
+/// Bytes; longer than any valid target.
+const MAX_TARGET: usize = 1024;

@@ -1,113 +1,119 @@
-//! The admin API's server: HTTP and JSON on a Unix socket.
+//! The admin API's server: HTTP and JSON on Unix sockets and TCP addresses.
 //!
-//! A request is parsed into an [`AdminRequest`] and sent over a bounded queue to the task that owns the state; the
-//! [`AdminResponse`] returns the same way. A slow or hostile client occupies one of a few connections and never blocks the
-//! loop of the server. `docs/ADMIN.md` describes the paths and their JSON.
+//! A request is authenticated, routed by the table in [`routes`] and parsed into an [`AdminRequest`]. It is sent over a bounded
+//! queue to the task that owns the state; the [`AdminResponse`] returns the same way. A slow or hostile client occupies one of a
+//! few connections and never blocks the loop of the server. `docs/ADMIN.md` describes the paths and their JSON.
 
 pub(crate) mod accept;
+pub(crate) mod access;
+pub(crate) mod digitalocean;
 pub(crate) mod draining;
+pub(crate) mod error;
+pub(crate) mod event_stream;
 pub(crate) mod http;
+pub(crate) mod openapi;
 pub(crate) mod parameters;
 pub(crate) mod request;
 pub(crate) mod response;
 pub(crate) mod route;
+pub(crate) mod routes;
 #[cfg(test)]
-mod tests;
+mod tests {} // TEMPORARY
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::net::{TcpSocket, UnixListener};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::addr::ClientAddr;
+use crate::addr::{ListenAddr, TcpListenAddr};
+use crate::audit::{Audit, LineFormat};
 use crate::config::admin::Admin;
+use crate::control::accept::{Acceptor, AdminSocket};
+use crate::control::access::{Access, Caller};
+use crate::control::http::{MAX_LARGE_BODIES, MAX_STREAMS, Shared};
+pub use crate::control::request::AdminRequest;
 use crate::control::response::AdminResponse;
+use crate::metrics::process::ProcessMetrics;
+use crate::tls::server::ServerTls;
+use crate::token::Token;
+use crate::token::last_use::LastUses;
 use crate::transport::unix_socket;
-use crate::transport::unix_socket::{Access, UnixSocketFile};
-
-/// A parsed request of the admin API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdminRequest {
-    /// The state of the program.
-    Status,
-    /// Certificates, CAs and sources with their use.
-    Rotation,
-    /// The sessions of all listeners.
-    Sessions,
-    /// Close one session, by its ID.
-    CloseSession(u64),
-    /// Reload the configuration.
-    Reload,
-    /// Show what a reload would change.
-    Plan {
-        /// Absolute path of another configuration file.
-        file: Option<PathBuf>,
-    },
-    /// Explain whether a connection would be admitted.
-    Explain {
-        /// Name of the listener.
-        listener: String,
-        /// Address of the client.
-        source: ClientAddr,
-        /// Client certificate chain, leaf first; may be empty.
-        chain: Vec<CertificateDer<'static>>,
-    },
-}
+use crate::transport::unix_socket::UnixSocketFile;
 
 /// An [`AdminRequest`] with its reply channel. If it is dropped without a reply, the client receives an error.
 #[derive(Debug)]
 pub struct PendingRequest {
     pub request: AdminRequest,
+    /// `None` for a request that everyone may send.
+    pub caller: Option<Caller>,
+    /// The ID in the response, and in the audit event of a change.
+    pub request_id: String,
     /// Sends the response. Sending fails if the client has disconnected, which is not an error.
     pub reply: oneshot::Sender<AdminResponse>,
 }
 
-/// The server of the admin socket, which may be closed.
+/// The server of the admin addresses, of which there may be none.
 #[derive(Debug)]
 pub struct AdminServer {
-    requests: mpsc::Sender<PendingRequest>,
-    open: Option<Open>,
-    /// The accept loops of this socket and former ones; each ends once its last client has its response.
+    shared: Arc<Shared>,
+    tls: watch::Sender<Option<Arc<ServerTls>>>,
+    open: Vec<Open>,
+    /// The accept loops of these addresses and former ones; each ends once its last client has its response.
     loops: JoinSet<()>,
 }
 
+/// A bound address. It is closed when it is dropped.
 #[derive(Debug)]
 struct Open {
     /// Dropped first: it identifies its file by the inode, which can be reused once the socket is closed.
-    socket_file: UnixSocketFile,
+    socket_file: Option<UnixSocketFile>,
+    address: ListenAddr,
     /// Dropped to stop the accept loop.
     _running: watch::Sender<()>,
-    _listener: Arc<UnixListener>,
+    _socket: Arc<AdminSocket>,
 }
 
-/// The change that [`AdminServer::commit`] applies. Dropping it removes a socket that was created for it.
+/// The settings that [`AdminServer::commit`] applies.
 #[derive(Debug)]
-pub struct Prepared(Step);
+pub struct Prepared {
+    /// Each address, with its socket if it is not open yet.
+    addresses: Vec<(ListenAddr, Option<NewSocket>)>,
+    tokens: Arc<Vec<Token>>,
+    tls: Option<Arc<ServerTls>>,
+    is_empty: bool,
+}
+
+/// A socket that was bound for a change. Dropping it removes it.
+#[derive(Debug)]
+struct NewSocket {
+    socket_file: Option<UnixSocketFile>,
+    socket: AdminSocket,
+}
 
 impl Prepared {
-    /// Whether the socket stays unchanged.
+    /// Whether all addresses stay unchanged.
     pub fn is_empty(&self) -> bool {
-        matches!(self.0, Step::Stay)
+        self.is_empty
     }
 }
 
-#[derive(Debug)]
-enum Step {
-    Stay,
-    Close,
-    Open(UnixSocketFile, UnixListener),
-}
-
 impl AdminServer {
-    /// A server without a socket.
-    pub fn new(requests: mpsc::Sender<PendingRequest>) -> Self {
-        Self { requests, open: None, loops: JoinSet::new() }
+    /// A server without an address.
+    pub(crate) fn new(requests: mpsc::Sender<PendingRequest>, audit: Audit, metrics: Arc<ProcessMetrics>) -> Self {
+        let shared = Shared {
+            requests,
+            access: Access::default(),
+            audit,
+            metrics,
+            large_bodies: Semaphore::new(MAX_LARGE_BODIES),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        };
+        Self { shared: Arc::new(shared), tls: watch::Sender::new(None), open: Vec::new(), loops: JoinSet::new() }
     }
 
     /// Listens on the Unix socket `path` and sends requests to `requests`.
@@ -115,70 +121,120 @@ impl AdminServer {
     /// # Errors
     /// If the socket cannot be created; the error names it.
     pub fn start(path: &Path, requests: mpsc::Sender<PendingRequest>) -> io::Result<Self> {
-        let mut admin = Self::new(requests);
-        let prepared = admin.prepare_socket(Some(path))?;
-        admin.commit(prepared);
-        Ok(admin)
+        let audit = Audit::start(LineFormat::Text, None);
+        let mut server = Self::new(requests, audit, Arc::default());
+        let prepared = server.prepare(Some(&Admin::at_socket(path)), None)?;
+        server.commit(prepared);
+        Ok(server)
     }
 
-    /// Prepares the change to `settings`: the same socket, another one, or none.
+    /// When and from where each token was last used.
+    pub(crate) fn last_uses(&self) -> Arc<LastUses> {
+        self.shared.access.last_uses()
+    }
+
+    /// Prepares the change to `settings`: opens the addresses that are not open yet.
     ///
     /// # Errors
-    /// If the socket cannot be created; the error names it. The open socket stays open.
-    pub fn prepare(&self, settings: Option<&Admin>) -> io::Result<Prepared> {
-        self.prepare_socket(settings.and_then(Admin::socket))
-    }
-
-    fn prepare_socket(&self, socket: Option<&Path>) -> io::Result<Prepared> {
-        let Some(socket) = socket else { return Ok(Prepared(Step::Close)) };
-        // If the socket file was removed or replaced, create a new one.
-        if self.open.as_ref().is_some_and(|open| open.socket_file.is_at(socket) && open.socket_file.is_ours()) {
-            return Ok(Prepared(Step::Stay));
+    /// If an address cannot be opened; the error names it. All open addresses stay open.
+    pub fn prepare(&self, settings: Option<&Admin>, tls: Option<Arc<ServerTls>>) -> io::Result<Prepared> {
+        let wanted = settings.map(|admin| admin.listen.as_slice()).unwrap_or_default();
+        let mut is_empty = wanted.len() == self.open.len();
+        let mut addresses = Vec::with_capacity(wanted.len());
+        for address in wanted {
+            // If a socket file was removed or replaced, create a new one.
+            let is_kept = self
+                .open
+                .iter()
+                .any(|open| open.address == *address && open.socket_file.as_ref().is_none_or(UnixSocketFile::is_ours));
+            is_empty &= is_kept;
+            let socket = if is_kept { None } else { Some(open(address)?) };
+            addresses.push((address.clone(), socket));
         }
-        let with_path =
-            |error: io::Error| io::Error::new(error.kind(), format!("admin socket {}: {error}", socket.display()));
-        let listen = || unix_socket::listen(socket, Access::PRIVATE, BACKLOG);
-        let listening = listen().or_else(|error| {
-            // Take the socket over from a draining program, which serves it only to report that it is draining.
-            if error.kind() != io::ErrorKind::AddrInUse || !draining::is_draining(socket) {
-                return Err(error);
-            }
-            std::fs::remove_file(socket)?;
-            listen()
-        });
-        let (socket_file, listener) = listening.map_err(with_path)?;
-        Ok(Prepared(Step::Open(socket_file, UnixListener::from_std(listener)?)))
+        let tokens = settings.map(|admin| Arc::clone(&admin.tokens)).unwrap_or_default();
+        Ok(Prepared { addresses, tokens, tls, is_empty })
     }
 
-    /// Applies the prepared change. Clients of the previous socket still receive their responses, including the client
-    /// whose reload moved the socket.
+    /// Applies the prepared change. Clients of previous addresses still receive their responses, including the client whose
+    /// reload moved the address.
     pub fn commit(&mut self, prepared: Prepared) {
-        match prepared.0 {
-            Step::Stay => {}
-            Step::Close => self.open = None,
-            Step::Open(socket_file, listener) => self.open = Some(self.accept_from(socket_file, listener)),
+        let Prepared { addresses, tokens, tls, is_empty: _ } = prepared;
+        self.shared.access.set_tokens(&tokens);
+        self.tls.send_replace(tls);
+        let mut former = std::mem::take(&mut self.open);
+        for (address, socket) in addresses {
+            let known = former.iter().position(|open| open.address == address);
+            let known = known.map(|index| former.swap_remove(index));
+            let open = match socket {
+                Some(socket) => Some(self.accept_from(address, socket)),
+                None => known,
+            };
+            self.open.extend(open);
         }
         while self.loops.try_join_next().is_some() {}
     }
 
-    /// Removes the socket and gives clients a short time to read their responses.
+    /// Closes all addresses and gives clients a short time to read their responses.
     pub async fn close(&mut self) {
-        self.open = None;
+        self.open.clear();
         let all = async { while self.loops.join_next().await.is_some() {} };
         let _ = timeout(CLOSE_TIMEOUT, all).await;
         self.loops.shutdown().await;
     }
 
-    fn accept_from(&mut self, socket_file: UnixSocketFile, listener: UnixListener) -> Open {
-        let listener = Arc::new(listener);
+    fn accept_from(&mut self, address: ListenAddr, socket: NewSocket) -> Open {
+        let NewSocket { socket_file, socket } = socket;
         let (running, stopped) = watch::channel(());
-        self.loops.spawn(accept::keep_accepting(Arc::clone(&listener), stopped, self.requests.clone()));
-        Open { socket_file, _running: running, _listener: listener }
+        let socket = Arc::new(socket);
+        let acceptor = Acceptor {
+            socket: Arc::clone(&socket),
+            shared: Arc::clone(&self.shared),
+            tls: self.tls.subscribe(),
+            limiter: Arc::default(),
+        };
+        self.loops.spawn(accept::keep_accepting(Arc::new(acceptor), stopped));
+        Open { socket_file, address, _running: running, _socket: socket }
     }
 }
 
+fn open(address: &ListenAddr) -> io::Result<NewSocket> {
+    match address {
+        ListenAddr::Unix(path) => open_unix(path),
+        ListenAddr::Tcp(address) => open_tcp(address),
+    }
+}
+
+fn open_unix(path: &Path) -> io::Result<NewSocket> {
+    let with_path =
+        |error: io::Error| io::Error::new(error.kind(), format!("admin socket {}: {error}", path.display()));
+    let listen = || unix_socket::listen(path, unix_socket::Access::PRIVATE, BACKLOG);
+    let listening = listen().or_else(|error| {
+        // Take the socket over from a draining program, which serves it only to report that it is draining.
+        if error.kind() != io::ErrorKind::AddrInUse || !draining::is_draining(path) {
+            return Err(error);
+        }
+        std::fs::remove_file(path)?;
+        listen()
+    });
+    let (socket_file, listener) = listening.map_err(with_path)?;
+    let socket = AdminSocket::Unix(UnixListener::from_std(listener)?);
+    Ok(NewSocket { socket_file: Some(socket_file), socket })
+}
+
+fn open_tcp(address: &TcpListenAddr) -> io::Result<NewSocket> {
+    let with_address = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+    let listen = || {
+        let socket = if address.socket.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address.socket)?;
+        socket.listen(BACKLOG.unsigned_abs())
+    };
+    let socket = AdminSocket::Tcp(listen().map_err(with_address)?);
+    Ok(NewSocket { socket_file: None, socket })
+}
+
 /// The name of this part in internal faults.
-pub(crate) const PART: &str = "admin socket";
+pub(crate) const PART: &str = "admin API";
 
 /// Connections that the kernel holds while others are served.
 const BACKLOG: i32 = 128;

@@ -2,67 +2,97 @@
 
 use std::fmt::Display;
 
+use hyper::StatusCode;
+use hyper::header::{ETAG, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
+use crate::audit::recent::EventReader;
+use crate::control::error::ErrorKind;
 use crate::printable;
 
-/// The HTTP status of a response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// 200
-    Ok,
-    /// 404: the path or the object does not exist.
-    NotFound,
-    /// 405: the path does not support this method.
-    MethodNotAllowed,
-    /// 408: the request is incomplete.
-    RequestTimeout,
-    /// 409: not possible in the current state.
-    Conflict,
-    /// 413: the body is too large.
-    ContentTooLarge,
-    /// 414: the target is too long.
-    TargetTooLong,
-    /// 422: the request is understood, but its content is invalid.
-    Unprocessable,
-    /// 500: the program failed.
-    InternalError,
-}
-
-impl Status {
-    /// The numeric status code.
-    pub const fn code(self) -> u16 {
-        match self {
-            Self::Ok => 200,
-            Self::NotFound => 404,
-            Self::MethodNotAllowed => 405,
-            Self::RequestTimeout => 408,
-            Self::Conflict => 409,
-            Self::ContentTooLarge => 413,
-            Self::TargetTooLong => 414,
-            Self::Unprocessable => 422,
-            Self::InternalError => 500,
-        }
-    }
-}
-
 /// The response to an [`AdminRequest`](crate::control::AdminRequest).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct AdminResponse {
     /// The HTTP status.
-    pub status: Status,
-    /// The JSON body.
-    pub body: Value,
+    pub status: StatusCode,
+    /// The body.
+    pub content: Content,
+    /// Headers beside those of every response.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What a response contains.
+#[derive(Debug)]
+pub enum Content {
+    /// No body, with status 204.
+    Empty,
+    Json(Value),
+    Error {
+        kind: ErrorKind,
+        /// For people, without control characters.
+        message: String,
+    },
+    /// A stream of audit events that ends with the connection.
+    Events(Box<EventReader>),
 }
 
 impl AdminResponse {
     /// A 200 response.
     pub fn ok(body: Value) -> Self {
-        Self { status: Status::Ok, body }
+        Self::of(StatusCode::OK, Content::Json(body))
     }
 
-    /// An error response: a stable `id` for programs and a message for people.
-    pub fn error(status: Status, id: &str, message: impl Display) -> Self {
-        Self { status, body: json!({ "id": id, "message": printable::lines(&message.to_string()) }) }
+    /// A 201 response.
+    pub fn created(body: Value) -> Self {
+        Self::of(StatusCode::CREATED, Content::Json(body))
     }
+
+    /// A 204 response.
+    pub fn no_content() -> Self {
+        Self::of(StatusCode::NO_CONTENT, Content::Empty)
+    }
+
+    /// An error; `message` is for people.
+    pub fn error(kind: ErrorKind, message: impl Display) -> Self {
+        let message = printable::lines(&message.to_string()).into_owned();
+        Self::of(kind.status(), Content::Error { kind, message })
+    }
+
+    /// A 200 response that sends audit events as they happen.
+    pub(crate) fn events(reader: EventReader) -> Self {
+        Self::of(StatusCode::OK, Content::Events(Box::new(reader)))
+    }
+
+    /// Adds the entity tag (RFC 9110 §8.8.3). `tag` is without quotes.
+    #[must_use]
+    pub fn with_etag(self, tag: &str) -> Self {
+        match HeaderValue::from_str(&format!("\"{tag}\"")) {
+            Ok(value) => self.with_header(ETAG, value),
+            Err(_) => self,
+        }
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The JSON object of a success, for adding fields.
+    pub fn json_mut(&mut self) -> Option<&mut serde_json::Map<String, Value>> {
+        match &mut self.content {
+            Content::Json(Value::Object(fields)) => Some(fields),
+            _ => None,
+        }
+    }
+
+    fn of(status: StatusCode, content: Content) -> Self {
+        Self { status, content, headers: Vec::new() }
+    }
+}
+
+/// The JSON of an error.
+pub(crate) fn error_body(id: &str, message: &str, request_id: &str) -> Value {
+    json!({ "id": id, "message": message, "request_id": request_id })
 }

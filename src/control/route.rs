@@ -1,233 +1,210 @@
-//! Routing of requests. Unknown parameters are rejected: a misspelt `plan` must not cause a reload.
+//! The form of a route, and how a request finds it. [`ROUTES`] has all of them.
 
-use std::path::PathBuf;
+use hyper::{HeaderMap, Method};
 
-use hyper::{Method, Uri};
-use serde_json::{Map, Value, json};
+use crate::control::error::ErrorKind;
+use crate::control::parameters::{Parameters, decode};
+use crate::control::response::AdminResponse;
+use crate::control::routes::ROUTES;
+use crate::control::{AdminRequest, openapi};
+use crate::token::Role;
 
-use crate::control::response::{AdminResponse, Status};
-use crate::control::{AdminRequest, parameters, request};
+/// A path and a method, with everything that is decided before the request is handled.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) method: Verb,
+    /// Segments in braces match any text.
+    pub(crate) path: &'static str,
+    pub(crate) access: RouteAccess,
+    pub(crate) body: BodyLimit,
+    pub(crate) query: &'static [Parameter],
+    /// What the route does, for the OpenAPI description.
+    pub(crate) summary: &'static str,
+    pub(crate) success: Success,
+    pub(crate) parse: fn(&Call<'_>) -> Result<Operation, AdminResponse>,
+}
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Route {
+/// A method of HTTP that a route supports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Verb {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+impl Verb {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RouteAccess {
+    /// Everyone who reaches the address.
+    Public,
+    /// Callers with this role or a higher one.
+    Role(Role),
+}
+
+/// How large a body may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyLimit {
+    Small,
+    /// A list of sources.
+    Sources,
+}
+
+impl BodyLimit {
+    /// Bytes.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::Small => 64 << 10,
+            Self::Sources => 32 << 20,
+        }
+    }
+}
+
+/// A parameter of the query.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parameter {
+    pub(crate) name: &'static str,
+    pub(crate) text: &'static str,
+}
+
+/// The response of a success.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Success {
+    pub(crate) status: u16,
+    pub(crate) content: SuccessContent,
+}
+
+/// What a success contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SuccessContent {
+    Empty,
+    /// A JSON object with these fields.
+    Object(&'static [&'static str]),
+    Events,
+}
+
+/// A request whose route is known, and whose caller may use it.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    /// The values of the segments in braces, in order.
+    pub(crate) path: Vec<String>,
+    pub(crate) query: Parameters,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) body: &'a [u8],
+}
+
+impl Call<'_> {
+    /// The value of the segment in braces with this index.
+    pub(crate) fn segment(&self, index: usize) -> String {
+        self.path.get(index).cloned().unwrap_or_default()
+    }
+}
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
     /// The list of paths.
     Paths,
+    /// The OpenAPI description.
+    OpenApi,
     /// A request to the owner of the state.
     Request(AdminRequest),
-    /// The sessions of one listener.
-    SessionsOf(String),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Resource {
-    Paths,
-    Status,
-    Rotation,
-    Sessions,
-    Session(u64),
-    Reload,
-    Explain,
+impl Operation {
+    /// The response that needs no state.
+    pub(crate) fn into_request(self) -> Result<AdminRequest, AdminResponse> {
+        match self {
+            Self::Paths => Err(AdminResponse::ok(openapi::paths())),
+            Self::OpenApi => Err(AdminResponse::ok(openapi::description())),
+            Self::Request(request) => Ok(request),
+        }
+    }
 }
 
-/// Routes a request.
+/// Finds the route of a request, and the values of the segments in braces.
 ///
 /// # Errors
-/// The error response, with status 404, 405, 414 or 422.
-pub(crate) fn route(method: &Method, target: &Uri, body: &[u8]) -> Result<Route, AdminResponse> {
-    let length = target.path_and_query().map_or(0, |target| target.as_str().len());
-    if length > MAX_TARGET {
-        let message = format_args!("the target has {length} bytes; the limit is {MAX_TARGET}");
-        return Err(AdminResponse::error(Status::TargetTooLong, "target_too_long", message));
-    }
-    let path = target.path();
-    let resource = Resource::find(path).ok_or_else(|| {
-        AdminResponse::error(
-            Status::NotFound,
-            "path_not_found",
-            format_args!("unknown path {path}; GET / lists all paths"),
-        )
-    })?;
-    if !resource.methods().contains(method) {
-        let message = format_args!("{path} supports {}, not {method}", join_methods(resource.methods(), " or "));
-        return Err(AdminResponse::error(Status::MethodNotAllowed, "method_not_allowed", message));
-    }
-    resource.route(method, target.query().unwrap_or(""), body)
-}
-
-/// The methods of a path, in the form of the `Allow` header.
-pub(crate) fn allowed_methods(path: &str) -> Option<String> {
-    Resource::find(path).map(|resource| join_methods(resource.methods(), ", "))
-}
-
-fn join_methods(methods: &[Method], separator: &str) -> String {
-    methods.iter().map(Method::as_str).collect::<Vec<_>>().join(separator)
-}
-
-/// The response to `GET /`.
-pub(crate) fn paths() -> Value {
-    let path = |(method, path, does): &(&str, &str, &str)| json!({ "method": method, "path": path, "does": does });
-    json!({ "paths": PATHS.iter().map(path).collect::<Vec<_>>() })
-}
-
-impl Resource {
-    fn find(path: &str) -> Option<Self> {
-        match path {
-            "/" => Some(Self::Paths),
-            "/v1/status" => Some(Self::Status),
-            "/v1/rotation" => Some(Self::Rotation),
-            "/v1/sessions" => Some(Self::Sessions),
-            "/v1/reload" => Some(Self::Reload),
-            "/v1/explain" => Some(Self::Explain),
-            _ => path.strip_prefix("/v1/sessions/").and_then(|id| id.parse().ok()).map(Self::Session),
+/// A response with status 404 or 405, and for 405 the methods of the path as in the `Allow` header.
+pub(crate) fn find(
+    method: &Method,
+    path: &str,
+) -> Result<(&'static Route, Vec<String>), (AdminResponse, Option<String>)> {
+    let mut other_methods = Vec::new();
+    for route in ROUTES {
+        let Some(values) = matches(route.path, path) else { continue };
+        if route.method.as_str() == method.as_str() {
+            return Ok((route, values));
         }
+        other_methods.push(route.method.as_str());
     }
-
-    const fn methods(self) -> &'static [Method] {
-        match self {
-            Self::Paths | Self::Status | Self::Rotation | Self::Sessions => &[Method::GET],
-            Self::Session(_) => &[Method::DELETE],
-            Self::Reload => &[Method::POST],
-            Self::Explain => &[Method::GET, Method::POST],
-        }
+    if other_methods.is_empty() {
+        let message = format_args!("unknown path {path}; GET / lists all paths");
+        return Err((AdminResponse::error(ErrorKind::PathNotFound, message), None));
     }
+    let message = format_args!("{path} supports {}, not {method}", other_methods.join(" or "));
+    Err((AdminResponse::error(ErrorKind::MethodNotAllowed, message), Some(other_methods.join(", "))))
+}
 
-    fn route(self, method: &Method, query: &str, body: &[u8]) -> Result<Route, AdminResponse> {
-        let known: &[&str] = match self {
-            Self::Sessions => &["listener"],
-            Self::Reload => &["plan"],
-            Self::Paths | Self::Status | Self::Rotation | Self::Session(_) => &[],
-            Self::Explain => return request::read(method, query, body).map(Route::Request),
-        };
-        let parameter = parameters::parse(query, known)?.into_values().next();
-        let parameter = parameter.as_deref();
-        match self {
-            Self::Paths | Self::Explain => Ok(Route::Paths),
-            Self::Status => Ok(Route::Request(AdminRequest::Status)),
-            Self::Rotation => Ok(Route::Request(AdminRequest::Rotation)),
-            Self::Sessions => {
-                Ok(parameter.map_or(Route::Request(AdminRequest::Sessions), |name| Route::SessionsOf(name.to_owned())))
+/// The values of the segments in braces, if the path has the form of `pattern`.
+fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    let mut values = Vec::new();
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return Some(values),
+            (Some(wanted), Some(given)) if wanted.starts_with('{') => {
+                values.push(decode(given).filter(|value| !value.is_empty())?);
             }
-            Self::Session(id) => Ok(Route::Request(AdminRequest::CloseSession(id))),
-            Self::Reload => reload(parameter, body).map(Route::Request),
+            (Some(wanted), Some(given)) if wanted == given => {}
+            _ => return None,
         }
     }
 }
-
-fn reload(plan: Option<&str>, body: &[u8]) -> Result<AdminRequest, AdminResponse> {
-    let file = file_of(body)?;
-    match (plan, file) {
-        (Some("true"), file) => Ok(AdminRequest::Plan { file }),
-        (None | Some("false"), None) => Ok(AdminRequest::Reload),
-        (None | Some("false"), Some(_)) => {
-            Err(invalid("a reload always applies the running configuration; \"file\" requires ?plan=true"))
-        }
-        (Some(other), _) => Err(invalid(&format!("plan is {other:?}; it must be true or false"))),
-    }
-}
-
-/// The configuration file in the body of a plan.
-fn file_of(body: &[u8]) -> Result<Option<PathBuf>, AdminResponse> {
-    if body.trim_ascii().is_empty() {
-        return Ok(None);
-    }
-    let fields: Map<String, Value> =
-        serde_json::from_slice(body).map_err(|error| invalid(&format!("the body is not a JSON object: {error}")))?;
-    if let Some(key) = fields.keys().find(|key| *key != "file") {
-        return Err(invalid(&format!("unknown field {key:?}; allowed: \"file\"")));
-    }
-    match fields.get("file") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(path)) if path.starts_with('/') => Ok(Some(path.into())),
-        Some(other) => Err(invalid(&format!("file is {other}; it must be an absolute path"))),
-    }
-}
-
-pub(crate) fn invalid(message: &str) -> AdminResponse {
-    AdminResponse::error(Status::Unprocessable, "request_invalid", message)
-}
-
-const PATHS: [(&str, &str, &str); 10] = [
-    ("GET", "/", "this list"),
-    ("GET", "/v1/status", "the state of the program, its listeners and its last reload"),
-    ("GET", "/v1/rotation", "certificates, CAs and sources with their use"),
-    ("GET", "/v1/sessions", "the sessions"),
-    ("GET", "/v1/sessions?listener=NAME", "the sessions of one listener"),
-    ("DELETE", "/v1/sessions/{id}", "closes a session"),
-    ("POST", "/v1/reload", "reloads the configuration, completely or not at all"),
-    (
-        "POST",
-        "/v1/reload?plan=true",
-        "shows what a reload would change; {\"file\": \"/path\"} selects another configuration",
-    ),
-    ("GET", "/v1/explain?listener=NAME&source=IP", "explains step by step whether a connection would be admitted"),
-    ("POST", "/v1/explain", "the same for {\"listener\", \"source\", \"client_certificate\"}; the certificate is PEM"),
-];
-
-/// Bytes; longer than any valid target.
-const MAX_TARGET: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
-    fn routed(method: Method, target: &str, body: &str) -> Result<Route, (u16, String)> {
-        let routed = route(&method, &target.parse().unwrap(), body.as_bytes());
-        routed.map_err(|error| (error.status.code(), error.body["message"].as_str().unwrap().to_owned()))
-    }
-
     #[test]
-    fn each_path_is_routed_to_its_request() {
-        let request = |request| Ok(Route::Request(request));
-        assert_eq!(routed(Method::GET, "/", ""), Ok(Route::Paths));
-        assert_eq!(routed(Method::GET, "/v1/status", ""), request(AdminRequest::Status));
-        assert_eq!(routed(Method::GET, "/v1/rotation", ""), request(AdminRequest::Rotation));
-        assert_eq!(routed(Method::GET, "/v1/sessions", ""), request(AdminRequest::Sessions));
-        assert_eq!(routed(Method::GET, "/v1/sessions?listener=db", ""), Ok(Route::SessionsOf("db".to_owned())));
-        assert_eq!(routed(Method::DELETE, "/v1/sessions/7", ""), request(AdminRequest::CloseSession(7)));
-        for (target, body) in [("/v1/reload", ""), ("/v1/reload?plan=false", " \n"), ("/v1/reload", "{}")] {
-            assert_eq!(routed(Method::POST, target, body), request(AdminRequest::Reload), "{target} {body}");
-        }
-        let plan = |file: Option<&str>| request(AdminRequest::Plan { file: file.map(PathBuf::from) });
-        assert_eq!(routed(Method::POST, "/v1/reload?plan=true", ""), plan(None));
-        assert_eq!(routed(Method::POST, "/v1/reload?plan=true", r#"{"file": null}"#), plan(None));
-        assert_eq!(routed(Method::POST, "/v1/reload?plan=true", r#"{"file": "/a b"}"#), plan(Some("/a b")));
-    }
-
-    #[test]
-    fn invalid_request_is_rejected() {
-        let long = format!("/v1/status?{}", "x".repeat(MAX_TARGET));
-        let cases = [
-            (Method::GET, "/v2/status", "", 404, "GET /"),
-            (Method::GET, "/v1/status/", "", 404, "GET /"),
-            (Method::DELETE, "/v1/sessions/x", "", 404, "/v1/sessions/x"),
-            (Method::DELETE, "/v1/sessions/-1", "", 404, "/v1/sessions/-1"),
-            (Method::GET, "/v1/reload", "", 405, "POST"),
-            (Method::POST, "/v1/status", "", 405, "GET"),
-            (Method::GET, &long, "", 414, "1024"),
-            (Method::GET, "/v1/status?verbose=true", "", 422, "verbose"),
-            (Method::GET, "/v1/sessions?listener=a&listener=b", "", 422, "twice"),
-            (Method::POST, "/v1/reload?paln=true", "", 422, "\"plan\""),
-            (Method::POST, "/v1/reload?plan", "", 422, "true or false"),
-            (Method::POST, "/v1/reload?plan=yes", "", 422, "true or false"),
-            (Method::POST, "/v1/reload", r#"{"file": "/x"}"#, 422, "plan=true"),
-            (Method::POST, "/v1/reload?plan=true", r#"{"file": "x"}"#, 422, "absolute"),
-            (Method::POST, "/v1/reload?plan=true", r#"{"path": "/x"}"#, 422, "\"path\""),
-            (Method::POST, "/v1/reload?plan=true", "[1]", 422, "JSON object"),
-            (Method::POST, "/v1/reload?plan=true", "{", 422, "JSON object"),
-        ];
-        for (method, target, body, status, word) in cases {
-            let (code, message) = routed(method, target, body).unwrap_err();
-            assert_eq!(code, status, "{target}: {message}");
-            assert!(message.contains(word), "{target}: {message}");
+    fn each_route_is_found_by_its_path_and_method() {
+        let mut known = HashSet::new();
+        for route in ROUTES {
+            assert!(known.insert((route.method, route.path)), "{} is listed twice", route.path);
+            let path = route.path.replace(['{', '}'], "");
+            let (found, values) = find(&route.method.as_str().parse().unwrap(), &path).unwrap();
+            assert_eq!((found.path, found.method), (route.path, route.method));
+            assert_eq!(values.len(), route.path.matches('{').count(), "{path}");
         }
     }
 
     #[test]
-    fn listed_paths_exist() {
-        for (method, path, _) in PATHS {
-            let path = path.replace("{id}", "1").replace("NAME", "db");
-            let (path, _) = path.split_once('?').unwrap_or((&path, ""));
-            assert!(allowed_methods(path).unwrap().split(", ").any(|allowed| allowed == method), "{path}");
+    fn unknown_path_and_method_are_rejected() {
+        for path in ["/v2/status", "/v1/status/", "//v1/status", "/v1/sessions/", "/v1/listeners/a/sources/b/c", ""] {
+            let (response, allowed) = find(&Method::GET, path).unwrap_err();
+            assert_eq!((response.status.as_u16(), allowed), (404, None), "{path}");
         }
+        let (response, allowed) = find(&Method::PATCH, "/v1/listeners/a/sources").unwrap_err();
+        assert_eq!((response.status.as_u16(), allowed.as_deref()), (405, Some("GET, POST, PUT")));
+    }
+
+    #[test]
+    fn values_of_a_path_are_decoded() {
+        let (_, values) = find(&Method::GET, "/v1/listeners/a%2Fb/sources").unwrap();
+        assert_eq!(values, ["a/b"]);
+        assert!(find(&Method::GET, "/v1/listeners/%ff/sources").is_err());
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -10,8 +11,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::control::http::{HEAD_TIMEOUT, MAX_BODY};
-use crate::control::response::Status;
+use crate::control::error::ErrorKind;
+use crate::control::http::HEAD_TIMEOUT;
+use crate::control::route::BodyLimit;
 
 /// A directory for sockets, and the receiver of all requests.
 struct Fixture {
@@ -93,14 +95,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 fn settings(path: &Path) -> Admin {
-    Admin {
-        listen: vec![crate::addr::ListenAddr::Unix(path.to_owned())],
-        metrics: None,
-        hosts: vec![],
-        tls: None,
-        tokens: Default::default(),
-        tokens_file: None,
-    }
+    Admin::at_socket(path)
 }
 
 #[tokio::test]
@@ -109,24 +104,15 @@ async fn request_reaches_the_owner_and_the_response_returns() {
     let _admin = fixture.start("a.sock").unwrap();
     let path = fixture.path("a.sock");
     let plan = post("/v1/reload?plan=true", r#"{"file": "/etc/new.toml"}"#);
-    let rejected = AdminResponse::error(Status::Unprocessable, "configuration_invalid", "line 1\nline 2");
+    let rejected = AdminResponse::error(ErrorKind::ReloadRejected, "line 1\nline 2");
     let expected = AdminRequest::Plan { file: Some("/etc/new.toml".into()) };
     let (reply, ()) = tokio::join!(call(&path, &plan), fixture.reply(expected, rejected));
     assert_eq!(reply.status, 422);
-    assert_eq!(reply.body, json!({ "id": "configuration_invalid", "message": "line 1\nline 2" }));
+    assert_eq!((&reply.body["id"], &reply.body["message"]), (&json!("reload_rejected"), &json!("line 1\nline 2")));
+    let request_id = reply.body["request_id"].as_str().unwrap();
+    assert!(reply.head.contains(&format!("x-request-id: {request_id}")), "{}", reply.head);
     assert!(reply.head.contains("content-type: application/json"), "{}", reply.head);
     assert!(reply.head.contains("connection: close"), "{}", reply.head);
-}
-
-#[tokio::test]
-async fn sessions_are_filtered_by_listener() {
-    let mut fixture = Fixture::new();
-    let _admin = fixture.start("a.sock").unwrap();
-    let path = fixture.path("a.sock");
-    let all = json!({ "sessions": [{ "session": 1, "listener": "db" }, { "session": 2, "listener": "cache" }, {}] });
-    let (request, response) = (get("/v1/sessions?listener=cache"), AdminResponse::ok(all));
-    let (reply, ()) = tokio::join!(call(&path, &request), fixture.reply(AdminRequest::Sessions, response));
-    assert_eq!(reply.body, json!({ "sessions": [{ "session": 2, "listener": "cache" }] }));
 }
 
 #[tokio::test]
@@ -199,34 +185,34 @@ async fn replaced_socket_file_is_not_removed() {
 #[tokio::test]
 async fn reload_keeps_moves_and_closes_the_socket() {
     let fixture = Fixture::new();
-    let mut admin = AdminServer::new(fixture.requests.clone());
+    let mut admin = AdminServer::new(fixture.requests.clone(), Audit::start(LineFormat::Text, None), Arc::default());
     let [here, there] = ["here.sock", "there.sock"].map(|name| fixture.path(name));
-    let prepared = admin.prepare(Some(&settings(&here))).unwrap();
+    let prepared = admin.prepare(Some(&settings(&here)), None).unwrap();
     admin.commit(prepared);
     let inode = fs::metadata(&here).unwrap().ino();
 
-    let prepared = admin.prepare(Some(&settings(&here))).unwrap();
+    let prepared = admin.prepare(Some(&settings(&here)), None).unwrap();
     admin.commit(prepared);
     assert_eq!(fs::metadata(&here).unwrap().ino(), inode, "the same socket stays open");
 
-    drop(admin.prepare(Some(&settings(&there))).unwrap());
+    drop(admin.prepare(Some(&settings(&there)), None).unwrap());
     assert!(!there.exists(), "a dropped change leaves no socket");
     let _taken = StdListener::bind(fixture.path("taken.sock")).unwrap();
-    admin.prepare(Some(&settings(&fixture.path("taken.sock")))).unwrap_err();
+    admin.prepare(Some(&settings(&fixture.path("taken.sock"))), None).unwrap_err();
     assert!(fixture.is_served("here.sock").await, "a failed change has no effect");
 
-    let prepared = admin.prepare(Some(&settings(&there))).unwrap();
+    let prepared = admin.prepare(Some(&settings(&there)), None).unwrap();
     assert!(fixture.is_served("here.sock").await, "a prepared change has no effect before commit");
     admin.commit(prepared);
     assert!(!here.exists());
     assert!(fixture.is_served("there.sock").await);
 
     fs::remove_file(&there).unwrap();
-    let prepared = admin.prepare(Some(&settings(&there))).unwrap();
+    let prepared = admin.prepare(Some(&settings(&there)), None).unwrap();
     admin.commit(prepared);
     assert!(fixture.is_served("there.sock").await, "a removed socket file is created again");
 
-    let prepared = admin.prepare(None).unwrap();
+    let prepared = admin.prepare(None, None).unwrap();
     admin.commit(prepared);
     assert!(!there.exists());
 }
@@ -239,7 +225,7 @@ async fn client_whose_reload_moves_the_socket_receives_the_response() {
     let reload = post("/v1/reload", "");
     let owner = async {
         let request = fixture.received.recv().await.unwrap();
-        let prepared = admin.prepare(Some(&settings(&there))).unwrap();
+        let prepared = admin.prepare(Some(&settings(&there)), None).unwrap();
         admin.commit(prepared);
         request.reply.send(AdminResponse::ok(json!({ "result": "applied" }))).unwrap();
     };
@@ -251,7 +237,7 @@ async fn client_whose_reload_moves_the_socket_receives_the_response() {
 async fn request_errors_are_json() {
     let fixture = Fixture::new();
     let _admin = fixture.start("a.sock").unwrap();
-    let large = "x".repeat(MAX_BODY + 1);
+    let large = "x".repeat(BodyLimit::Small.bytes() + 1);
     let chunked = format!(
         "POST /v1/reload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
         large.len()
@@ -259,10 +245,10 @@ async fn request_errors_are_json() {
     let cases = [
         (get("/v1/stauts"), 404, "path_not_found"),
         (get("/v1/reload"), 405, "method_not_allowed"),
-        (post("/v1/reload", &large), 413, "content_too_large"),
-        (chunked, 413, "content_too_large"),
-        (get(&format!("/{}", "x".repeat(2000))), 414, "target_too_long"),
-        (post("/v1/reload?plan=true", "[]"), 422, "request_invalid"),
+        (post("/v1/reload", &large), 413, "payload_too_large"),
+        (chunked, 413, "payload_too_large"),
+        (get(&format!("/{}", "x".repeat(2000))), 414, "uri_too_long"),
+        (post("/v1/reload?plan=true", "[]"), 422, "unprocessable_entity"),
     ];
     for (request, status, id) in cases {
         let reply = call(&fixture.path("a.sock"), &request).await;
@@ -282,12 +268,12 @@ async fn missing_response_is_an_error() {
     let request = get("/v1/status");
     let slow = async { fixture.received.recv().await.unwrap() };
     let (reply, unanswered) = tokio::join!(call(&path, &request), slow);
-    assert_eq!((reply.status, &reply.body["id"]), (500, &json!("no_answer_in_time")));
+    assert_eq!((reply.status, &reply.body["id"]), (500, &json!("server_error")));
     assert!(unanswered.reply.is_closed(), "the owner can detect that no client waits");
 
     let failing = async { drop(fixture.received.recv().await.unwrap()) };
     let (reply, ()) = tokio::join!(call(&path, &request), failing);
-    assert_eq!((reply.status, &reply.body["id"]), (500, &json!("not_answered")));
+    assert_eq!((reply.status, &reply.body["id"]), (500, &json!("server_error")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,7 +297,7 @@ async fn client_above_the_limit_waits() {
     let fixture = Fixture::new();
     let _admin = fixture.start("a.sock").unwrap();
     let mut idle = Vec::new();
-    for _ in 0..accept::MAX_CLIENTS {
+    for _ in 0..accept::MAX_UNIX_CLIENTS {
         idle.push(UnixStream::connect(fixture.path("a.sock")).await.unwrap());
     }
     let mut late = UnixStream::connect(fixture.path("a.sock")).await.unwrap();

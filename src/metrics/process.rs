@@ -51,7 +51,6 @@ pub(crate) struct AdminMetrics {
 
 impl AdminMetrics {
     /// Counts an answered request: the code of its role, or `None` without a valid token, and the status of the answer.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the server of the admin API"))]
     pub(crate) fn note_request(&self, role: Option<&'static str>, status: u16) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         let count = requests.entry((role.unwrap_or(NO_ROLE), status)).or_default();
@@ -59,7 +58,6 @@ impl AdminMetrics {
     }
 
     /// Counts a request without a valid token.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the server of the admin API"))]
     pub(crate) fn note_auth_failure(&self) {
         self.auth_failures.fetch_add(1, Ordering::Relaxed);
     }
@@ -104,7 +102,6 @@ const READY: u8 = 1;
 const DRAINING: u8 = 2;
 
 /// The `role` of a request without a valid token.
-#[cfg_attr(not(test), allow(dead_code, reason = "for the server of the admin API"))]
 const NO_ROLE: &str = "none";
 
 #[cfg(test)]

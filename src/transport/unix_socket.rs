@@ -136,11 +136,6 @@ impl UnixSocketFile {
         if (metadata.dev(), metadata.ino()) == (self.device, self.inode) { Ok(file) } else { Err(replaced()) }
     }
 
-    /// Whether this is the file at `path`.
-    pub(crate) fn is_at(&self, path: &Path) -> bool {
-        self.path == path
-    }
-
     /// Whether the path still has the file that was bound.
     pub(crate) fn is_ours(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode))

@@ -1,0 +1,169 @@
+//! The OpenAPI 3.1 description, generated from the table of routes.
+
+use serde_json::{Map, Value, json};
+
+use crate::control::error::ErrorKind;
+use crate::control::route::{BodyLimit, Parameter, Route, RouteAccess, SuccessContent};
+use crate::control::routes::ROUTES;
+
+/// The response to `GET /`.
+pub(crate) fn paths() -> Value {
+    let path = |route: &Route| json!({ "method": route.method.as_str(), "path": route.path, "role": role(route), "does": route.summary });
+    json!({ "paths": ROUTES.iter().map(path).collect::<Vec<_>>() })
+}
+
+/// The response to `GET /v1/openapi.json`.
+pub(crate) fn description() -> Value {
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let methods = paths.entry(route.path).or_insert_with(|| json!({}));
+        if let Some(methods) = methods.as_object_mut() {
+            methods.insert(route.method.as_str().to_lowercase(), operation(route));
+        }
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "Portcullis admin API", "version": env!("CARGO_PKG_VERSION") },
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+            "schemas": { "Error": error_schema(), "Rule": rule_schema() },
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let mut parameters: Vec<Value> = route
+        .path
+        .split('/')
+        .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+        .collect();
+    parameters.extend(route.query.iter().map(|Parameter { name, text }| {
+        json!({ "name": name, "in": "query", "required": false, "description": text, "schema": { "type": "string" } })
+    }));
+    let mut operation = json!({
+        "summary": route.summary,
+        "parameters": parameters,
+        "responses": responses(route),
+        "x-role": role(route),
+    });
+    if let Some(fields) = operation.as_object_mut() {
+        if matches!(route.access, RouteAccess::Role(_)) {
+            fields.insert("security".to_owned(), json!([{ "token": [] }]));
+        }
+        if let Some(schema) = body_schema(route) {
+            let body = json!({ "content": { "application/json": { "schema": schema } } });
+            fields.insert("requestBody".to_owned(), body);
+        }
+    }
+    operation
+}
+
+fn role(route: &Route) -> Option<&'static str> {
+    match route.access {
+        RouteAccess::Public => None,
+        RouteAccess::Role(role) => Some(role.code()),
+    }
+}
+
+fn responses(route: &Route) -> Value {
+    let success = match route.success.content {
+        SuccessContent::Empty => json!({ "description": "done" }),
+        SuccessContent::Object(names) => {
+            let fields: Map<_, _> = names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+            let schema = json!({ "type": "object", "properties": fields });
+            json!({ "description": "done", "content": { "application/json": { "schema": schema } } })
+        }
+        SuccessContent::Events => {
+            json!({ "description": "audit events", "content": { "text/event-stream": { "schema": { "type": "string" } } } })
+        }
+    };
+    let error = json!({
+        "description": "an error",
+        "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Error" } } },
+    });
+    let mut responses = Map::new();
+    responses.insert(route.success.status.to_string(), success);
+    if route.query.iter().any(|parameter| parameter.name == "plan") && route.success.status != 200 {
+        responses.insert("200".to_owned(), json!({ "description": "what would change, with plan=true" }));
+    }
+    responses.insert("default".to_owned(), error);
+    Value::Object(responses)
+}
+
+/// The schema of the body; `None` for routes without one.
+fn body_schema(route: &Route) -> Option<Value> {
+    let rules = json!({
+        "type": "object",
+        "required": ["rules"],
+        "properties": { "rules": { "type": "array", "items": { "$ref": "#/components/schemas/Rule" } } },
+    });
+    let text = || json!({ "type": "string" });
+    match (route.method.as_str(), route.path) {
+        (_, _) if route.body == BodyLimit::Sources => Some(rules),
+        ("POST", "/v1/explain") => Some(json!({
+            "type": "object",
+            "required": ["listener", "source"],
+            "properties": { "listener": text(), "source": text(), "client_certificate": text() },
+        })),
+        ("POST", "/v1/reload") => Some(json!({ "type": "object", "properties": { "file": text() } })),
+        ("POST", "/v1/tokens") => Some(json!({
+            "type": "object",
+            "required": ["name", "role"],
+            "properties": {
+                "name": text(),
+                "role": { "enum": ["viewer", "operator", "owner"] },
+                "ttl": text(),
+                "sources": { "type": "array", "items": text() },
+            },
+        })),
+        _ => None,
+    }
+}
+
+fn error_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["id", "message", "request_id"],
+        "properties": {
+            "id": { "type": "string", "examples": [ErrorKind::NotFound.id(), ErrorKind::Unprocessable.id()] },
+            "message": { "type": "string" },
+            "request_id": { "type": "string" },
+        },
+    })
+}
+
+fn rule_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["type", "value"],
+        "properties": {
+            "type": { "type": "string", "examples": ["ip_addr", "dns"] },
+            "value": { "type": "string", "examples": ["203.0.113.7", "10.0.0.0/8"] },
+            "description": { "type": ["string", "null"] },
+            "expires_at": { "type": ["string", "null"], "format": "date-time" },
+            "ttl": { "type": "string", "examples": ["2h"] },
+            "uuid": { "type": "string", "readOnly": true },
+            "created_at": { "type": "string", "format": "date-time", "readOnly": true },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn description_has_exactly_the_routes() {
+        let description = description();
+        let paths = description["paths"].as_object().unwrap();
+        let described: usize = paths.values().map(|methods| methods.as_object().unwrap().len()).sum();
+        assert_eq!(described, ROUTES.len());
+        for route in ROUTES {
+            let operation = &paths[route.path][route.method.as_str().to_lowercase()];
+            assert_eq!(operation["summary"], route.summary);
+            assert_eq!(operation["x-role"].as_str(), role(route), "{}", route.path);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What a request asks for, parsed and checked.
+
+pub(crate) mod explain;
+pub(crate) mod json;
+pub(crate) mod reload;
+pub(crate) mod sources;
+pub(crate) mod tokens;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use crate::addr::ClientAddr;
+use crate::audit::recent::EventFilter;
+use crate::config::edit::sources::SourcesChange;
+use crate::source::rule::Network;
+use crate::token::Role;
+
+/// A parsed request of the admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminRequest {
+    /// The state of the program.
+    Status,
+    /// The state of all listeners.
+    Listeners,
+    /// One listener, by its name.
+    Listener(String),
+    /// Certificates, CAs and sources with their use.
+    Rotation,
+    /// All certificates with their expiry and use.
+    Certificates,
+    /// The sessions that a filter selects.
+    Sessions(SessionFilter),
+    /// Close one session, by its ID.
+    CloseSession(u64),
+    /// Denied sources by listener, network and reason.
+    Denials(DenialFilter),
+    /// Reload the configuration.
+    Reload,
+    /// Show what a reload would change.
+    Plan {
+        /// Absolute path of another configuration file.
+        file: Option<PathBuf>,
+    },
+    /// Explain whether a connection would be admitted.
+    Explain {
+        /// Name of the listener.
+        listener: String,
+        /// Address of the client.
+        source: ClientAddr,
+        /// Client certificate chain, leaf first; may be empty.
+        chain: Vec<CertificateDer<'static>>,
+    },
+    /// The trusted sources of a listener.
+    Sources {
+        /// Name of the listener.
+        listener: String,
+    },
+    /// Change the rules of a listener's `sources_file`.
+    ChangeSources(ChangeSources),
+    /// The rules of a `sources_file` in the form of DigitalOcean's API.
+    Firewall {
+        /// Name or UUID of the listener.
+        listener: String,
+    },
+    /// The certificates that clients of a listener should trust, in the form of DigitalOcean's API.
+    CaBundle {
+        /// Name or UUID of the listener.
+        listener: String,
+    },
+    /// All tokens, without their texts.
+    Tokens,
+    /// Create a token.
+    NewToken(NewToken),
+    /// Remove a token, by its name.
+    RevokeToken(String),
+    /// Follow audit events.
+    Events {
+        /// Which events the client wants.
+        filter: EventFilter,
+        /// How many past events come first.
+        recent: usize,
+    },
+}
+
+/// A change of the rules of a `sources_file`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeSources {
+    /// Name of the listener; for DigitalOcean's API, its UUID too.
+    pub listener: String,
+    pub change: SourcesChange,
+    /// The entity tag that the rules must have, without quotes; `None` for any.
+    pub if_match: Option<String>,
+    /// Whether to show only what would change.
+    pub plan: bool,
+    /// Whether a rule that the configuration has too is added to the file nevertheless. A client of DigitalOcean's API sees the
+    /// rules of the file only, and would miss it.
+    pub repeats_configured: bool,
+}
+
+/// Which sessions to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionFilter {
+    pub listener: Option<String>,
+    /// An address or network that contains the client.
+    pub source: Option<Network>,
+    /// A part of the subject of the client certificate.
+    pub client: Option<String>,
+    pub offset: usize,
+    /// `None` for all.
+    pub limit: Option<usize>,
+}
+
+/// Which denials to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DenialFilter {
+    pub listener: Option<String>,
+    /// Only denials of this last time; `None` for all that are known.
+    pub since: Option<Duration>,
+}
+
+/// A token to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    pub name: String,
+    pub role: Role,
+    pub expires_at: Option<OffsetDateTime>,
+    /// The networks from which it may be used; empty for all.
+    pub sources: Vec<Network>,
+}
