@@ -85,6 +85,13 @@ impl Files {
         bytes
     }
 
+    /// Sets the content of a file that is about to be written. Later calls of [`Self::read`] return it.
+    pub(crate) fn set_content(&mut self, path: &Path, bytes: &[u8]) {
+        let location = Location::from(path);
+        let mode = self.read.get(&location).map_or(0, |content| content.mode);
+        self.read.insert(location, Content { bytes: Ok(Bytes::Kept(bytes.into())), is_missing: false, mode });
+    }
+
     /// Returns the content of a file as [`Self::read`] does, and `None` if there is no such file. A file that appears later is a
     /// change.
     ///
@@ -201,6 +208,13 @@ impl Fingerprint {
             let _ = files.system_roots();
         }
         files.fingerprint()
+    }
+
+    /// Whether a file that `files` has read has the same content as in this set.
+    pub(crate) fn has_same_content(&self, path: &Path, files: &Files) -> bool {
+        let location = Location::from(path);
+        let known = self.read.get(&location).copied().flatten();
+        known == files.read.get(&location).and_then(Content::digest)
     }
 
     /// The files in the set.

@@ -28,6 +28,8 @@ use crate::audit::log::LogHandle;
 use crate::audit::{Audit, open_audit_file};
 use crate::config::files::Fingerprint;
 use crate::control::AdminServer;
+use crate::control::error::ErrorKind;
+use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
 use crate::dns::HostCache;
 use crate::dns::refresher;
@@ -44,6 +46,7 @@ use crate::proxy::worker::Workers;
 use crate::server::admin_handler::AdminHandler;
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
 use crate::server::published::Published;
+use crate::server::reload::change::{BuiltChange, ChangeResult};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::{PolicyChange, ReloadAttempt, ReloadReply, Reloader};
 use crate::server::signals::{Signals, Stop};
@@ -73,7 +76,7 @@ pub(crate) struct Server {
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// The admin socket cannot be created.
+    /// An admin address cannot be opened.
     #[error("admin.listen: {0}")]
     Admin(#[source] io::Error),
     /// The address of the metrics cannot be bound.
@@ -132,8 +135,9 @@ impl Server {
         let workers = Arc::new(workers.map_err(StartError::Workers)?);
         let mut listeners = Listeners::new(shared, workers);
         let (requests, requested) = mpsc::channel(MAX_ADMIN_REQUESTS);
-        let mut admin = AdminServer::new(requests);
-        let socket = admin.prepare(snapshot.config.admin.as_ref()).map_err(StartError::Admin)?;
+        let mut admin = AdminServer::new(requests, audit.clone(), Arc::clone(&metrics));
+        let socket = admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_tls.clone());
+        let socket = socket.map_err(StartError::Admin)?;
         let endpoint = metrics_endpoint.prepare(metrics_address(&snapshot)).map_err(StartError::Metrics)?;
         let prepared = listeners.prepare(&snapshot)?;
         metrics_endpoint.commit(endpoint);
@@ -147,6 +151,7 @@ impl Server {
             Arc::clone(&registry),
             Arc::clone(&host_cache),
             audit.clone(),
+            admin.last_uses(),
         );
         warn_all(&built.warnings);
         let server = Self {
@@ -195,6 +200,7 @@ impl Server {
         let current = self.published.policy();
         match self.next_change(&current, signals, expiry_checks).await {
             Some(PolicyChange::Reload(attempt)) => self.handle_reload(attempt, &current),
+            Some(PolicyChange::FileChange(change)) => self.handle_file_change(*change, &current).await,
             Some(PolicyChange::Refresh(snapshot)) => self.refresh(*snapshot, &current),
             None => return false,
         }
@@ -252,6 +258,28 @@ impl Server {
             // Fails if the client has disconnected.
             let _ = reply.send(ReloadReply { result, in_force_since });
         }
+    }
+
+    /// Writes a changed file and puts its policy in force, or does neither.
+    async fn handle_file_change(&mut self, change: BuiltChange, current: &Arc<Snapshot>) {
+        let BuiltChange { built, fingerprint, write, affected, action, reply } = change;
+        let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
+        let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()));
+        let prepared = prepared.map_err(|error| AdminResponse::error(ErrorKind::ReloadRejected, error));
+        let result = match prepared {
+            Ok(prepared) => self.reloader.write(write, fingerprint).await.map(|()| prepared),
+            Err(response) => Err(response),
+        };
+        let result = result.map(|prepared| {
+            action.write(&self.audit);
+            self.put_in_force(*built, prepared, current);
+            let _ = self.admin_handler.in_force_since(false);
+            self.admin_handler.record_reload(None);
+            self.notify_systemd();
+            ChangeResult::Applied { snapshot: self.published.policy(), affected }
+        });
+        // Fails if the client has disconnected.
+        let _ = reply.send(result);
     }
 
     /// Reports readiness and the result of the last reload to systemd.

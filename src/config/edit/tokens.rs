@@ -23,7 +23,6 @@ pub(crate) enum TokenEditError {
 ///
 /// # Errors
 /// When the text is not a `tokens_file`, or has a token of this name.
-#[cfg_attr(not(test), expect(dead_code, reason = "called by the server, once the API manages tokens"))]
 pub(crate) fn with_token(text: &str, token: &Token) -> Result<String, TokenEditError> {
     let mut document = parse(text)?;
     if names(&document)?.iter().any(|name| name.as_deref() == Some(&token.name)) {
@@ -49,7 +48,6 @@ pub(crate) fn with_token(text: &str, token: &Token) -> Result<String, TokenEditE
 ///
 /// # Errors
 /// When the text is not a `tokens_file`, or has no token of this name.
-#[cfg_attr(not(test), expect(dead_code, reason = "called by the server, once the API manages tokens"))]
 pub(crate) fn without_token(text: &str, name: &str) -> Result<String, TokenEditError> {
     let mut document = parse(text)?;
     let is_named = |found: &Option<String>| found.as_deref() == Some(name);

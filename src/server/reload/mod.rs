@@ -4,6 +4,7 @@
 //! starts a comparison; the content decides whether anything changed. New addresses of host names take the same path, so that
 //! they are ordered with reloads.
 
+pub(crate) mod change;
 #[cfg(test)]
 pub(crate) mod secrets;
 pub(crate) mod thread;
@@ -24,9 +25,12 @@ use crate::config;
 use crate::config::files::{Files, Fingerprint};
 use crate::config::problem;
 use crate::config::{Config, Loaded};
+use crate::control::error::ErrorKind;
+use crate::control::response::AdminResponse;
 use crate::dns::cache_file::CacheFile;
 use crate::dns::{HostCache, Lookup};
 use crate::policy::{Built, Snapshot};
+use crate::server::reload::change::{BuiltChange, ChangeResult, FileChange, FileWrite};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
 use crate::server::systemd;
@@ -44,10 +48,18 @@ pub(crate) struct Reloader {
     last_check: Instant,
     /// Whether the next check must build a policy although no file changed, because the cause of a failure lies elsewhere.
     is_forced: bool,
-    /// Requests for a reload.
-    requests: mpsc::Receiver<ReplySender>,
+    requests: mpsc::Receiver<ReloadRequest>,
     host_cache: Arc<HostCache>,
     thread: PolicyThread,
+}
+
+/// A request of the admin API.
+#[derive(Debug)]
+pub(crate) enum ReloadRequest {
+    /// Read all files again.
+    Reload(ReplySender),
+    /// Change a file and put it in force.
+    Change(Box<FileChange>),
 }
 
 /// Receives the reply to a reload request.
@@ -70,8 +82,10 @@ enum Trigger {
     Change,
     /// SIGHUP.
     Hangup,
-    /// A request of the admin API.
+    /// A request of the admin API for a reload.
     Request(ReplySender),
+    /// A request of the admin API to change a file.
+    FileChange(Box<FileChange>),
     /// The addresses of a host name changed.
     AddressChange,
 }
@@ -83,6 +97,8 @@ pub(crate) enum PolicyChange {
     Reload(ReloadAttempt),
     /// The policy in force with new addresses of host names.
     Refresh(Box<Snapshot>),
+    /// A policy with a changed file, which is not written yet.
+    FileChange(Box<BuiltChange>),
 }
 
 /// The outcome of building a policy from the files.
@@ -107,7 +123,16 @@ pub fn build(
     previous: Option<&Snapshot>,
     host_cache: &HostCache,
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
-    let mut files = Files::default();
+    build_from(file, previous, host_cache, Files::default())
+}
+
+/// The same as [`build`], with the content of some files given in `files`.
+pub(crate) fn build_from(
+    file: &Path,
+    previous: Option<&Snapshot>,
+    host_cache: &HostCache,
+    mut files: Files,
+) -> (Result<Built, problem::Problems>, Fingerprint) {
     let built = Config::load(file, &mut files).and_then(|loaded| {
         let Lookup { book, warnings } = resolve_hosts(&loaded, previous, host_cache);
         let mut built = Snapshot::build(loaded, &mut files, previous, &book)?;
@@ -132,7 +157,7 @@ impl Reloader {
     pub(crate) fn new(
         snapshot: &Snapshot,
         fingerprint: Fingerprint,
-        requests: mpsc::Receiver<ReplySender>,
+        requests: mpsc::Receiver<ReloadRequest>,
         host_cache: Arc<HostCache>,
         thread: PolicyThread,
     ) -> Self {
@@ -165,13 +190,17 @@ impl Reloader {
     /// Waits for the next change or request and builds the snapshot that follows `current`.
     pub(crate) async fn next(&mut self, current: &Arc<Snapshot>, hangup: &mut Signal) -> PolicyChange {
         loop {
-            let trigger = self.next_trigger(hangup).await;
-            if let Trigger::AddressChange = trigger {
-                match self.with_new_addresses(current).await {
+            let trigger = match self.next_trigger(hangup).await {
+                Trigger::AddressChange => match self.with_new_addresses(current).await {
                     Some(snapshot) => return PolicyChange::Refresh(snapshot),
                     None => continue,
-                }
-            }
+                },
+                Trigger::FileChange(change) => match self.build_change(*change, current).await {
+                    Some(built) => return PolicyChange::FileChange(Box::new(built)),
+                    None => continue,
+                },
+                other => other,
+            };
             self.last_check = Instant::now();
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
@@ -193,7 +222,7 @@ impl Reloader {
             self.update_watches();
             let reply = match trigger {
                 Trigger::Request(reply) => Some(reply),
-                Trigger::Change | Trigger::Hangup | Trigger::AddressChange => None,
+                Trigger::Change | Trigger::Hangup | Trigger::AddressChange | Trigger::FileChange(_) => None,
             };
             let same_files = !is_forced && self.attempted == before;
             return PolicyChange::Reload(ReloadAttempt { requested, reply, same_files, outcome });
@@ -204,7 +233,10 @@ impl Reloader {
         let config::Reload { watch, poll, .. } = self.settings;
         tokio::select! {
             _ = hangup.recv() => Trigger::Hangup,
-            Some(reply) = self.requests.recv() => Trigger::Request(reply),
+            Some(request) = self.requests.recv() => match request {
+                ReloadRequest::Reload(reply) => Trigger::Request(reply),
+                ReloadRequest::Change(change) => Trigger::FileChange(change),
+            },
             () = self.host_cache.moved() => Trigger::AddressChange,
             () = self.watcher.changed(), if watch => Trigger::Change,
             () = sleep_until(self.last_check + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
@@ -246,6 +278,40 @@ impl Reloader {
             current.with_addresses(&book).map(Box::new)
         });
         built.await.ok().flatten()
+    }
+
+    /// Builds the policy that a change of a file leads to. Returns `None` if the caller has its reply already: the change is
+    /// rejected, or only a plan.
+    async fn build_change(&self, change: FileChange, current: &Arc<Snapshot>) -> Option<BuiltChange> {
+        let FileChange { file, edit, requires_known_text, plan, action, reply } = change;
+        let known = requires_known_text.then(|| self.attempted.clone());
+        let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
+        let built = self.thread.run(move || change::build(&file, edit, &current, &host_cache, known.as_ref())).await;
+        let built = built.unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)));
+        match built {
+            Ok((built, ..)) if plan => {
+                let _ = reply.send(Ok(ChangeResult::Planned(built)));
+                None
+            }
+            Ok((built, fingerprint, write, affected)) => {
+                Some(BuiltChange { built, fingerprint, write, affected, action, reply })
+            }
+            Err(response) => {
+                let _ = reply.send(Err(response));
+                None
+            }
+        }
+    }
+
+    /// Writes a changed file, whose content is known from then on.
+    ///
+    /// # Errors
+    /// The response to the caller of the change.
+    pub(crate) async fn write(&mut self, write: FileWrite, fingerprint: Fingerprint) -> Result<(), AdminResponse> {
+        let written = self.thread.run(move || write.run()).await;
+        written.unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)))?;
+        self.attempted = fingerprint;
+        Ok(())
     }
 
     fn update_watches(&mut self) {

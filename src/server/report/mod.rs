@@ -2,8 +2,12 @@
 //!
 //! Pure functions of a snapshot and the connection registry. docs/ADMIN.md describes the JSON.
 
+pub(crate) mod certificates;
+pub(crate) mod denials;
+pub(crate) mod sources;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,6 +17,7 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
+use crate::control::request::SessionFilter;
 use crate::descriptors;
 use crate::dns::HostCache;
 use crate::outcome::Outcome;
@@ -31,12 +36,25 @@ use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
 
-/// All sessions including closing ones, oldest first.
-pub(crate) fn sessions(registry: &ConnectionRegistry) -> Value {
+/// The sessions that a filter selects, including closing ones, oldest first; `total` counts also those beyond its limit.
+pub(crate) fn sessions(registry: &ConnectionRegistry, filter: &SessionFilter) -> Value {
     let mut live = registry.all();
     live.sort_unstable_by_key(|live| live.id());
-    let sessions: Vec<_> = live.iter().filter_map(|live| Some(session(live, &live.listed()?))).collect();
-    json!({ "sessions": sessions })
+    let listed = live.iter().filter_map(|live| Some((live, live.listed()?)));
+    let selected: Vec<_> = listed.filter(|(live, listed)| is_selected(live, listed, filter)).collect();
+    let page = selected.iter().skip(filter.offset).take(filter.limit.unwrap_or(usize::MAX));
+    let sessions: Vec<_> = page.map(|(live, listed)| session(live, listed)).collect();
+    json!({ "sessions": sessions, "total": selected.len() })
+}
+
+fn is_selected(live: &LiveConnection, listed: &SessionInfo, filter: &SessionFilter) -> bool {
+    let SessionFilter { listener, source, client, offset: _, limit: _ } = filter;
+    let identity = listed.session.authorization.identity.as_ref();
+    listener.as_ref().is_none_or(|listener| **live.listener() == **listener)
+        && source.is_none_or(|network| live.client().ip().is_some_and(|ip| network.net().contains(&ip)))
+        && client
+            .as_ref()
+            .is_none_or(|part| identity.is_some_and(|identity| identity.certificate.subject.contains(part.as_str())))
 }
 
 fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
@@ -198,6 +216,11 @@ impl ActiveUse {
         Self(all)
     }
 
+    /// The number of open sessions that depend on an item.
+    fn sessions(&self, policy: &ListenerPolicy, item: Item) -> u64 {
+        self.0.get(&(Arc::clone(&policy.name), item)).into_iter().flatten().map(|(_, sessions)| sessions).sum()
+    }
+
     fn items(&self, policy: &ListenerPolicy) -> Vec<Value> {
         let mut items: Vec<_> = policy
             .client_facing_certificates()
@@ -289,10 +312,7 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
     let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
     let kept = registry.all().iter().filter(stays).count();
-    let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| {
-        let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
-        with_session(facts, live, &info.session)
-    });
+    let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| planned_session(live, info, outcome));
     json!({
         "generation": current.generation,
         "listeners_added": changes.listeners_added,
@@ -312,6 +332,12 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
         "sessions_kept": kept,
         "warnings": warnings.iter().map(|warning| printable::lines(warning)).collect::<Vec<_>>(),
     })
+}
+
+/// A session that a plan ends, and why.
+fn planned_session(live: &LiveConnection, info: &SessionInfo, outcome: &Outcome) -> Value {
+    let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
+    with_session(facts, live, &info.session)
 }
 
 /// The changed settings, up to [`MAX_DIFFERENCES`].

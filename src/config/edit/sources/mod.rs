@@ -68,7 +68,7 @@ pub enum SourcesChange {
 
 /// The listener whose `sources_file` is edited.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// For error messages.
     pub file: &'a Path,
     /// Its name.
@@ -79,7 +79,7 @@ pub struct Target<'a> {
 
 /// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Edited {
+pub(crate) struct Edited {
     /// The new text; the same as before if nothing changed.
     pub text: String,
     /// The UUIDs of the rules that the request names, in its order, whether they changed or not.
@@ -88,7 +88,7 @@ pub struct Edited {
 
 /// Why a change cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EditError {
+pub(crate) enum EditError {
     /// A rule of the request is not valid.
     #[error("rules[{index}].{field}: {message}")]
     Invalid {
@@ -119,7 +119,7 @@ pub enum EditError {
 ///
 /// # Errors
 /// [`EditError`]. Nothing of the change is applied then.
-pub fn apply(
+pub(crate) fn apply(
     text: &str,
     target: &Target<'_>,
     change: &SourcesChange,

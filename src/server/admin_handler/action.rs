@@ -1,0 +1,30 @@
+//! Who changes what, for the audit.
+
+use crate::audit::Audit;
+use crate::audit::admin::{AdminAction, AdminActionKind};
+use crate::control::access::Caller;
+
+/// A change by a caller of the admin API. Written to the audit when it takes effect.
+#[derive(Clone, Debug)]
+pub(crate) struct Action {
+    pub(crate) kind: AdminActionKind,
+    pub(crate) caller: Option<Caller>,
+    /// The name of a listener or token, or the number of a session.
+    pub(crate) target: Option<String>,
+    pub(crate) request_id: String,
+    /// What changes, in short.
+    pub(crate) detail: Option<String>,
+}
+
+impl Action {
+    pub(crate) fn write(&self, audit: &Audit) {
+        let Self { kind, caller, target, request_id, detail } = self;
+        audit.admin_action(&AdminAction {
+            caller: caller.as_ref().map_or(crate::audit::admin::Caller::Unix, Caller::audited),
+            kind: *kind,
+            target: target.as_deref(),
+            request_id: Some(request_id),
+            detail: detail.as_deref(),
+        });
+    }
+}

@@ -1,0 +1,227 @@
+//! Changes of trusted sources and tokens.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::sync::oneshot;
+
+use crate::audit::admin::AdminActionKind;
+use crate::config::edit::sources::{EditError, SourcesChange, Target, apply};
+use crate::config::edit::tokens::{with_token, without_token};
+use crate::control::error::ErrorKind;
+use crate::control::request::{ChangeSources, NewToken};
+use crate::control::response::AdminResponse;
+use crate::policy::{ListenerPolicy, Snapshot};
+use crate::server::admin_handler::action::Action;
+use crate::server::admin_handler::{AdminHandler, Origin};
+use crate::server::reload::ReloadRequest;
+use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, EditedText, FileChange, unknown_listener};
+use crate::server::report;
+use crate::source::id::listener_uuid;
+use crate::token::secret::TokenSecret;
+use crate::token::{Token, TokenOrigin};
+
+/// Finds a listener by its name or its UUID.
+pub(super) fn find_listener<'s>(current: &'s Snapshot, id: &str) -> Result<&'s Arc<ListenerPolicy>, AdminResponse> {
+    let by_uuid = || {
+        let uuid = uuid::Uuid::try_parse(id).ok()?;
+        current.listeners().iter().find(|policy| listener_uuid(&policy.name) == uuid)
+    };
+    current.named(id).or_else(by_uuid).ok_or_else(|| unknown_listener(id))
+}
+
+impl AdminHandler {
+    pub(super) fn change_sources(
+        &mut self,
+        request: ChangeSources,
+        origin: Origin,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+    ) {
+        let ChangeSources { listener, change, if_match, plan, repeats_configured } = request;
+        let policy = match find_listener(current, &listener) {
+            Ok(policy) => Arc::clone(policy),
+            Err(response) => return drop(reply.send(response)),
+        };
+        let name = policy.name.to_string();
+        let requires_known_text = if_match.is_some();
+        let action = action_of(&change, &name, origin);
+        let form = Form::of(&change);
+        let listener = name.clone();
+        let edit: Box<Edit> = Box::new(move |path: &Path, text: &str, current: &Snapshot| {
+            let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener))?;
+            if let Some(wanted) = if_match
+                && wanted != report::sources::etag(policy)
+            {
+                let message = "the rules have changed since they were read (ETag); read them again";
+                return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
+            }
+            let configured = if repeats_configured { &[] } else { policy.sources.trusted.rules() };
+            let target = Target { file: path, listener: &listener, rules: configured };
+            let edited = apply(text, &target, &change, OffsetDateTime::now_utc()).map_err(edit_error)?;
+            Ok(EditedText { text: edited.text, affected: edited.affected })
+        });
+        let file = ChangedFile::Sources { listener: name.clone() };
+        let registry = Arc::clone(&self.registry);
+        let before = Arc::clone(current);
+        self.send_change(file, edit, requires_known_text, plan, action, reply, move |result| match result {
+            ChangeResult::Planned(built) => {
+                AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
+            }
+            ChangeResult::Applied { snapshot, affected } => {
+                let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name) };
+                let response = match form {
+                    Form::Created => {
+                        let rules = report::sources::rules_of(policy, &registry, &affected);
+                        AdminResponse::created(json!({ "rules": rules }))
+                    }
+                    Form::NoContent => AdminResponse::no_content(),
+                };
+                response.with_etag(&report::sources::etag(policy))
+            }
+        });
+    }
+
+    pub(super) fn new_token(
+        &mut self,
+        request: NewToken,
+        origin: Origin,
+        current: &Snapshot,
+        reply: oneshot::Sender<AdminResponse>,
+    ) {
+        let NewToken { name, role, expires_at, sources } = request;
+        if current.config.admin.iter().flat_map(|admin| admin.tokens.iter()).any(|token| token.name == name) {
+            let message = format_args!("there is a token {name:?} already; revoke it first, or choose another name");
+            return drop(reply.send(AdminResponse::error(ErrorKind::Conflict, message)));
+        }
+        let Ok(secret) = TokenSecret::generate() else {
+            let message = "the system has no random numbers; nothing was changed";
+            return drop(reply.send(AdminResponse::error(ErrorKind::ServerError, message)));
+        };
+        let now = OffsetDateTime::now_utc();
+        let created_at = now.replace_nanosecond(0).unwrap_or(now);
+        let token = Token {
+            name: name.clone(),
+            role,
+            digest: secret.digest(),
+            created_at: Some(created_at),
+            expires_at,
+            sources,
+            origin: TokenOrigin::TokensFile,
+        };
+        let detail = format!("role {}", role.code());
+        let action = origin.action(AdminActionKind::TokenNew, Some(name), Some(detail));
+        let added = token.clone();
+        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot| {
+            let text = with_token(text, &added).map_err(|error| token_error(&error))?;
+            Ok(EditedText { text, affected: Vec::new() })
+        });
+        self.send_change(ChangedFile::Tokens, edit, false, false, action, reply, move |_| {
+            let mut body = report::tokens::token(&token, None);
+            if let Some(fields) = body.as_object_mut() {
+                fields.insert("token".to_owned(), secret.reveal().into());
+            }
+            AdminResponse::created(body)
+        });
+    }
+
+    pub(super) fn revoke_token(
+        &mut self,
+        name: String,
+        origin: Origin,
+        current: &Snapshot,
+        reply: oneshot::Sender<AdminResponse>,
+    ) {
+        let mut tokens = current.config.admin.iter().flat_map(|admin| admin.tokens.iter());
+        let refusal = match tokens.find(|token| token.name == name).map(|token| token.origin) {
+            None => Some((ErrorKind::NotFound, format!("there is no token {name:?}; see GET /v1/tokens"))),
+            Some(TokenOrigin::Configuration) => Some((
+                ErrorKind::Conflict,
+                format!("the token {name:?} is in the configuration file; remove its [[admin.token]] there and reload"),
+            )),
+            Some(TokenOrigin::TokensFile) => None,
+        };
+        if let Some((kind, message)) = refusal {
+            return drop(reply.send(AdminResponse::error(kind, message)));
+        }
+        let action = origin.action(AdminActionKind::TokenRevoke, Some(name.clone()), None);
+        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot| {
+            let text = without_token(text, &name).map_err(|error| token_error(&error))?;
+            Ok(EditedText { text, affected: Vec::new() })
+        });
+        self.send_change(ChangedFile::Tokens, edit, false, false, action, reply, |_| AdminResponse::no_content());
+    }
+
+    /// Sends a change to the reloader. `respond` makes the response from its result, on a separate thread.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
+    fn send_change(
+        &mut self,
+        file: ChangedFile,
+        edit: Box<Edit>,
+        requires_known_text: bool,
+        plan: bool,
+        action: Action,
+        reply: oneshot::Sender<AdminResponse>,
+        respond: impl FnOnce(ChangeResult) -> AdminResponse + Send + 'static,
+    ) {
+        let (sender, result) = oneshot::channel();
+        let change = FileChange { file, edit, requires_known_text, plan, action, reply: sender };
+        let requests = self.reload_requests.clone();
+        self.respond_later(reply, async move {
+            // The queue is short. The number of callers is limited, and each waits here.
+            requests.send(ReloadRequest::Change(Box::new(change))).await.ok()?;
+            Some(match result.await.ok()? {
+                Ok(result) => super::in_background(move || respond(result)).await,
+                Err(response) => response,
+            })
+        });
+    }
+}
+
+/// How a change is answered.
+#[derive(Clone, Copy)]
+enum Form {
+    /// 201 with the rules.
+    Created,
+    NoContent,
+}
+
+impl Form {
+    const fn of(change: &SourcesChange) -> Self {
+        match change {
+            SourcesChange::Append(_) => Self::Created,
+            SourcesChange::Replace(_) | SourcesChange::Remove(_) => Self::NoContent,
+        }
+    }
+}
+
+fn action_of(change: &SourcesChange, listener: &str, origin: Origin) -> Action {
+    let rules = |count: usize| if count == 1 { "1 rule".to_owned() } else { format!("{count} rules") };
+    let (kind, target, detail) = match change {
+        SourcesChange::Append(new) => (AdminActionKind::SourcesAppend, listener.to_owned(), rules(new.len())),
+        SourcesChange::Replace(new) => (AdminActionKind::SourcesReplace, listener.to_owned(), rules(new.len())),
+        SourcesChange::Remove(uuids) => {
+            let target = match uuids.as_slice() {
+                [one] => format!("{listener}/{one}"),
+                _ => listener.to_owned(),
+            };
+            (AdminActionKind::SourcesRemove, target, rules(uuids.len()))
+        }
+    };
+    origin.action(kind, Some(target), Some(detail))
+}
+
+fn edit_error(error: EditError) -> AdminResponse {
+    let kind = match &error {
+        EditError::Invalid { .. } => ErrorKind::Unprocessable,
+        EditError::UnknownUuid(_) => ErrorKind::NotFound,
+        EditError::Configured(_) | EditError::File(_) | EditError::Form(_) => ErrorKind::Conflict,
+    };
+    AdminResponse::error(kind, error)
+}
+
+fn token_error(error: &dyn std::fmt::Display) -> AdminResponse {
+    AdminResponse::error(ErrorKind::Conflict, format_args!("tokens_file cannot be changed: {error}"))
+}

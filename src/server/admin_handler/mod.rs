@@ -1,0 +1,461 @@
+//! Handles requests of the admin API.
+
+pub(crate) mod action;
+pub(crate) mod changes;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::addr::ClientAddr;
+use crate::audit::Audit;
+use crate::audit::admin::AdminActionKind;
+use crate::audit::changes::Changes;
+use crate::control::PendingRequest;
+use crate::control::access::Caller;
+use crate::control::error::ErrorKind;
+use crate::control::request::{AdminRequest, DenialFilter, SessionFilter};
+use crate::control::response::AdminResponse;
+use crate::dns::HostCache;
+use crate::fault;
+use crate::fault::record;
+use crate::fault::record::Fault;
+use crate::outcome::Reason;
+use crate::policy::explain::ExplainError;
+use crate::policy::{Built, ListenerPolicy, Snapshot};
+use crate::printable;
+use crate::proxy::listener::Listeners;
+use crate::server::admin_handler::action::Action;
+use crate::server::admin_handler::changes::find_listener;
+use crate::server::counts::{Count, Counts};
+use crate::server::reload;
+use crate::server::reload::{ReloadReply, ReloadRequest};
+use crate::server::report;
+use crate::session::registry::ConnectionRegistry;
+use crate::source::id::listener_uuid;
+use crate::timestamp::seconds;
+use crate::token::last_use::LastUses;
+
+#[derive(Debug)]
+pub(crate) struct AdminHandler {
+    requests: mpsc::Receiver<PendingRequest>,
+    /// Sends requests to the reloader.
+    reload_requests: mpsc::Sender<ReloadRequest>,
+    registry: Arc<ConnectionRegistry>,
+    host_cache: Arc<HostCache>,
+    audit: Audit,
+    last_uses: Arc<LastUses>,
+    started_at: OffsetDateTime,
+    last_reload: Option<LastReload>,
+    /// When the current content of the files came into force.
+    files_since: OffsetDateTime,
+    draining: Option<Draining>,
+    /// Requests that are handled in the background.
+    pending: JoinSet<()>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Debug)]
+struct Origin {
+    caller: Option<Caller>,
+    request_id: String,
+}
+
+impl Origin {
+    fn action(self, kind: AdminActionKind, target: Option<String>, detail: Option<String>) -> Action {
+        let Self { caller, request_id } = self;
+        Action { kind, caller, target, request_id, detail }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Draining {
+    since: OffsetDateTime,
+    /// When the remaining sessions are closed.
+    until: OffsetDateTime,
+}
+
+#[derive(Debug)]
+struct LastReload {
+    at: OffsetDateTime,
+    error: Option<String>,
+}
+
+impl AdminHandler {
+    pub(crate) fn new(
+        requests: mpsc::Receiver<PendingRequest>,
+        reload_requests: mpsc::Sender<ReloadRequest>,
+        registry: Arc<ConnectionRegistry>,
+        host_cache: Arc<HostCache>,
+        audit: Audit,
+        last_uses: Arc<LastUses>,
+    ) -> Self {
+        let started_at = OffsetDateTime::now_utc();
+        Self {
+            requests,
+            reload_requests,
+            registry,
+            host_cache,
+            audit,
+            last_uses,
+            started_at,
+            last_reload: None,
+            files_since: started_at,
+            draining: None,
+            pending: JoinSet::new(),
+        }
+    }
+
+    /// Marks the program as draining: reloads are rejected, and the remaining sessions are closed after `drain`.
+    pub(crate) fn drain(&mut self, drain: Duration) {
+        let since = OffsetDateTime::now_utc();
+        let drain = time::Duration::try_from(drain).unwrap_or(time::Duration::MAX);
+        self.draining = Some(Draining { since, until: since.saturating_add(drain) });
+    }
+
+    /// Whether the last reload was applied; true before the first reload.
+    pub(crate) fn was_applied(&self) -> bool {
+        self.last_reload.as_ref().is_none_or(|last| last.error.is_none())
+    }
+
+    /// Records that a policy was put in force or rejected. Returns since when the files are in force, if they were already.
+    pub(crate) fn in_force_since(&mut self, was_in_force: bool) -> Option<OffsetDateTime> {
+        if was_in_force {
+            return Some(self.files_since);
+        }
+        self.files_since = OffsetDateTime::now_utc();
+        None
+    }
+
+    /// Waits for the next request; never completes without an admin socket.
+    pub(crate) async fn next(&mut self) -> PendingRequest {
+        match self.requests.recv().await {
+            Some(request) => request,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Records the result of a reload. Returns whether the last reload had the same result.
+    pub(crate) fn record_reload(&mut self, error: Option<&str>) -> bool {
+        let last = LastReload { at: OffsetDateTime::now_utc(), error: error.map(str::to_owned) };
+        let former = self.last_reload.replace(last);
+        former.is_some_and(|former| former.error.as_deref() == error)
+    }
+
+    /// The time and the first error of the last reload, if it was rejected.
+    pub(crate) fn rejection(&self) -> Option<String> {
+        let LastReload { at, error } = self.last_reload.as_ref()?;
+        let error = error.as_ref()?;
+        let first = error.lines().next().unwrap_or("");
+        let more = match error.lines().count() {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more)", count.saturating_sub(1)),
+        };
+        Some(format!("reload rejected at {}: {}{more}", seconds(*at), printable::cut(first, MAX_REJECTION)))
+    }
+
+    /// Handles a request at once or in the background. A reply to a disconnected client is dropped.
+    pub(crate) fn handle(&mut self, request: PendingRequest, current: &Arc<Snapshot>, listeners: &Listeners) {
+        while self.pending.try_join_next().is_some() {}
+        let PendingRequest { request, caller, request_id, reply } = request;
+        let origin = Origin { caller, request_id };
+        if self.draining.is_some() && is_change(&request) {
+            let _ = reply.send(AdminResponse::error(ErrorKind::Conflict, DRAINING));
+            return;
+        }
+        let response = match request {
+            AdminRequest::Status => AdminResponse::ok(self.status(current, listeners, &origin)),
+            AdminRequest::Listeners => {
+                let counts = Counts::from_registry(&self.registry);
+                let all = current.listeners().iter().map(|policy| self.listener(policy, &counts, listeners));
+                AdminResponse::ok(json!({ "listeners": all.collect::<Vec<_>>() }))
+            }
+            AdminRequest::Listener(name) => match find_listener(current, &name) {
+                Ok(policy) => {
+                    AdminResponse::ok(self.listener(policy, &Counts::from_registry(&self.registry), listeners))
+                }
+                Err(response) => response,
+            },
+            AdminRequest::Events { filter, recent } => {
+                AdminResponse::events(self.audit.recent_events().reader(recent, filter))
+            }
+            AdminRequest::CloseSession(id) => self.close(id, origin),
+            AdminRequest::Tokens => AdminResponse::ok(report::tokens::list(current, &self.last_uses)),
+            AdminRequest::Denials(DenialFilter { listener, since }) => {
+                let since = since.and_then(|since| time::Duration::try_from(since).ok());
+                let since = since.map(|since| OffsetDateTime::now_utc().saturating_sub(since));
+                match listener.as_deref().map(|name| find_listener(current, name)).transpose() {
+                    Ok(policy) => {
+                        let denials = self.audit.denials().list(policy.map(|policy| &*policy.name), since);
+                        AdminResponse::ok(report::denials::list(&denials, self.audit.denials().replaced(), current))
+                    }
+                    Err(response) => response,
+                }
+            }
+            AdminRequest::Reload => return self.reload(origin, reply),
+            AdminRequest::Plan { file } => return self.plan(file, current, reply),
+            AdminRequest::ChangeSources(change) => return self.change_sources(change, origin, current, reply),
+            AdminRequest::NewToken(token) => return self.new_token(token, origin, current, reply),
+            AdminRequest::RevokeToken(name) => return self.revoke_token(name, origin, current, reply),
+            AdminRequest::Explain { listener, source, chain } => {
+                let current = Arc::clone(current);
+                return self.handle_in_background(reply, move || explain(&current, &listener, source, &chain));
+            }
+            // These can be long.
+            AdminRequest::Sources { listener } => {
+                return self.read(current, reply, move |current, registry, host_cache| {
+                    let policy = find_listener(current, &listener)?;
+                    let body = report::sources::list(policy, registry, host_cache);
+                    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
+                });
+            }
+            AdminRequest::Firewall { listener } => {
+                return self.read(current, reply, move |current, _, _| {
+                    let policy = find_listener(current, &listener)?;
+                    let body = report::sources::firewall(policy);
+                    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
+                });
+            }
+            AdminRequest::CaBundle { listener } => {
+                return self.read(current, reply, move |current, _, _| {
+                    let policy = find_listener(current, &listener)?;
+                    report::certificates::ca_bundle(policy).map(AdminResponse::ok)
+                });
+            }
+            AdminRequest::Rotation => {
+                return self.read(current, reply, |current, registry, _| {
+                    Ok(AdminResponse::ok(report::rotation(current, registry)))
+                });
+            }
+            AdminRequest::Certificates => {
+                return self.read(current, reply, |current, registry, _| {
+                    Ok(AdminResponse::ok(report::certificates::list(current, registry)))
+                });
+            }
+            AdminRequest::Sessions(filter) => return self.sessions(filter, current, reply),
+        };
+        let _ = reply.send(self.with_draining(response));
+    }
+
+    fn sessions(&mut self, filter: SessionFilter, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
+        self.read(current, reply, move |_, registry, _| Ok(AdminResponse::ok(report::sessions(registry, &filter))));
+    }
+
+    /// Computes the response on a separate thread from the policy in force.
+    fn read(
+        &mut self,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+        report: impl FnOnce(&Snapshot, &ConnectionRegistry, &HostCache) -> Result<AdminResponse, AdminResponse>
+        + Send
+        + 'static,
+    ) {
+        let (current, registry) = (Arc::clone(current), Arc::clone(&self.registry));
+        let (host_cache, draining) = (Arc::clone(&self.host_cache), self.draining);
+        self.handle_in_background(reply, move || {
+            let response = report(&current, &registry, &host_cache).unwrap_or_else(|error| error);
+            with_draining(response, draining)
+        });
+    }
+
+    fn with_draining(&self, response: AdminResponse) -> AdminResponse {
+        with_draining(response, self.draining)
+    }
+
+    fn status(&self, current: &Snapshot, listeners: &Listeners, origin: &Origin) -> Value {
+        let last_reload = self.last_reload.as_ref().map(|LastReload { at, error }| {
+            let result = if error.is_none() { "applied" } else { "rejected" };
+            json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
+        });
+        let counts = Counts::from_registry(&self.registry);
+        let listener = |policy: &Arc<ListenerPolicy>| self.listener(policy, &counts, listeners);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "started_at": seconds(self.started_at),
+            "generation": current.generation,
+            "config": current.config.file,
+            "loaded_at": seconds(current.built_at),
+            "last_reload": last_reload,
+            "descriptors": report::descriptors(&listeners.descriptors()),
+            "faults": record::recent().iter().map(fault_json).collect::<Vec<_>>(),
+            "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
+            "removed_listeners": counts.of_removed_listeners(current),
+            // For a caller that wants to trust itself.
+            "your_address": origin.caller.as_ref().and_then(|caller| caller.source),
+        })
+    }
+
+    fn listener(&self, policy: &Arc<ListenerPolicy>, counts: &Counts, listeners: &Listeners) -> Value {
+        let Count { relaying, closing } = counts.of_listener(&policy.name);
+        json!({
+            "name": &*policy.name,
+            "uuid": listener_uuid(&policy.name).to_string(),
+            "protocol": policy.protocol.to_string(),
+            "addresses": listeners.addresses(policy),
+            "tls": policy.tls.is_some(),
+            "upstream": &*policy.upstream.name,
+            "upstream_health": report::upstream_health(policy),
+            "upstream_tls": policy.upstream.tls().is_some(),
+            "upstreams": report::upstreams(policy),
+            "client_auth": policy.client_auth().to_string(),
+            "enforcement": policy.sources.enforcement.to_string(),
+            "trusted_sources": policy.sources.trusted.rules().len(),
+            "next_certificate_expiry": report::certificates::next_expiry(policy),
+            "shield": report::shield(&listeners.shield(policy)),
+            "dns_sources": report::dns_sources(policy, &self.host_cache),
+            "handshakes": policy.open_handshakes(),
+            "max_handshakes": policy.max_handshakes,
+            "sessions": relaying,
+            "sessions_closing": closing,
+        })
+    }
+
+    fn close(&self, id: u64, origin: Origin) -> AdminResponse {
+        let found = self.registry.find(id);
+        let Some((live, state)) = found.and_then(|live| live.state().map(|state| (live, state))) else {
+            return AdminResponse::error(ErrorKind::NotFound, format_args!("there is no session {id}"));
+        };
+        // A closing session ends by itself.
+        if state.is_relaying() {
+            origin.action(AdminActionKind::SessionsClose, Some(id.to_string()), None).write(&self.audit);
+            live.end(Reason::ClosedByAdmin.into());
+        }
+        AdminResponse::no_content()
+    }
+
+    fn reload(&mut self, origin: Origin, reply: oneshot::Sender<AdminResponse>) {
+        let (sender, result) = oneshot::channel();
+        if self.reload_requests.try_send(ReloadRequest::Reload(sender)).is_err() {
+            let busy = "too many reload requests are pending; try again when they are done";
+            let _ = reply.send(AdminResponse::error(ErrorKind::Conflict, busy));
+            return;
+        }
+        origin.action(AdminActionKind::Reload, None, None).write(&self.audit);
+        self.respond_later(reply, async move { Some(reload_response(result.await.ok()?)) });
+    }
+
+    /// Builds the policy of a reload on a separate thread without putting it in force.
+    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
+        let (current, registry, host_cache) =
+            (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.host_cache));
+        self.handle_in_background(reply, move || {
+            let file = file.as_deref().unwrap_or(&current.config.file);
+            match reload::build(file, Some(&current), &host_cache).0 {
+                Ok(Built { snapshot, warnings }) => {
+                    let built = Built { snapshot: snapshot.planned(), warnings };
+                    AdminResponse::ok(report::plan(&built, &current, &registry))
+                }
+                Err(problems) => AdminResponse::error(ErrorKind::ReloadRejected, problems),
+            }
+        });
+    }
+
+    /// Computes the response on a separate thread.
+    fn handle_in_background(
+        &mut self,
+        reply: oneshot::Sender<AdminResponse>,
+        work: impl FnOnce() -> AdminResponse + Send + 'static,
+    ) {
+        self.respond_later(reply, async move { Some(in_background(work).await) });
+    }
+
+    /// Sends the response when it is there. Without one, the client receives an error.
+    fn respond_later(
+        &mut self,
+        reply: oneshot::Sender<AdminResponse>,
+        response: impl Future<Output = Option<AdminResponse>> + Send + 'static,
+    ) {
+        self.pending.spawn(async move {
+            if let Some(response) = response.await {
+                let _ = reply.send(response);
+            }
+        });
+    }
+}
+
+async fn in_background(work: impl FnOnce() -> AdminResponse + Send + 'static) -> AdminResponse {
+    let failed = |fault| AdminResponse::error(ErrorKind::ServerError, fault);
+    fault::contained_blocking(PART, work).await.unwrap_or_else(failed)
+}
+
+/// Whether a request is rejected while the program stops.
+fn is_change(request: &AdminRequest) -> bool {
+    matches!(
+        request,
+        AdminRequest::Reload
+            | AdminRequest::Plan { .. }
+            | AdminRequest::ChangeSources(_)
+            | AdminRequest::NewToken(_)
+            | AdminRequest::RevokeToken(_)
+    )
+}
+
+/// Adds `draining` to the response of a draining program.
+fn with_draining(mut response: AdminResponse, draining: Option<Draining>) -> AdminResponse {
+    if let (Some(Draining { since, until }), Some(object)) = (draining, response.json_mut()) {
+        object.insert("draining".to_owned(), json!({ "since": seconds(since), "until": seconds(until) }));
+    }
+    response
+}
+
+/// Explains a connection by the policy in force. Each response names the configuration file, so that the client can detect
+/// that it is not the expected one.
+fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[CertificateDer<'_>]) -> AdminResponse {
+    let explained = current.explain(listener, source, chain, OffsetDateTime::now_utc());
+    let mut response = match explained {
+        Ok(explanation) => AdminResponse::ok(explanation.in_json()),
+        Err(error @ ExplainError::UnknownListener { .. }) => AdminResponse::error(ErrorKind::NotFound, error),
+        Err(error @ ExplainError::Impossible { .. }) => AdminResponse::error(ErrorKind::Unprocessable, error),
+    };
+    if let Some(fields) = response.json_mut() {
+        // The client does not know the working directory of the program.
+        let config = std::path::absolute(&current.config.file).unwrap_or_else(|_| current.config.file.clone());
+        fields.insert("config".to_owned(), json!(config));
+        fields.insert("generation".to_owned(), current.generation.into());
+    }
+    response
+}
+
+const DRAINING: &str = "draining: the program is stopping and does not reload; start it again once it has stopped";
+
+/// The name of this part in internal faults.
+pub(crate) const PART: &str = "admin requests";
+
+fn fault_json(fault: &Fault) -> Value {
+    let Fault { at, part, location, message, count } = fault;
+    json!({ "at": seconds(*at), "part": part, "location": location, "message": message, "count": count })
+}
+
+fn reload_response(reply: ReloadReply) -> AdminResponse {
+    let ReloadReply { result, in_force_since } = reply;
+    let changes = match result {
+        Ok(changes) => changes,
+        Err(error) => return AdminResponse::error(ErrorKind::ReloadRejected, error),
+    };
+    let Changes { listeners_added, listeners_removed, listeners_moved, .. } = &changes;
+    AdminResponse::ok(json!({
+        "result": "applied",
+        "generation": changes.generation,
+        "listeners_added": listeners_added,
+        "listeners_removed": listeners_removed,
+        "listeners_moved": listeners_moved,
+        "sources_added": changes.sources_added,
+        "sources_removed": changes.sources_removed,
+        "certificates_in": changes.certificates_in,
+        "certificates_out": changes.certificates_out,
+        "in_force_since": in_force_since.map(seconds),
+        "differences": report::differences(&changes.differences),
+        "differences_count": changes.differences.len(),
+        "weakened_count": changes.weakened().count(),
+    }))
+}
+
+/// Bytes of an error in the status line for systemd.
+const MAX_REJECTION: usize = 320;

@@ -1,0 +1,202 @@
+//! A change of a file that the configuration names, requested by the admin API.
+//!
+//! The policy is built from the changed text before the file is written. So a change that leads to an invalid policy changes
+//! nothing, and one that is answered is in force and in the file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::config::files::{Files, Fingerprint};
+use crate::control::error::ErrorKind;
+use crate::control::response::AdminResponse;
+use crate::dns::HostCache;
+use crate::durable_file;
+use crate::policy::{Built, Snapshot};
+use crate::server::admin_handler::action::Action;
+use crate::server::reload::build_from;
+
+/// A file that the API may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ChangedFile {
+    /// The `sources_file` of a listener.
+    Sources { listener: String },
+    /// `[admin] tokens_file`.
+    Tokens,
+}
+
+/// A request to change a file.
+pub(crate) struct FileChange {
+    pub(crate) file: ChangedFile,
+    /// Edits the text; runs on the policy thread.
+    pub(crate) edit: Box<Edit>,
+    /// Whether the file must be as it is in force, because the caller has read it.
+    pub(crate) requires_known_text: bool,
+    /// Whether to show only what would change.
+    pub(crate) plan: bool,
+    /// Who changes what, for the audit.
+    pub(crate) action: Action,
+    pub(crate) reply: ChangeReply,
+}
+
+/// Edits a text. Receives the path of the file, its text and the policy in force.
+pub(crate) type Edit = dyn FnOnce(&Path, &str, &Snapshot) -> Result<EditedText, AdminResponse> + Send;
+
+pub(crate) type ChangeReply = oneshot::Sender<Result<ChangeResult, AdminResponse>>;
+
+/// An edited text.
+#[derive(Debug)]
+pub(crate) struct EditedText {
+    pub(crate) text: String,
+    /// The rules that the change names.
+    pub(crate) affected: Vec<Uuid>,
+}
+
+/// The result of a change.
+#[derive(Debug)]
+pub(crate) enum ChangeResult {
+    /// The change is in force with this policy.
+    Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid> },
+    /// The policy that the change leads to.
+    Planned(Box<Built>),
+}
+
+/// A change whose policy is built and whose file is not written yet.
+#[derive(Debug)]
+pub(crate) struct BuiltChange {
+    pub(crate) built: Box<Built>,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) write: FileWrite,
+    pub(crate) affected: Vec<Uuid>,
+    pub(crate) action: Action,
+    pub(crate) reply: ChangeReply,
+}
+
+/// The new content of a file.
+#[derive(Debug)]
+pub(crate) struct FileWrite {
+    path: PathBuf,
+    /// The text that was edited; `None` if the file did not exist.
+    before: Option<Arc<[u8]>>,
+    after: String,
+}
+
+impl std::fmt::Debug for FileChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, plan, action, .. } = self;
+        f.debug_struct("FileChange").field("file", file).field("plan", plan).field("action", action).finish()
+    }
+}
+
+impl ChangedFile {
+    /// The path by the configuration in force.
+    fn path(&self, current: &Snapshot) -> Result<PathBuf, AdminResponse> {
+        match self {
+            Self::Sources { listener } => {
+                let configured = current.config.listeners.iter().find(|configured| configured.name == *listener);
+                let configured = configured.ok_or_else(|| unknown_listener(listener))?;
+                configured.sources_file.clone().ok_or_else(|| {
+                    let message = format_args!(
+                        "listener {listener} has no sources_file, so its sources can be changed in the configuration only; \
+                         add sources_file = \"{listener}.sources\" to the listener, create the file with \"rule = []\", and reload"
+                    );
+                    AdminResponse::error(ErrorKind::Conflict, message)
+                })
+            }
+            Self::Tokens => {
+                let file = current.config.admin.as_ref().and_then(|admin| admin.tokens_file.clone());
+                file.ok_or_else(|| {
+                    let message = "no tokens_file is configured, so tokens can be changed in the configuration only; \
+                                   add tokens_file = \"tokens.toml\" to [admin] and reload";
+                    AdminResponse::error(ErrorKind::Conflict, message)
+                })
+            }
+        }
+    }
+
+    /// Whether a configuration that was read again still names the file.
+    fn is_named_by(&self, snapshot: &Snapshot, path: &Path) -> bool {
+        self.path(snapshot).is_ok_and(|named| named == path)
+    }
+}
+
+/// Edits the file in memory and builds the policy that the change leads to.
+///
+/// # Errors
+/// The response to the caller. Nothing has changed.
+pub(crate) fn build(
+    file: &ChangedFile,
+    edit: Box<Edit>,
+    current: &Snapshot,
+    host_cache: &HostCache,
+    known: Option<&Fingerprint>,
+) -> Result<(Box<Built>, Fingerprint, FileWrite, Vec<Uuid>), AdminResponse> {
+    let path = file.path(current)?;
+    let mut files = Files::default();
+    let before = read(&path, file, &mut files)?;
+    if let Some(known) = known
+        && !known.has_same_content(&path, &files)
+    {
+        let message = "the file was edited by hand and is not in force yet; read the rules again";
+        return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
+    }
+    let text = std::str::from_utf8(before.as_deref().unwrap_or_default())
+        .map_err(|error| conflict(format_args!("{} is not UTF-8: {error}", path.display())))?;
+    let EditedText { text: after, affected } = edit(&path, text, current)?;
+    files.set_content(&path, after.as_bytes());
+    let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
+    let built = built.map_err(|problems| {
+        let message = format_args!("the configuration is not valid, so nothing was changed:\n{problems}");
+        AdminResponse::error(ErrorKind::ReloadRejected, message)
+    })?;
+    if !file.is_named_by(&built.snapshot, &path) {
+        return Err(conflict("the configuration file was edited and names another file now; reload first"));
+    }
+    Ok((Box::new(built), fingerprint, FileWrite { path, before, after }, affected))
+}
+
+fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc<[u8]>>, AdminResponse> {
+    let text = match file {
+        ChangedFile::Sources { .. } => files.read(path).map(Some),
+        // The first token creates the file.
+        ChangedFile::Tokens => files.read_if_present(path),
+    };
+    text.map_err(|why| conflict(format_args!("{} {why}", path.display())))
+}
+
+impl FileWrite {
+    /// Writes the file, so that after a crash it has either its old or its new content.
+    ///
+    /// # Errors
+    /// The response to the caller: the file cannot be written, or was edited meanwhile.
+    pub(crate) fn run(self) -> Result<(), AdminResponse> {
+        let Self { path, before, after } = self;
+        let now = std::fs::read(&path).ok();
+        if now.as_deref() != before.as_deref() {
+            return Err(conflict(format_args!("{} was edited meanwhile; try again", path.display())));
+        }
+        if now.as_deref() == Some(after.as_bytes()) {
+            return Ok(());
+        }
+        durable_file::replace(&path, after.as_bytes(), NEW_FILE_MODE).map_err(|error| {
+            let directory = path.parent().unwrap_or(Path::new("/")).display();
+            conflict(format_args!(
+                "{} cannot be written: {error}; nothing was changed. The program needs permission to create files in {directory}",
+                path.display()
+            ))
+        })
+    }
+}
+
+/// Only the program reads a new file.
+const NEW_FILE_MODE: u32 = 0o600;
+
+pub(crate) fn unknown_listener(listener: &str) -> AdminResponse {
+    AdminResponse::error(ErrorKind::NotFound, format_args!("there is no listener {listener:?}; see GET /v1/listeners"))
+}
+
+fn conflict(message: impl std::fmt::Display) -> AdminResponse {
+    AdminResponse::error(ErrorKind::Conflict, message)
+}

@@ -1,0 +1,195 @@
+//! The JSON of trusted sources, for `/v1` and for DigitalOcean's API.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::dns::HostCache;
+use crate::outcome::Outcome;
+use crate::policy::usage::Item;
+use crate::policy::{ListenerPolicy, Snapshot};
+use crate::printable;
+use crate::server::report::{MAX_LISTED, planned_session, relaying};
+use crate::session::registry::ConnectionRegistry;
+use crate::session::registry::state::SessionInfo;
+use crate::session::revocation;
+use crate::source::id::listener_uuid;
+use crate::source::rule::{Origin, Rule, Source};
+use crate::source::trusted::Enforcement;
+use crate::timestamp::seconds;
+
+/// The rules of a listener with their use, and the state of those that are resolved.
+pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry, host_cache: &HostCache) -> Value {
+    let sessions = sessions_by_source(policy, registry);
+    let rule = |rule: &Rule| with_state(rule_json(policy, rule, &sessions), policy, rule, Some(host_cache));
+    let rules: Vec<_> = policy.sources.trusted.rules().iter().map(|each| rule(each)).collect();
+    json!({ "rules": rules })
+}
+
+/// The rules with these UUIDs, in this order.
+pub(crate) fn rules_of(policy: &ListenerPolicy, registry: &ConnectionRegistry, uuids: &[Uuid]) -> Vec<Value> {
+    let sessions = sessions_by_source(policy, registry);
+    let wanted: HashSet<&Uuid> = uuids.iter().collect();
+    let rules = policy.sources.trusted.rules().iter().filter(|rule| wanted.contains(&rule.uuid));
+    let by_uuid: HashMap<Uuid, &Rule> = rules.map(|rule| (rule.uuid, &**rule)).collect();
+    let rule = |uuid: &Uuid| {
+        let rule = by_uuid.get(uuid)?;
+        Some(with_state(rule_json(policy, rule, &sessions), policy, rule, None))
+    };
+    uuids.iter().filter_map(rule).collect()
+}
+
+/// The rules of the `sources_file`, as DigitalOcean's API lists them.
+pub(crate) fn firewall(policy: &ListenerPolicy) -> Value {
+    let cluster = listener_uuid(&policy.name);
+    let rules = policy.sources.trusted.rules().iter().filter_map(|rule| {
+        let Origin::SourcesFile { created_at } = rule.origin else { return None };
+        let mut fields = Map::new();
+        fields.insert("uuid".to_owned(), json!(rule.uuid.to_string()));
+        fields.insert("cluster_uuid".to_owned(), json!(cluster.to_string()));
+        fields.insert("type".to_owned(), json!(rule.source.kind()));
+        fields.insert("value".to_owned(), json!(rule.written_value()));
+        // Its clients fail on an empty time.
+        if let Some(created_at) = created_at {
+            fields.insert("created_at".to_owned(), json!(seconds(created_at)));
+        }
+        fields.insert("description".to_owned(), json!(rule.description.as_deref().unwrap_or_default()));
+        Some(Value::Object(fields))
+    });
+    json!({ "rules": rules.collect::<Vec<_>>() })
+}
+
+/// The entity tag of a listener's rules: it changes with every field of a rule that the API shows and that does not change by
+/// itself.
+pub(crate) fn etag(policy: &ListenerPolicy) -> String {
+    let mut context = Context::new(&SHA256);
+    let mut text = String::new();
+    for rule in policy.sources.trusted.rules() {
+        text.clear();
+        let Rule { uuid, source, spelling: _, description, expires_at, origin } = &**rule;
+        let expires_at = expires_at.map(OffsetDateTime::unix_timestamp_nanos);
+        let _ = write!(
+            text,
+            "{uuid}\0{}\0{}\0{description:?}\0{expires_at:?}\0{origin:?}\n",
+            source.kind(),
+            rule.written_value()
+        );
+        context.update(text.as_bytes());
+    }
+    context.finish().as_ref().iter().take(ETAG_BYTES).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// What a change of a listener's rules does.
+pub(crate) fn plan(snapshot: &Snapshot, current: &Snapshot, listener: &str, registry: &ConnectionRegistry) -> Value {
+    let is_of_listener = |(name, _): &(&str, &Rule)| *name == listener;
+    let changes = snapshot.source_changes_since(current);
+    let added = changes.iter().flat_map(|changes| changes.added()).filter(is_of_listener);
+    let removed = changes.iter().flat_map(|changes| changes.removed()).filter(is_of_listener);
+    let shown = |rules: Vec<&Rule>| {
+        let shown = rules.into_iter().take(MAX_LISTED).map(|rule| {
+            json!({
+                "uuid": rule.uuid.to_string(),
+                "type": rule.source.kind(),
+                "value": rule.written_value(),
+                "description": rule.description.as_ref().map(printable::field),
+                "expires_at": rule.expires_at.map(seconds),
+            })
+        });
+        shown.collect::<Vec<_>>()
+    };
+    let (added, removed): (Vec<_>, Vec<_>) =
+        (added.map(|(_, rule)| rule).collect(), removed.map(|(_, rule)| rule).collect());
+    let warnings: Vec<_> = added.iter().filter_map(|rule| warning(rule)).collect();
+    let (added_count, removed_count) = (added.len(), removed.len());
+    let ended: Vec<(SessionInfo, _, Outcome)> = revocation::preview(snapshot, registry)
+        .into_iter()
+        .filter_map(|(live, outcome)| Some((relaying(&live)?, live, outcome)))
+        .collect();
+    let ended_count = ended.len();
+    let ended: Vec<_> = ended
+        .into_iter()
+        .take(MAX_LISTED)
+        .map(|(info, live, outcome)| planned_session(&live, &info, &outcome))
+        .collect();
+    json!({
+        "rules_added": shown(added),
+        "rules_added_count": added_count,
+        "rules_removed": shown(removed),
+        "rules_removed_count": removed_count,
+        "sessions_ended": ended,
+        "sessions_ended_count": ended_count,
+        "admits_nobody": snapshot.named(listener).is_none_or(|policy| admits_nobody(policy)),
+        "warnings": warnings,
+    })
+}
+
+fn warning(rule: &Rule) -> Option<String> {
+    let network = rule.source.network()?;
+    (network.net().prefix_len() == 0).then(|| format!("{rule} trusts every address of its family"))
+}
+
+fn admits_nobody(policy: &ListenerPolicy) -> bool {
+    policy.sources.enforcement == Enforcement::Enforce
+        && policy.sources.trusted.live_networks(OffsetDateTime::now_utc()).next().is_none()
+}
+
+fn sessions_by_source(policy: &ListenerPolicy, registry: &ConnectionRegistry) -> HashMap<Source, u64> {
+    let mut sessions = HashMap::new();
+    for live in registry.all().iter().filter(|live| **live.listener() == *policy.name) {
+        let Some(SessionInfo { session, .. }) = relaying(live) else { continue };
+        if let Some(rule) = &session.authorization.rule {
+            *sessions.entry(rule.source.clone()).or_default() += 1;
+        }
+    }
+    sessions
+}
+
+fn rule_json(policy: &ListenerPolicy, rule: &Rule, sessions: &HashMap<Source, u64>) -> Value {
+    let (origin, created_at) = match rule.origin {
+        Origin::Configuration => ("config", None),
+        Origin::SourcesFile { created_at } => ("file", created_at),
+    };
+    let used = policy.usage.of(&Item::Source(rule.source.clone()));
+    json!({
+        "uuid": rule.uuid.to_string(),
+        "type": rule.source.kind(),
+        "value": rule.written_value(),
+        "description": rule.description,
+        "created_at": created_at.map(seconds),
+        "expires_at": rule.expires_at.map(seconds),
+        "origin": origin,
+        "sessions": sessions.get(&rule.source).copied().unwrap_or_default(),
+        "last_used": used.map(|used| seconds(used.last)),
+    })
+}
+
+/// Adds `state` and, for a host, `detail` and `addresses`.
+fn with_state(mut shown: Value, policy: &ListenerPolicy, rule: &Rule, host_cache: Option<&HostCache>) -> Value {
+    let addresses = rule.source.host().map(|host| policy.sources.trusted.addresses_of(&host.name));
+    let failure = rule.source.host().and_then(|host| host_cache?.state(&host.name)?.failure);
+    let (state, detail) = match (rule.is_live(OffsetDateTime::now_utc()), addresses) {
+        (false, _) => ("expired", None),
+        (true, None) => ("resolved", None),
+        (true, Some([])) => ("unresolved", failure),
+        (true, Some(_)) if failure.is_some() => ("stale", failure),
+        (true, Some(_)) => ("resolved", None),
+    };
+    if let Some(fields) = shown.as_object_mut() {
+        fields.insert("state".to_owned(), state.into());
+        fields.insert("detail".to_owned(), json!(detail.map(|detail| printable::field(&detail))));
+        if let Some(addresses) = addresses {
+            fields.insert("addresses".to_owned(), json!(addresses));
+        }
+    }
+    shown
+}
+
+/// Bytes of the digest that an entity tag shows.
+const ETAG_BYTES: usize = 16;
