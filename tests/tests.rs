@@ -14,6 +14,8 @@ mod harness;
 
 /// The commands that talk to the running program: `status`, `reload`, `sessions` and `check --diff`.
 mod admin;
+/// The admin API: tokens, changes of sources, events, hostile requests.
+mod api;
 /// The folders of `src/` and their allowed imports.
 mod architecture;
 /// Audit events of connections and reloads.
