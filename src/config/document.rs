@@ -153,14 +153,14 @@ impl<'a> Section<'a> {
 
     fn find(&self, key: &str) -> Option<Node<'a>> {
         let value = self.table.get(key)?;
-        Some(Node { document: self.document, key: self.path_of(key), span: value.span(), value: value.get_ref() })
+        Some(Node { document: self.document, key: self.path_of_known(key), span: value.span(), value: value.get_ref() })
     }
 
     /// Returns the value of `key`, and records a problem if it is missing.
     pub(crate) fn require(&self, key: &'static str, expected: &str) -> Option<Node<'a>> {
         let found = self.get(key);
         if found.is_none() {
-            self.document.note(self.span.clone(), self.path_of(key), format!("is missing; expected {expected}"));
+            self.document.note(self.span.clone(), self.path_of_known(key), format!("is missing; expected {expected}"));
         }
         found
     }
@@ -198,9 +198,13 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The path of a key that the operator chose. It may be a misplaced secret.
     fn path_of(&self, key: &str) -> String {
-        let key = shown::key_name(key);
-        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
+        self.path_of_known(&shown::key_name(key))
+    }
+
+    fn path_of_known(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 }
 

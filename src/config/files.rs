@@ -16,6 +16,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 
 use crate::config::credential;
+use crate::config::rule_cache::{KnownRules, RuleCache};
 use crate::permissions;
 
 /// The location of content that the configuration names.
@@ -34,6 +35,8 @@ pub struct Files {
     matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
     /// The root certificates of the system, if the configuration needs them.
     system_roots: Option<Result<Vec<CertificateDer<'static>>, String>>,
+    /// The rules of `sources_file`s that are known by their text.
+    pub(crate) rules: RuleCache,
 }
 
 /// Whether a file is in a Kubernetes volume. The files of a Secret or ConfigMap are links to `..data` in their directory.
@@ -59,6 +62,11 @@ enum Bytes {
 }
 
 impl Files {
+    /// Files of which nothing is read yet, for a load that knows the rules of an earlier one.
+    pub(crate) fn knowing(rules: Arc<KnownRules>) -> Self {
+        Self { rules: RuleCache::knowing(rules), ..Self::default() }
+    }
+
     /// Returns the content of `location`. A second call returns the cached content, so one load sees one state of every file.
     ///
     /// # Errors

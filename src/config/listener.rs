@@ -185,7 +185,7 @@ impl<'a> Listeners<'a> {
             }
         }
         let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-        let policy = SourcePolicy { trusted: Arc::new(TrustedSources::new(rules)), enforcement };
+        let policy = SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement };
         (policy, file.map(|(path, _)| path))
     }
 

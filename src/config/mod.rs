@@ -13,6 +13,7 @@ pub(crate) mod listen;
 pub(crate) mod listener;
 pub(crate) mod problem;
 pub(crate) mod process;
+pub(crate) mod rule_cache;
 pub(crate) mod shown;
 pub(crate) mod sources;
 pub(crate) mod tls;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -9,17 +10,21 @@ use uuid::Uuid;
 use crate::config::document::{Document, NOT_YET, Node, Section, limit_reported};
 use crate::config::files::Files;
 use crate::config::problem::{Position, Problem, Problems};
+use crate::config::rule_cache::{PartDigest, RuleCache};
 use crate::config::shown;
 use crate::source::host::{Host, HostName};
 use crate::source::id::{DerivedUuids, Place};
 use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
 
 /// Reads the rules of `trusted_sources` of a listener.
-pub(crate) fn configured(list: &Node<'_>, listener: &str) -> Vec<Rule> {
+pub(crate) fn configured(list: &Node<'_>, listener: &str) -> Vec<Arc<Rule>> {
     let nodes = list.list("a list of trusted sources such as [\"10.0.0.0/8\"]").unwrap_or_default();
-    let mut rules = nodes.iter().filter_map(configured_rule).collect();
-    derive_uuids(&mut rules, DerivedUuids::new(listener, Place::Configuration, HashSet::new()));
-    rules
+    let mut uuids = DerivedUuids::new(listener, Place::Configuration, HashSet::new());
+    let with_uuid = |rule: Rule| {
+        let uuid = uuids.next(rule.source.kind(), &rule.written_value());
+        Arc::new(Rule { uuid, ..rule })
+    };
+    nodes.iter().filter_map(configured_rule).map(with_uuid).collect()
 }
 
 /// Reads the rules of a `sources_file`, or returns its problems. `configured` are the other rules of the listener.
@@ -27,22 +32,24 @@ pub(crate) fn from_file(
     file: &Path,
     files: &mut Files,
     listener: &str,
-    configured: &[Rule],
-) -> Result<Vec<Rule>, Vec<Problem>> {
+    configured: &[Arc<Rule>],
+) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
-    from_text(file, text, listener, configured.iter().map(|rule| rule.uuid).collect())
+    let taken = configured.iter().map(|rule| rule.uuid).collect();
+    from_text(file, text, listener, taken, &mut files.rules)
 }
 
 /// Reads the rules from the text of a `sources_file`, or returns its problems. `taken` are the UUIDs of other rules of the
-/// listener.
+/// listener. Parts of the text that `cache` knows are not parsed.
 pub(crate) fn from_text(
     file: &Path,
     text: &str,
     listener: &str,
     mut taken: HashSet<Uuid>,
-) -> Result<Vec<Rule>, Vec<Problem>> {
+    cache: &mut RuleCache,
+) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     if text.trim().is_empty() {
         // Editors and copies truncate a file before they write it. No client may lose access in between.
@@ -50,52 +57,81 @@ pub(crate) fn from_text(
     }
     let (mut rules, mut problems, mut omitted) = (Vec::new(), Vec::new(), 0);
     let (mut lines_before, mut rules_before) = (0, 0);
-    for piece in pieces(text) {
-        let document = Document::part(file, piece, lines_before);
-        let tree = document.parse().map_err(Problems::into_vec)?;
-        let root = document.root(tree.get_ref());
-        let nodes = root.get("rule").and_then(|node| node.list("[[rule]] tables")).unwrap_or_default();
-        let numbered =
-            nodes.iter().enumerate().map(|(index, node)| node.with_key(format!("rule[{}]", rules_before + index)));
-        rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken)));
-        root.finish();
-        rules_before += nodes.len();
-        lines_before += piece.matches('\n').count();
-        let (mut reported, more) = document.into_reported_and_omitted();
-        problems.append(&mut reported);
-        omitted += more;
+    let mut parsed = Vec::new();
+    for part in parts(text) {
+        let digest = PartDigest::of(listener, part);
+        // A rule that repeats a UUID is reported with its position.
+        let known = cache.get(digest).filter(|known| known.iter().all(|rule| !taken.contains(&rule.uuid)));
+        if let Some(known) = known {
+            taken.extend(known.iter().filter(|rule| rule.has_stated_uuid).map(|rule| rule.uuid));
+            rules_before += known.len();
+            rules.extend(known.iter().cloned());
+        } else {
+            let document = Document::part(file, part, lines_before);
+            let tree = document.parse().map_err(Problems::into_vec)?;
+            let root = document.root(tree.get_ref());
+            let nodes = root.get("rule").and_then(|node| node.list("[[rule]] tables")).unwrap_or_default();
+            let numbered =
+                nodes.iter().enumerate().map(|(index, node)| node.with_key(format!("rule[{}]", rules_before + index)));
+            let first = rules.len();
+            rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken)).map(Arc::new));
+            root.finish();
+            rules_before += nodes.len();
+            parsed.push((digest, first..rules.len()));
+            let (mut reported, more) = document.into_reported_and_omitted();
+            problems.append(&mut reported);
+            omitted += more;
+        }
+        lines_before += part.matches('\n').count();
     }
     if !problems.is_empty() {
         return Err(limit_reported(problems, omitted));
     }
-    derive_uuids(&mut rules, DerivedUuids::new(listener, Place::SourcesFile, taken));
+    rules.shrink_to_fit();
+    let mut uuids = DerivedUuids::new(listener, Place::SourcesFile, taken);
+    for rule in rules.iter_mut().filter(|rule| !rule.has_stated_uuid) {
+        let uuid = uuids.next(rule.source.kind(), &rule.written_value());
+        if rule.uuid != uuid {
+            Arc::make_mut(rule).uuid = uuid;
+        }
+    }
+    for (digest, range) in parsed {
+        cache.insert(digest, rules.get(range).unwrap_or_default());
+    }
     Ok(rules)
 }
 
-/// Replaces the nil UUIDs of rules that state none.
-fn derive_uuids(rules: &mut Vec<Rule>, mut uuids: DerivedUuids) {
-    rules.shrink_to_fit();
-    for rule in rules.iter_mut().filter(|rule| rule.uuid.is_nil()) {
-        rule.uuid = uuids.next(rule.source.kind(), &rule.written_value());
-    }
-}
-
-/// Splits the text into documents of at most [`MAX_PIECE`] rules. The tree of a large file would take twenty times the memory
-/// of the file at every reload.
-fn pieces(text: &str) -> Vec<&str> {
+/// Splits the text into documents of at most [`MAX_PART`] rules. The tree of a large file would take twenty times the memory of
+/// the file at every reload.
+///
+/// Where a part ends depends on the text of its last rule, so that parts before and after a changed rule stay the same.
+fn parts(text: &str) -> Vec<&str> {
     // A line inside a multi-line string could look like the start of a rule.
     if text.contains("\"\"\"") || text.contains("'''") {
         return vec![text];
     }
     let starts = text.match_indices("\n[[rule]]").map(|(newline, _)| newline + 1);
-    let (mut pieces, mut rest, mut begin) = (Vec::new(), text, 0);
-    for cut in starts.skip(MAX_PIECE - 1).step_by(MAX_PIECE) {
-        let (piece, tail) = rest.split_at(cut - begin);
-        pieces.push(piece);
-        (rest, begin) = (tail, cut);
+    let (mut parts, mut begin, mut rule, mut rules) = (Vec::new(), 0, 0, 0);
+    for start in starts {
+        rules += 1;
+        let last = text.get(rule..start).unwrap_or_default();
+        if rules == MAX_PART || ends_part(last) {
+            parts.extend(text.get(begin..start));
+            (begin, rules) = (start, 0);
+        }
+        rule = start;
     }
-    pieces.push(rest);
-    pieces
+    parts.extend(text.get(begin..));
+    parts
+}
+
+/// Whether a part ends after a rule with this text: one of [`MEAN_PART`] by its hash.
+fn ends_part(rule: &str) -> bool {
+    // FNV-1a. An operator who defeats it gets parts of the maximum size.
+    let hash = rule
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    (hash >> 32) % MEAN_PART == 0
 }
 
 fn configured_rule(node: &Node<'_>) -> Option<Rule> {
@@ -114,7 +150,8 @@ fn file_rule(node: &Node<'_>, taken: &mut HashSet<Uuid>) -> Option<Rule> {
     let created_at = section.get("created_at").and_then(|node| node.instant());
     let rule = table_rule(&section, Origin::SourcesFile { created_at });
     section.finish();
-    Some(Rule { uuid: uuid.unwrap_or(Some(Uuid::nil()))?, ..rule? })
+    let has_stated_uuid = uuid.is_some();
+    Some(Rule { uuid: uuid.unwrap_or(Some(Uuid::nil()))?, has_stated_uuid, ..rule? })
 }
 
 /// Reads a UUID that is not in `taken`, and adds it.
@@ -222,7 +259,10 @@ fn refresh_time(node: &Node<'_>) -> Option<Duration> {
 }
 
 /// Maximum number of rules parsed at a time; their tree takes about one megabyte.
-const MAX_PIECE: usize = 1_000;
+const MAX_PART: usize = 1_000;
+
+/// Usual number of rules parsed at a time.
+const MEAN_PART: u64 = 256;
 
 pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
@@ -243,7 +283,7 @@ const EMPTY: &str = "is empty or not completely written; \
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Vec<Rule>, Vec<Problem>> {
+    fn read(text: &str) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sources.toml");
         std::fs::write(&file, text).unwrap();
@@ -256,10 +296,10 @@ mod tests {
     }
 
     #[test]
-    fn file_of_many_pieces_is_read_completely_and_in_order() {
-        for count in [1, MAX_PIECE - 1, MAX_PIECE, MAX_PIECE + 1, 2 * MAX_PIECE, 2 * MAX_PIECE + 7] {
+    fn file_of_many_parts_is_read_completely_and_in_order() {
+        for count in [1, MAX_PART - 1, MAX_PART, MAX_PART + 1, 2 * MAX_PART, 2 * MAX_PART + 7] {
             let text: String = std::iter::once("# rules\n".to_owned()).chain((0..count).map(rule)).collect();
-            assert_eq!(pieces(&text).concat(), text);
+            assert_eq!(parts(&text).concat(), text);
             let rules = read(&text).unwrap();
             assert_eq!(rules.len(), count);
             for (number, rule) in rules.iter().enumerate() {
@@ -269,20 +309,56 @@ mod tests {
     }
 
     #[test]
-    fn problem_in_a_later_piece_has_its_position_in_the_file() {
-        let mut text: String = (0..2 * MAX_PIECE + 1).map(rule).collect();
+    fn problem_in_a_later_part_has_its_position_in_the_file() {
+        let mut text: String = (0..2 * MAX_PART + 1).map(rule).collect();
         text.push_str("[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1/8\"\n");
         let problems = read(&text).unwrap_err();
         let last_line = text.matches('\n').count();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].position.position, Some((last_line, 9)));
-        assert_eq!(problems[0].key, format!("rule[{}].value", 2 * MAX_PIECE + 1));
+        assert_eq!(problems[0].key, format!("rule[{}].value", 2 * MAX_PART + 1));
+    }
+
+    fn read_with(cache: &mut RuleCache, text: &str) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
+        from_text(Path::new("sources.toml"), text, "cache", HashSet::new(), cache)
+    }
+
+    #[test]
+    fn changed_rule_leaves_all_others_the_same_values() {
+        let all: Vec<String> = (0..3 * MAX_PART).map(rule).collect();
+        let mut cache = RuleCache::default();
+        let before = read_with(&mut cache, &all.concat()).unwrap();
+        let changed: String =
+            all.iter().enumerate().filter(|(n, _)| *n != MAX_PART).map(|(_, rule)| rule.as_str()).collect();
+        let mut cache = cache.begin_load();
+        let after = read_with(&mut cache, &changed).unwrap();
+        let same = before.iter().filter(|rule| after.iter().any(|other| Arc::ptr_eq(rule, other))).count();
+        assert!(same > 2 * MAX_PART, "{same}");
+        let plain = read_with(&mut RuleCache::default(), &changed).unwrap();
+        assert_eq!(after, plain, "the cache changes no result");
+    }
+
+    #[test]
+    fn repeated_uuid_is_found_in_known_text_too() {
+        let with_uuid = |value: &str| {
+            format!(
+                "[[rule]]\ntype = \"ip_addr\"\nvalue = \"{value}\"\nuuid = \"7d444840-9dc0-41d1-b245-5ffdce74fad2\"\n"
+            )
+        };
+        let (one, two) = (with_uuid("10.0.0.1"), with_uuid("10.0.0.2"));
+        let mut cache = RuleCache::default();
+        read_with(&mut cache, &one).unwrap();
+        let problems = read_with(&mut cache, &format!("{one}{two}")).unwrap_err();
+        assert_eq!(problems[0].position.position, Some((8, 8)));
+        let taken = HashSet::from(["7d444840-9dc0-41d1-b245-5ffdce74fad2".parse().unwrap()]);
+        let problems = from_text(Path::new("x"), &one, "cache", taken, &mut cache).unwrap_err();
+        assert_eq!(problems[0].position.position, Some((4, 8)));
     }
 
     #[test]
     fn line_inside_a_multiline_string_is_not_a_rule() {
         let text = "[[rule]]\ntype = \"ip_addr\"\nvalue = \"10.0.0.1\"\ndescription = '''\n[[rule]]\n'''\n"
-            .repeat(MAX_PIECE + 1);
-        assert_eq!(read(&text).unwrap().len(), MAX_PIECE + 1);
+            .repeat(MAX_PART + 1);
+        assert_eq!(read(&text).unwrap().len(), MAX_PART + 1);
     }
 }

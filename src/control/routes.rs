@@ -132,7 +132,7 @@ pub(crate) static ROUTES: &[Route] = &[
         )
     },
     Route {
-        parse: sources::replace_firewall,
+        parse: sources::replace,
         body: BodyLimit::Sources,
         ..change(Verb::Put, "/v2/databases/{id}/firewall", "Replaces the rules as DigitalOcean's API does")
     },

@@ -121,8 +121,17 @@ fn without(all: &[String], others: &[String]) -> Vec<String> {
 }
 
 fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule> {
+    // Rules that a reload has not touched are the same values in both lists, usually at both ends.
+    let same = |(one, other): &(&Arc<Rule>, &Arc<Rule>)| Arc::ptr_eq(one, other);
+    let before = all.iter().zip(others).take_while(same).count();
+    let shorter = all.len().min(others.len()).saturating_sub(before);
+    let after = all.iter().rev().zip(others.iter().rev()).take(shorter).take_while(same).count();
+    let candidates = all.get(before..all.len().saturating_sub(after)).unwrap_or_default();
+    if candidates.is_empty() {
+        return Vec::new();
+    }
     let others: HashSet<_> = others.iter().map(|rule| (&rule.source, rule.expires_at)).collect();
-    all.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(&rule.source, rule.expires_at))).collect()
+    candidates.iter().map(|rule| &**rule).filter(|rule| !others.contains(&(&rule.source, rule.expires_at))).collect()
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ use crate::upstream::Upstream;
 use crate::addr::{ClientAddr, ListenAddr};
 use crate::config::files::Files;
 use crate::config::problem::{Problem, Problems};
+use crate::config::rule_cache::KnownRules;
 use crate::config::{Config, Limits, Loaded, Revoke, Shield};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::settings::ClientAuth;
@@ -67,6 +68,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The TLS of the admin addresses.
     pub admin_tls: Option<Arc<ServerTls>>,
+    /// The rules of the `sources_file`s by their text, for the next build.
+    pub(crate) known_rules: Arc<KnownRules>,
     policies: Vec<Arc<ListenerPolicy>>,
     by_name: HashMap<Arc<str>, usize>,
     by_bind_addr: HashMap<BindAddr, usize>,
@@ -219,12 +222,13 @@ impl Snapshot {
         let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
         let (removed, config_hash) = (Arc::clone(&self.removed), Arc::clone(&self.config_hash));
-        let admin_tls = self.admin_tls.clone();
+        let (admin_tls, known_rules) = (self.admin_tls.clone(), Arc::clone(&self.known_rules));
         changed.then(|| Self {
             generation,
             built_at: OffsetDateTime::now_utc(),
             config,
             admin_tls,
+            known_rules,
             policies,
             by_name,
             by_bind_addr,
@@ -258,6 +262,7 @@ impl Snapshot {
             built_at: at,
             config: Arc::new(config),
             admin_tls,
+            known_rules: Arc::default(),
             policies,
             by_name,
             by_bind_addr,

@@ -16,6 +16,8 @@ use crate::source::host::Host;
 pub struct Rule {
     /// Identifies the rule within its listener.
     pub uuid: Uuid,
+    /// Whether the file states the UUID. Otherwise it is derived from the text of the rule.
+    pub has_stated_uuid: bool,
     /// The network or host that the rule trusts.
     pub source: Source,
     /// The `value` key as written, if it differs from the canonical form. Programs that manage sources compare the text.
@@ -31,7 +33,15 @@ pub struct Rule {
 impl Rule {
     /// A rule without description and expiry, spelled canonically, with the nil UUID.
     pub const fn of(source: Source, origin: Origin) -> Self {
-        Self { uuid: Uuid::nil(), source, spelling: None, description: None, expires_at: None, origin }
+        Self {
+            uuid: Uuid::nil(),
+            has_stated_uuid: false,
+            source,
+            spelling: None,
+            description: None,
+            expires_at: None,
+            origin,
+        }
     }
 
     /// Whether the rule has not expired at `now`.

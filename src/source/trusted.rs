@@ -132,6 +132,11 @@ impl TrustedSources {
         Self::of(rules.into_iter().map(Arc::new).collect(), AddressBook::new())
     }
 
+    /// The same as [`Self::new`] with rules that other sets may share.
+    pub(crate) fn shared(rules: Vec<Arc<Rule>>) -> Self {
+        Self::of(rules, AddressBook::new())
+    }
+
     /// Returns the same rules with the host addresses in `book`; `None` if no address changed.
     #[must_use]
     pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {

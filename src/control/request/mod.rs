@@ -95,9 +95,6 @@ pub struct ChangeSources {
     pub if_match: Option<String>,
     /// Whether to show only what would change.
     pub plan: bool,
-    /// Whether a rule that the configuration has too is added to the file nevertheless. A client of DigitalOcean's API sees the
-    /// rules of the file only, and would miss it.
-    pub repeats_configured: bool,
 }
 
 /// Which sessions to list.

@@ -88,23 +88,15 @@ pub(crate) fn append(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     if rules.is_empty() {
         return Err(invalid("rules is empty; send at least one rule"));
     }
-    change(call, SourcesChange::Append(rules), false)
+    change(call, SourcesChange::Append(rules))
 }
 
-/// `PUT …/sources`
+/// `PUT …/sources`, and `PUT /v2/databases/{id}/firewall`
 ///
 /// # Errors
 /// A response with status 400 or 422.
 pub(crate) fn replace(call: &Call<'_>) -> Result<Operation, AdminResponse> {
-    change(call, SourcesChange::Replace(rules(call.body)?), false)
-}
-
-/// `PUT /v2/databases/{id}/firewall`
-///
-/// # Errors
-/// A response with status 400 or 422.
-pub(crate) fn replace_firewall(call: &Call<'_>) -> Result<Operation, AdminResponse> {
-    change(call, SourcesChange::Replace(rules(call.body)?), true)
+    change(call, SourcesChange::Replace(rules(call.body)?))
 }
 
 /// `DELETE …/sources/{uuid}`
@@ -115,7 +107,7 @@ pub(crate) fn remove(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     let text = call.segment(1);
     let uuid = Uuid::parse_str(&text)
         .map_err(|_| invalid(format_args!("{text:?} is not the UUID of a rule; GET …/sources lists them")))?;
-    change(call, SourcesChange::Remove(vec![uuid]), false)
+    change(call, SourcesChange::Remove(vec![uuid]))
 }
 
 fn rules(body: &[u8]) -> Result<Vec<NewRule>, AdminResponse> {
@@ -130,7 +122,7 @@ fn rules(body: &[u8]) -> Result<Vec<NewRule>, AdminResponse> {
         .collect()
 }
 
-fn change(call: &Call<'_>, change: SourcesChange, repeats_configured: bool) -> Result<Operation, AdminResponse> {
+fn change(call: &Call<'_>, change: SourcesChange) -> Result<Operation, AdminResponse> {
     let if_match = match call.headers.get(hyper::header::IF_MATCH) {
         None => None,
         Some(value) => entity_tag(value.as_bytes())?,
@@ -140,7 +132,6 @@ fn change(call: &Call<'_>, change: SourcesChange, repeats_configured: bool) -> R
         change,
         if_match,
         plan: call.query.flag("plan")?,
-        repeats_configured,
     })))
 }
 
@@ -220,6 +211,6 @@ mod tests {
             assert!(message.contains(word), "{body}: {message}");
         }
         let deep = format!("{{\"rules\": {}{}}}", "[".repeat(200), "]".repeat(200));
-        assert!(message(&deep).contains("JSON"));
+        assert!(message(&deep).contains("not as expected"));
     }
 }

@@ -65,7 +65,7 @@ fn add_line(text: &mut String, line: &str) {
 }
 
 fn of_rule(rule: &Rule) -> String {
-    let Rule { uuid: _, source, spelling: _, description: _, expires_at, origin: _ } = rule;
+    let Rule { uuid: _, has_stated_uuid: _, source, spelling: _, description: _, expires_at, origin: _ } = rule;
     let refresh = source.host().map(|host| host.refresh.as_millis());
     let (kind, value, expiry) = (source.kind(), source.value(), expires_at.map(timestamp::seconds));
     format!("rule {kind}:{value} {expiry:?} {refresh:?}")

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::audit::admin::AdminActionKind;
 use crate::config::edit::sources::{EditError, SourcesChange, Target, apply};
 use crate::config::edit::tokens::{with_token, without_token};
+use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
 use crate::control::request::{ChangeSources, NewToken};
 use crate::control::response::AdminResponse;
@@ -40,7 +41,7 @@ impl AdminHandler {
         current: &Arc<Snapshot>,
         reply: oneshot::Sender<AdminResponse>,
     ) {
-        let ChangeSources { listener, change, if_match, plan, repeats_configured } = request;
+        let ChangeSources { listener, change, if_match, plan } = request;
         let policy = match find_listener(current, &listener) {
             Ok(policy) => Arc::clone(policy),
             Err(response) => return drop(reply.send(response)),
@@ -50,7 +51,7 @@ impl AdminHandler {
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
         let listener = name.clone();
-        let edit: Box<Edit> = Box::new(move |path: &Path, text: &str, current: &Snapshot| {
+        let edit: Box<Edit> = Box::new(move |path: &Path, text: &str, current: &Snapshot, cache: &mut RuleCache| {
             let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener))?;
             if let Some(wanted) = if_match
                 && wanted != report::sources::etag(policy)
@@ -58,9 +59,8 @@ impl AdminHandler {
                 let message = "the rules have changed since they were read (ETag); read them again";
                 return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
             }
-            let configured = if repeats_configured { &[] } else { policy.sources.trusted.rules() };
-            let target = Target { file: path, listener: &listener, rules: configured };
-            let edited = apply(text, &target, &change, OffsetDateTime::now_utc()).map_err(edit_error)?;
+            let target = Target { file: path, listener: &listener, rules: policy.sources.trusted.rules() };
+            let edited = apply(text, &target, &change, OffsetDateTime::now_utc(), cache).map_err(edit_error)?;
             Ok(EditedText { text: edited.text, affected: edited.affected })
         });
         let file = ChangedFile::Sources { listener: name.clone() };
@@ -114,7 +114,7 @@ impl AdminHandler {
         let detail = format!("role {}", role.code());
         let action = origin.action(AdminActionKind::TokenNew, Some(name), Some(detail));
         let added = token.clone();
-        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot| {
+        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot, _: &mut RuleCache| {
             let text = with_token(text, &added).map_err(|error| token_error(&error))?;
             Ok(EditedText { text, affected: Vec::new() })
         });
@@ -147,7 +147,7 @@ impl AdminHandler {
             return drop(reply.send(AdminResponse::error(kind, message)));
         }
         let action = origin.action(AdminActionKind::TokenRevoke, Some(name.clone()), None);
-        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot| {
+        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot, _: &mut RuleCache| {
             let text = without_token(text, &name).map_err(|error| token_error(&error))?;
             Ok(EditedText { text, affected: Vec::new() })
         });

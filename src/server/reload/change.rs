@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::config::files::{Files, Fingerprint};
+use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::dns::HostCache;
@@ -41,8 +42,8 @@ pub(crate) struct FileChange {
     pub(crate) reply: ChangeReply,
 }
 
-/// Edits a text. Receives the path of the file, its text and the policy in force.
-pub(crate) type Edit = dyn FnOnce(&Path, &str, &Snapshot) -> Result<EditedText, AdminResponse> + Send;
+/// Edits a text. Receives the path of the file, its text, the policy in force and the rules that are known by their text.
+pub(crate) type Edit = dyn FnOnce(&Path, &str, &Snapshot, &mut RuleCache) -> Result<EditedText, AdminResponse> + Send;
 
 pub(crate) type ChangeReply = oneshot::Sender<Result<ChangeResult, AdminResponse>>;
 
@@ -134,7 +135,7 @@ pub(crate) fn build(
     known: Option<&Fingerprint>,
 ) -> Result<(Box<Built>, Fingerprint, FileWrite, Vec<Uuid>), AdminResponse> {
     let path = file.path(current)?;
-    let mut files = Files::default();
+    let mut files = Files::knowing(Arc::clone(&current.known_rules));
     let before = read(&path, file, &mut files)?;
     if let Some(known) = known
         && !known.has_same_content(&path, &files)
@@ -144,7 +145,7 @@ pub(crate) fn build(
     }
     let text = std::str::from_utf8(before.as_deref().unwrap_or_default())
         .map_err(|error| conflict(format_args!("{} is not UTF-8: {error}", path.display())))?;
-    let EditedText { text: after, affected } = edit(&path, text, current)?;
+    let EditedText { text: after, affected } = edit(&path, text, current, &mut files.rules)?;
     files.set_content(&path, after.as_bytes());
     let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
     let built = built.map_err(|problems| {

@@ -123,7 +123,8 @@ pub fn build(
     previous: Option<&Snapshot>,
     host_cache: &HostCache,
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
-    build_from(file, previous, host_cache, Files::default())
+    let known = previous.map(|previous| Arc::clone(&previous.known_rules)).unwrap_or_default();
+    build_from(file, previous, host_cache, Files::knowing(known))
 }
 
 /// The same as [`build`], with the content of some files given in `files`.
@@ -133,10 +134,12 @@ pub(crate) fn build_from(
     host_cache: &HostCache,
     mut files: Files,
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
+    files.rules = std::mem::take(&mut files.rules).begin_load();
     let built = Config::load(file, &mut files).and_then(|loaded| {
         let Lookup { book, warnings } = resolve_hosts(&loaded, previous, host_cache);
         let mut built = Snapshot::build(loaded, &mut files, previous, &book)?;
         built.warnings.extend(warnings);
+        built.snapshot.known_rules = Arc::new(std::mem::take(&mut files.rules).into_known());
         Ok(built)
     });
     (built, files.fingerprint())

@@ -70,13 +70,20 @@ pub(crate) fn etag(policy: &ListenerPolicy) -> String {
     let mut text = String::new();
     for rule in policy.sources.trusted.rules() {
         text.clear();
-        let Rule { uuid, source, spelling: _, description, expires_at, origin } = &**rule;
-        let expires_at = expires_at.map(OffsetDateTime::unix_timestamp_nanos);
-        let _ = write!(
+        let Rule { uuid, has_stated_uuid: _, source, spelling: _, description, expires_at, origin } = &**rule;
+        let (place, created_at) = match origin {
+            Origin::Configuration => ("config", None),
+            Origin::SourcesFile { created_at } => ("file", *created_at),
+        };
+        let [expires_at, created_at] = [*expires_at, created_at].map(|at| at.map_or(0, OffsetDateTime::unix_timestamp));
+        let description = description.as_deref().unwrap_or_default();
+        // With its length, free text cannot be mistaken for the next rule.
+        let _ = writeln!(
             text,
-            "{uuid}\0{}\0{}\0{description:?}\0{expires_at:?}\0{origin:?}\n",
+            "{uuid} {place} {} {} {expires_at} {created_at} {} {description}",
             source.kind(),
-            rule.written_value()
+            rule.written_value(),
+            description.len()
         );
         context.update(text.as_bytes());
     }

@@ -25,6 +25,7 @@ use crate::config::edit::sources::plan::{Current, Fate, Given, Plan};
 use crate::config::edit::sources::table::Entry;
 use crate::config::edit::sources::text::LineBreak;
 use crate::config::problem::Problems;
+use crate::config::rule_cache::RuleCache;
 use crate::config::sources;
 use crate::source::rule::{Origin, Rule};
 
@@ -124,6 +125,7 @@ pub(crate) fn apply(
     target: &Target<'_>,
     change: &SourcesChange,
     now: OffsetDateTime,
+    cache: &mut RuleCache,
 ) -> Result<Edited, EditError> {
     if let SourcesChange::Append(new) = change
         && certainly_lacks(text, new)
@@ -141,25 +143,25 @@ pub(crate) fn apply(
     };
     let sources = request::sources(new)?;
     let given: Vec<Given<'_>> = new.iter().zip(&sources).collect();
-    let rules = target.read(text)?;
+    let rules = target.read(text, cache)?;
     let current = target.current(&rules, now);
     let plan = match change {
         SourcesChange::Append(_) => current.append(&given),
         SourcesChange::Replace(_) => current.replace(&given),
         SourcesChange::Remove(uuids) => current.remove(uuids)?,
     };
-    target.write(text, &rules, plan)
+    target.write(text, &rules, plan, cache)
 }
 
 impl<'a> Target<'a> {
-    fn current(&self, rules: &'a [Rule], now: OffsetDateTime) -> Current<'a> {
+    fn current(&self, rules: &'a [Arc<Rule>], now: OffsetDateTime) -> Current<'a> {
         Current { rules, configured: self.rules, now }
     }
 
-    fn read(&self, text: &str) -> Result<Vec<Rule>, EditError> {
+    fn read(&self, text: &str, cache: &mut RuleCache) -> Result<Vec<Arc<Rule>>, EditError> {
         let configured = self.rules.iter().filter(|rule| rule.origin == Origin::Configuration);
         let taken = configured.map(|rule| rule.uuid).collect();
-        let read = sources::from_text(self.file, text, self.listener, taken);
+        let read = sources::from_text(self.file, text, self.listener, taken, cache);
         read.or_else(|problems| match Problems::unless_any(problems, Vec::new()) {
             Ok(none) => Ok(none),
             Err(problems) => Err(EditError::File(problems)),
@@ -171,7 +173,13 @@ impl<'a> Target<'a> {
     }
 
     /// Carries out a plan for the rules of the text.
-    fn write(&self, text: &str, rules: &[Rule], mut plan: Plan<'_>) -> Result<Edited, EditError> {
+    fn write(
+        &self,
+        text: &str,
+        rules: &[Arc<Rule>],
+        mut plan: Plan<'_>,
+        cache: &mut RuleCache,
+    ) -> Result<Edited, EditError> {
         if plan.changes_nothing() {
             return Ok(Edited { text: text.to_owned(), affected: plan.affected });
         }
@@ -189,7 +197,7 @@ impl<'a> Target<'a> {
         // A derived UUID may depend on a rule that the plan removes. The second attempt states such UUIDs.
         for _ in 0..2 {
             let edited = edit(&parts, &plan, line_break).ok_or_else(|| self.form())?;
-            let written = self.read(&edited)?;
+            let written = self.read(&edited, cache)?;
             match compare(rules, &written, &plan) {
                 Verdict::AsPlanned => return Ok(Edited { text: edited, affected: plan.affected }),
                 Verdict::OtherUuids(moved) => state_uuids(&mut plan, rules, &moved),
@@ -208,7 +216,7 @@ enum Verdict {
     Different,
 }
 
-fn compare(before: &[Rule], after: &[Rule], plan: &Plan<'_>) -> Verdict {
+fn compare(before: &[Arc<Rule>], after: &[Arc<Rule>], plan: &Plan<'_>) -> Verdict {
     let mut written = after.iter();
     let mut moved = Vec::new();
     for (index, (old, fate)) in before.iter().zip(&plan.fates).enumerate() {
@@ -232,7 +240,7 @@ fn compare(before: &[Rule], after: &[Rule], plan: &Plan<'_>) -> Verdict {
     }
 }
 
-fn state_uuids(plan: &mut Plan<'_>, rules: &[Rule], positions: &[usize]) {
+fn state_uuids(plan: &mut Plan<'_>, rules: &[Arc<Rule>], positions: &[usize]) {
     for position in positions {
         if let (Some(Fate::Stay(update)), Some(rule)) = (plan.fates.get_mut(*position), rules.get(*position)) {
             update.uuid = Some(rule.uuid);

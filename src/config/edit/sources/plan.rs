@@ -34,7 +34,7 @@ pub(crate) enum Fate<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Current<'a> {
     /// The rules of the file, in its order.
-    pub(crate) rules: &'a [Rule],
+    pub(crate) rules: &'a [Arc<Rule>],
     /// Rules of the listener. Those of other origins than the configuration are ignored.
     pub(crate) configured: &'a [Arc<Rule>],
     pub(crate) now: OffsetDateTime,
@@ -60,7 +60,7 @@ impl<'a> Current<'a> {
         let wanted = Wanted::of(given.iter().copied());
         // Of several rules with the same text, one that has not expired.
         let mut found: Vec<Option<Found<'_>>> = vec![None; wanted.rules.len()];
-        for (index, rule) in self.rules.iter().enumerate() {
+        for (index, rule) in self.numbered() {
             let Some(found) = wanted.slot_of(rule).and_then(|slot| found.get_mut(slot)) else { continue };
             if found.is_none_or(|(_, other)| !other.is_live(self.now) && rule.is_live(self.now)) {
                 *found = Some((index, rule));
@@ -118,6 +118,11 @@ impl<'a> Current<'a> {
         Ok(plan)
     }
 
+    /// The rules of the file with their positions.
+    fn numbered(&self) -> impl Iterator<Item = Found<'a>> + use<'a> {
+        self.rules.iter().map(|rule| &**rule).enumerate()
+    }
+
     fn unchanged(&self) -> Plan<'a> {
         let fates = vec![Fate::Stay(Update::NOTHING); self.rules.len()];
         Plan { fates, added: Vec::new(), affected: Vec::new() }
@@ -137,7 +142,7 @@ impl<'a> Current<'a> {
     /// preferably with the UUID in the request.
     fn claims(&self, wanted: &Wanted<'_>) -> Vec<Option<Found<'a>>> {
         let mut claims: Vec<Option<Found<'a>>> = vec![None; wanted.rules.len()];
-        for (index, rule) in self.rules.iter().enumerate() {
+        for (index, rule) in self.numbered() {
             let Some(slot) = wanted.slot_of(rule) else { continue };
             let has_uuid = wanted.rules.get(slot).is_some_and(|(new, _)| new.uuid == Some(rule.uuid));
             if let Some(claim) = claims.get_mut(slot).filter(|claim| claim.is_none() || has_uuid) {
@@ -146,7 +151,7 @@ impl<'a> Current<'a> {
         }
         let claimed: HashSet<usize> = claims.iter().flatten().map(|(index, _)| *index).collect();
         let mut free: HashMap<Canonical<'_>, VecDeque<Found<'a>>> = HashMap::new();
-        for found in self.rules.iter().enumerate().filter(|(index, _)| !claimed.contains(index)) {
+        for found in self.numbered().filter(|(index, _)| !claimed.contains(index)) {
             free.entry(canonical(&found.1.source)).or_default().push_back(found);
         }
         let positions = self.positions();
@@ -162,7 +167,7 @@ impl<'a> Current<'a> {
     }
 
     fn positions(&self) -> HashMap<Uuid, usize> {
-        self.rules.iter().enumerate().map(|(index, rule)| (rule.uuid, index)).collect()
+        self.numbered().map(|(index, rule)| (rule.uuid, index)).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use crate::config::edit::sources::table::Entry;
 use crate::config::edit::sources::{EditError, Field, NewRule};
 use crate::config::problem::Problem;
+use crate::config::rule_cache::RuleCache;
 use crate::config::sources;
 use crate::source::rule::Source;
 
@@ -30,8 +31,9 @@ pub(crate) fn sources(rules: &[NewRule]) -> Result<Vec<Source>, EditError> {
         }
     }
     let text: String = rules.iter().map(|rule| entry(rule).to_text()).collect();
-    let read = sources::from_text(Path::new(""), &text, "", HashSet::new()).map_err(|problems| first(&problems))?;
-    Ok(read.into_iter().map(|rule| rule.source).collect())
+    let read = sources::from_text(Path::new(""), &text, "", HashSet::new(), &mut RuleCache::default())
+        .map_err(|problems| first(&problems))?;
+    Ok(read.into_iter().map(|rule| rule.source.clone()).collect())
 }
 
 /// The rule as the file states it, without UUID.

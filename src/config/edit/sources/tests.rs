@@ -16,7 +16,9 @@ fn target<'a>(rules: &'a [Arc<Rule>]) -> Target<'a> {
 }
 
 fn read(text: &str) -> Vec<Rule> {
-    target(&[]).read(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    let read = target(&[]).read(text, &mut RuleCache::default()).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    // Whether a rule states its UUID may change.
+    read.iter().map(|rule| Rule { has_stated_uuid: false, ..Rule::clone(rule) }).collect()
 }
 
 fn new(value: &str) -> NewRule {
@@ -29,7 +31,7 @@ fn all(values: &[&str]) -> Vec<NewRule> {
 }
 
 fn edit(text: &str, change: SourcesChange) -> String {
-    apply(text, &target(&[]), &change, NOW).unwrap().text
+    apply(text, &target(&[]), &change, NOW, &mut RuleCache::default()).unwrap().text
 }
 
 fn append(text: &str, values: &[&str]) -> String {
@@ -79,7 +81,9 @@ fn appended_rule_that_is_there_changes_nothing() {
     let escaped = OFFICE.replace("\"10.0.0.1\"", "\"10.0.0\\u002e1\"");
     let inline = "rule = [\n  { type = \"ip_addr\", value = \"10.0.0.1\" }, # x\n]\n".to_owned();
     for text in [OFFICE.to_owned(), escaped, OFFICE.replace("\"10.0.0.1\"", "'''10.0.0.1'''"), inline] {
-        let edited = apply(&text, &target(&[]), &SourcesChange::Append(all(&["10.0.0.1"])), NOW).unwrap();
+        let edited =
+            apply(&text, &target(&[]), &SourcesChange::Append(all(&["10.0.0.1"])), NOW, &mut RuleCache::default())
+                .unwrap();
         assert_eq!(edited.text, text);
         assert_eq!(edited.affected, [read(&text)[0].uuid]);
     }
@@ -123,12 +127,14 @@ fn removed_rule_takes_its_comments_along_and_no_others() {
 #[test]
 fn unknown_uuid_is_named() {
     let uuid = Uuid::from_u128(7);
-    let error = apply(OFFICE, &target(&[]), &SourcesChange::Remove(vec![uuid]), NOW).unwrap_err();
+    let error =
+        apply(OFFICE, &target(&[]), &SourcesChange::Remove(vec![uuid]), NOW, &mut RuleCache::default()).unwrap_err();
     assert_eq!(error, EditError::UnknownUuid(uuid));
     assert!(error.to_string().contains(&uuid.to_string()));
     let configured = Rule { uuid, ..read(OFFICE).remove(0) };
     let configured = [Arc::new(Rule { origin: Origin::Configuration, ..configured })];
-    let error = apply(OFFICE, &target(&configured), &SourcesChange::Remove(vec![uuid]), NOW).unwrap_err();
+    let error = apply(OFFICE, &target(&configured), &SourcesChange::Remove(vec![uuid]), NOW, &mut RuleCache::default())
+        .unwrap_err();
     assert_eq!(error, EditError::Configured(uuid));
 }
 
@@ -168,22 +174,27 @@ fn configured_rule_is_not_added_to_the_file() {
     let configured = [Arc::new(rule)];
     let other = OFFICE.replace("10.0.0.1", "10.0.0.2");
     for change in [SourcesChange::Replace(all(&["10.0.0.2", "10.0.0.1"])), SourcesChange::Append(all(&["10.0.0.1"]))] {
-        let edited = apply(&other, &target(&configured), &change, NOW).unwrap();
+        let edited = apply(&other, &target(&configured), &change, NOW, &mut RuleCache::default()).unwrap();
         assert_eq!((edited.text.as_str(), edited.affected.last()), (other.as_str(), Some(&uuid)));
     }
     // A rule that is in both stays in the file, unless the request means the configured one.
     let both = SourcesChange::Replace(all(&["10.0.0.1"]));
-    assert_eq!(apply(OFFICE, &target(&configured), &both, NOW).unwrap().text, OFFICE);
+    assert_eq!(apply(OFFICE, &target(&configured), &both, NOW, &mut RuleCache::default()).unwrap().text, OFFICE);
     let configured_only = SourcesChange::Replace(vec![NewRule { uuid: Some(uuid), ..new("10.0.0.1") }]);
-    assert_eq!(apply(OFFICE, &target(&configured), &configured_only, NOW).unwrap().text, "rule = []\n");
+    assert_eq!(
+        apply(OFFICE, &target(&configured), &configured_only, NOW, &mut RuleCache::default()).unwrap().text,
+        "rule = []\n"
+    );
 }
 
 #[test]
 fn invalid_rule_is_described_for_the_caller() {
     let error = |rule: NewRule| {
         let rules = vec![new("10.0.0.2"), rule];
-        let append = apply(OFFICE, &target(&[]), &SourcesChange::Append(rules.clone()), NOW).unwrap_err();
-        let replace = apply(OFFICE, &target(&[]), &SourcesChange::Replace(rules), NOW).unwrap_err();
+        let append = apply(OFFICE, &target(&[]), &SourcesChange::Append(rules.clone()), NOW, &mut RuleCache::default())
+            .unwrap_err();
+        let replace =
+            apply(OFFICE, &target(&[]), &SourcesChange::Replace(rules), NOW, &mut RuleCache::default()).unwrap_err();
         assert_eq!(append, replace);
         append.to_string()
     };
@@ -212,7 +223,16 @@ fn invalid_rule_is_described_for_the_caller() {
         let error = error(rule);
         assert!(error.starts_with(expected), "{error}");
     }
-    assert!(apply(OFFICE, &target(&[]), &SourcesChange::Append(vec![described(&"ä".repeat(255))]), NOW).is_ok());
+    assert!(
+        apply(
+            OFFICE,
+            &target(&[]),
+            &SourcesChange::Append(vec![described(&"ä".repeat(255))]),
+            NOW,
+            &mut RuleCache::default()
+        )
+        .is_ok()
+    );
 }
 
 #[test]
@@ -225,7 +245,8 @@ fn invalid_file_is_reported_and_not_edited() {
         "[[rule",
         "[[\"r\\u0075le\"]]\ntype = \"dns\"\nvalue = \"a\"\n",
     ] {
-        let error = apply(text, &target(&[]), &SourcesChange::Replace(Vec::new()), NOW).unwrap_err();
+        let error =
+            apply(text, &target(&[]), &SourcesChange::Replace(Vec::new()), NOW, &mut RuleCache::default()).unwrap_err();
         assert!(matches!(error, EditError::File(_) | EditError::Form(_)), "{text}: {error}");
     }
 }
@@ -352,7 +373,7 @@ proptest! {
     fn appended_rules_are_in_force_and_all_others_unchanged(text in random_file(), rules in random_rules()) {
         let before = read(&text);
         let change = SourcesChange::Append(rules.clone());
-        let edited = apply(&text, &target(&[]), &change, NOW).unwrap();
+        let edited = apply(&text, &target(&[]), &change, NOW, &mut RuleCache::default()).unwrap();
         let after = read(&edited.text);
         check_untouched(&text, &edited.text)?;
         prop_assert_eq!(rules.len(), edited.affected.len());
@@ -369,7 +390,7 @@ proptest! {
             prop_assert_eq!(&added.origin, &Origin::SourcesFile { created_at: Some(NOW) });
             prop_assert!(!before.iter().any(|old| old.source.kind() == added.source.kind() && old.written_value() == added.written_value()));
         }
-        let again = apply(&edited.text, &target(&[]), &change, NOW).unwrap();
+        let again = apply(&edited.text, &target(&[]), &change, NOW, &mut RuleCache::default()).unwrap();
         prop_assert_eq!(again, edited);
     }
 
@@ -377,7 +398,7 @@ proptest! {
     fn replaced_rules_keep_their_identity(text in random_file(), rules in random_rules()) {
         let before = read(&text);
         let change = SourcesChange::Replace(rules.clone());
-        let edited = apply(&text, &target(&[]), &change, NOW).unwrap();
+        let edited = apply(&text, &target(&[]), &change, NOW, &mut RuleCache::default()).unwrap();
         let after = read(&edited.text);
         check_untouched(&text, &edited.text)?;
         let wanted = distinct(&rules);
@@ -399,7 +420,7 @@ proptest! {
             let kept = old.get(source).map_or(0, |known| known.intersection(uuids).count());
             prop_assert_eq!(kept, known.min(uuids.len()));
         }
-        let again = apply(&edited.text, &target(&[]), &change, NOW).unwrap();
+        let again = apply(&edited.text, &target(&[]), &change, NOW, &mut RuleCache::default()).unwrap();
         prop_assert_eq!(again, edited);
     }
 
@@ -409,8 +430,9 @@ proptest! {
     )) {
         let text = lines.join("\n");
         for change in [SourcesChange::Append(all(&["b.internal"])), SourcesChange::Replace(all(&["b.internal"]))] {
-            if let Ok(edited) = apply(&text, &target(&[]), &change, NOW) {
-                prop_assert!(target(&[]).read(&text).is_err() || target(&[]).read(&edited.text).is_ok());
+            if let Ok(edited) = apply(&text, &target(&[]), &change, NOW, &mut RuleCache::default()) {
+                let cache = &mut RuleCache::default();
+                prop_assert!(target(&[]).read(&text, cache).is_err() || target(&[]).read(&edited.text, cache).is_ok());
             }
         }
     }
@@ -432,7 +454,7 @@ fn edits_of_100_000_rules_are_measured() {
     let text: String = (0..100_000).map(rule).collect();
     let measure = |what: &str, change: SourcesChange| {
         let start = std::time::Instant::now();
-        let edited = apply(&text, &target(&[]), &change, NOW).unwrap();
+        let edited = apply(&text, &target(&[]), &change, NOW, &mut RuleCache::default()).unwrap();
         println!("{what}: {:?} ({} bytes)", start.elapsed(), edited.text.len());
     };
     let start = std::time::Instant::now();
