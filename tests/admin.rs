@@ -157,10 +157,10 @@ fn status_prints_a_table_and_json() {
         let output = portcullis(&site, command).success();
         assert_eq!(serde_json::from_str::<Value>(&output).expect("JSON and nothing else"), expected);
     }
-    assert_eq!(
-        running.asked(),
-        [AdminRequest::Status, AdminRequest::Rotation, AdminRequest::Status, AdminRequest::Rotation]
-    );
+    let mut asked = running.asked();
+    // The table also has the recent denials.
+    asked.retain(|asked| matches!(asked, AdminRequest::Status | AdminRequest::Rotation));
+    assert_eq!(asked, [AdminRequest::Status, AdminRequest::Rotation, AdminRequest::Status, AdminRequest::Rotation]);
 }
 
 #[test]

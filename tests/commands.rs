@@ -43,7 +43,9 @@ fn wrong_usage_exits_with_2() {
         assert!(!outcome.stderr.is_empty());
     }
     let help = run(executable().arg("--help")).success();
-    for command in ["run", "check", "explain", "status", "reload", "sessions", "certs", "completions"] {
+    for command in
+        ["run", "check", "explain", "status", "reload", "sources", "denials", "sessions", "events", "token", "certs"]
+    {
         assert!(help.contains(command), "{help}");
     }
 }
@@ -392,7 +394,9 @@ fn completions_and_man_page_are_printed() {
     site.write("completion", run(executable().args(["completions", "bash"])).success());
     run(Command::new("bash").arg("-n").arg(site.path("completion"))).success();
     let manual = run(executable().arg("man")).success();
-    assert!(manual.contains(".TH") && manual.contains("portcullis"), "{manual}");
+    for word in [".TH", "portcullis sources append", "portcullis token revoke", "PORTCULLIS_TOKEN"] {
+        assert!(manual.contains(word), "no {word} in {manual}");
+    }
 }
 
 #[test]

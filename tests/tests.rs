@@ -74,6 +74,8 @@ mod interrupted;
 mod limits;
 /// Metrics, health and readiness, and the packaged rules and dashboard.
 mod metrics;
+/// The commands that operate a running program, over its socket and over TLS.
+mod operate_cli;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
 /// PostgreSQL clients: psql, pgbench, tokio-postgres.

@@ -101,7 +101,7 @@ fn certificate(one: JsonView<'_>, now: OffsetDateTime) -> String {
     format!("{listener}  {role}: {subject} [{fingerprint}]{}", until.unwrap_or_default())
 }
 
-fn sessions(plan: JsonView<'_>) -> String {
+pub(crate) fn sessions(plan: JsonView<'_>) -> String {
     let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "CERTIFICATE", "REASON"]);
     let ended = plan.list("sessions_ended");
     for session in ended.clone().take(MAX_SHOWN) {
@@ -120,18 +120,18 @@ fn sessions(plan: JsonView<'_>) -> String {
 }
 
 /// The full count of a list that may be truncated.
-fn count(plan: JsonView<'_>, list: &str) -> usize {
+pub(crate) fn count(plan: JsonView<'_>, list: &str) -> usize {
     let all = usize::try_from(plan.number(&format!("{list}_count"))).unwrap_or(usize::MAX);
     all.max(plan.list(list).count())
 }
 
-fn omitted(count: usize) -> Option<String> {
+pub(crate) fn omitted(count: usize) -> Option<String> {
     let more = count.checked_sub(MAX_SHOWN).filter(|more| *more > 0)?;
     Some(format!("and {more} more; --json lists up to 1000"))
 }
 
 /// Changes and sessions shown as text.
-const MAX_SHOWN: usize = 50;
+pub(crate) const MAX_SHOWN: usize = 50;
 
 /// Hexadecimal digits, enough to distinguish two certificates.
 const SHORT_FINGERPRINT: usize = 8;

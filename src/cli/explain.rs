@@ -12,9 +12,11 @@ use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::cli::certs::inspect::read_certificates;
+use crate::cli::client::AdminClient;
+use crate::cli::client::args::Running;
 use crate::cli::client::json_view::JsonView;
-use crate::cli::client::{AdminClient, Reply};
-use crate::cli::{ConfigFile, Failure, hint, load, parse_source, print, print_json};
+use crate::cli::client::reply::Reply;
+use crate::cli::{Failure, hint, load, parse_source, print, print_json};
 use crate::config::Config;
 use crate::dns::HostCache;
 use crate::policy::explain::ExplainError;
@@ -22,7 +24,7 @@ use crate::policy::explain::ExplainError;
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
-    config: ConfigFile,
+    running: Running,
     /// Listener that the client connects to
     #[arg(long, value_name = "NAME")]
     listener: String,
@@ -32,9 +34,6 @@ pub(crate) struct ExplainArgs {
     /// Client certificate in PEM, followed by its intermediates
     #[arg(long, value_name = "FILE")]
     client_cert: Option<PathBuf>,
-    /// Admin socket of the running program, instead of the one in the configuration
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -60,7 +59,7 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
             let mut body = explain_file(args, &chain)?;
             set(&mut body, "policy", "file".into());
             set(&mut body, "policy_detail", why.as_str().into());
-            (body, format!("{}, not the running program: {why}", args.config.config.display()))
+            (body, format!("{}, not the running program: {why}", args.running.config.config.display()))
         }
     };
     if args.json {
@@ -71,13 +70,13 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     if JsonView(&body).text("verdict").as_deref() == Some("admitted") { Ok(()) } else { Err(Failure::Refused) }
 }
 
-/// Asks the running program. With `--socket`, a program that does not answer is a failure.
+/// Asks the running program. With `--socket` or `--url`, a program that does not answer is a failure.
 fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<PolicySource, Failure> {
-    if let Some(socket) = &args.socket {
-        let reply = send_request(args, socket, chain)?;
+    if args.running.socket.is_some() || args.running.remote.url.is_some() {
+        let reply = send_request(args, &AdminClient::find(&args.running)?, chain)?;
         return explanation(reply).map(PolicySource::Running);
     }
-    let file = &args.config.config;
+    let file = &args.running.config.config;
     let socket = match Config::admin_of(file) {
         Ok(Some(admin)) => match admin.socket() {
             Some(socket) => socket.to_owned(),
@@ -89,7 +88,8 @@ fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Polic
             return Ok(PolicySource::File("the [admin] section cannot be read".to_owned()));
         }
     };
-    let reply = match send_request(args, &socket, chain) {
+    let client = AdminClient::at(Some(&socket), file)?;
+    let reply = match send_request(args, &client, chain) {
         Ok(reply) => reply,
         Err(Failure::Failed(why)) => return Ok(PolicySource::File(first_sentence(&why).to_owned())),
         Err(other) => return Err(other),
@@ -105,7 +105,7 @@ fn ask_running(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Polic
     explanation(reply).map(PolicySource::Running)
 }
 
-fn send_request(args: &ExplainArgs, socket: &Path, chain: &[CertificateDer<'_>]) -> Result<Reply, Failure> {
+fn send_request(args: &ExplainArgs, client: &AdminClient, chain: &[CertificateDer<'_>]) -> Result<Reply, Failure> {
     // Send only the certificates: the file may also contain a private key.
     let blocks: Vec<_> = chain.iter().map(|der| pem::Pem::new("CERTIFICATE", der.as_ref())).collect();
     let body = json!({
@@ -113,7 +113,7 @@ fn send_request(args: &ExplainArgs, socket: &Path, chain: &[CertificateDer<'_>])
         "source": args.source.source(),
         "client_certificate": (!blocks.is_empty()).then(|| pem::encode_many(&blocks)),
     });
-    AdminClient::at(Some(socket), &args.config.config)?.send(Method::POST, "/v1/explain", Some(&body))
+    client.send(Method::POST, "/v1/explain", Some(&body))
 }
 
 fn explanation(reply: Reply) -> Result<Value, Failure> {
@@ -125,7 +125,7 @@ fn explanation(reply: Reply) -> Result<Value, Failure> {
 
 /// Explains by the policy of the configuration file.
 fn explain_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Value, Failure> {
-    let file = &args.config.config;
+    let file = &args.running.config.config;
     let (built, _) = load(file, &HostCache::default())?;
     let explained = built.snapshot.explain(&args.listener, args.source, chain, OffsetDateTime::now_utc());
     let mut body = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();

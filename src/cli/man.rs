@@ -58,6 +58,13 @@ Configuration file, unless \-c or $PORTCULLIS_CONFIG sets another path.
 .TP
 /run/portcullis/admin.sock
 Admin socket, if [admin] listen in the configuration sets this path. Only the user of the program and root can use it.
+.SH ENVIRONMENT
+.TP
+PORTCULLIS_CONFIG
+Configuration file, unless \-c sets another one.
+.TP
+PORTCULLIS_TOKEN
+Token for \-\-url, unless \-\-token\-file names a file with one.
 .SH SIGNALS
 .TP
 SIGHUP

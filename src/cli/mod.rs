@@ -25,13 +25,23 @@ use serde_json::Value;
 use crate::addr::ClientAddr;
 use crate::cli::certs::inspect;
 use crate::cli::certs::renew;
+use crate::cli::client::args::Running;
+use crate::cli::client::certificates;
+use crate::cli::client::denials;
+use crate::cli::client::denials::DenialsArgs;
+use crate::cli::client::events;
+use crate::cli::client::events::EventsArgs;
 use crate::cli::client::reload;
 use crate::cli::client::sessions;
+use crate::cli::client::sessions::SessionsCommand;
+use crate::cli::client::sources;
+use crate::cli::client::sources::SourcesCommand;
 use crate::cli::client::status;
 use crate::cli::explain::ExplainArgs;
 use crate::cli::token::TokenCommand;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
+use crate::config::values::{parse_duration, parse_positive_duration};
 use crate::dns::HostCache;
 use crate::policy::Built;
 use crate::printable;
@@ -92,13 +102,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List or change the trusted sources of a listener of the running program
+    #[command(subcommand)]
+    Sources(SourcesCommand),
+    /// Show which sources were denied, why, and the command that would admit each
+    Denials(DenialsArgs),
     /// List or close sessions of the running program
     #[command(subcommand)]
     Sessions(SessionsCommand),
-    /// Create tokens for the admin API
+    /// Show the last 100 audit events of the running program, and follow new ones
+    Events(EventsArgs),
+    /// Create, list and revoke tokens for the admin API
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Create, issue, renew and inspect certificates
+    /// Create, issue, renew and inspect certificates; list those of the running program
     #[command(subcommand)]
     Certs(CertsCommand),
     /// Print a shell completion script
@@ -108,29 +125,6 @@ enum Command {
     },
     /// Print the man page
     Man,
-}
-
-#[derive(Debug, Subcommand)]
-enum SessionsCommand {
-    /// List sessions, including those that are closing
-    List {
-        #[command(flatten)]
-        running: Running,
-        /// Only the sessions of this listener
-        #[arg(value_name = "LISTENER")]
-        listener: Option<String>,
-        /// Print JSON instead of a table
-        #[arg(long)]
-        json: bool,
-    },
-    /// Close sessions; their clients may reconnect
-    Close {
-        #[command(flatten)]
-        running: Running,
-        /// Session IDs, as shown by `sessions list` and in audit events
-        #[arg(required = true, value_name = "ID")]
-        ids: Vec<u64>,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -154,6 +148,14 @@ enum CertsCommand {
         /// PEM files to read
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+    },
+    /// List all certificates of the running program with their expiry and use
+    List {
+        #[command(flatten)]
+        running: Running,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -227,20 +229,10 @@ pub(crate) struct RenewArgs {
 }
 
 #[derive(Debug, Args)]
-struct ConfigFile {
+pub(crate) struct ConfigFile {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", env = "PORTCULLIS_CONFIG", hide_env_values = true, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-}
-
-/// How to reach the running program.
-#[derive(Debug, Args)]
-pub(crate) struct Running {
-    #[command(flatten)]
-    config: ConfigFile,
-    /// Admin socket of the running program, instead of the one in the configuration
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
 }
 
 /// Why a command does not exit with code 0.
@@ -273,15 +265,16 @@ impl Cli {
             Command::Status { running, rotation, json } => status::status(&running, rotation, json),
             Command::Reload { running, plan: false, json } => reload::reload(&running, json),
             Command::Reload { running, plan: true, json } => reload::plan(&running, json),
-            Command::Sessions(SessionsCommand::List { running, listener, json }) => {
-                sessions::list(&running, listener.as_deref(), json)
-            }
-            Command::Sessions(SessionsCommand::Close { running, ids }) => sessions::close(&running, &ids),
+            Command::Sources(command) => sources::run(&command),
+            Command::Denials(args) => denials::denials(&args),
+            Command::Sessions(command) => sessions::run(&command),
+            Command::Events(args) => events::events(&args),
             Command::Token(command) => token::run(&command),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
             Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
             Command::Certs(CertsCommand::Renew(args)) => renew::renew(&args),
             Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
+            Command::Certs(CertsCommand::List { running, json }) => certificates::list(&running, json),
             Command::Completions { shell } => completions(shell),
             Command::Man => man::man(&Self::command()),
         };
@@ -297,6 +290,16 @@ fn parse_source(text: &str) -> Result<ClientAddr, AddrParseError> {
         "unix" => Ok(ClientAddr::UNIX),
         _ => text.parse().map(ClientAddr::from_ip),
     }
+}
+
+/// Checks a duration that is sent to the program as text.
+fn parse_duration_text(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned()).map_err(|error| format!("expected {error}"))
+}
+
+/// The same for a duration greater than zero.
+fn parse_positive_duration_text(text: &str) -> Result<String, String> {
+    parse_positive_duration(text).map(|_| text.to_owned()).map_err(|error| format!("expected {error}"))
 }
 
 impl Failure {

@@ -1,13 +1,15 @@
-//! `portcullis token`: creates tokens for the admin API.
+//! `portcullis token`: creates tokens for the admin API, lists and revokes them.
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser as _;
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use crate::cli::client::args::Running;
+use crate::cli::client::tokens;
 use crate::cli::{Failure, hint, print_json, print_raw};
 use crate::config::edit::tokens::table;
 use crate::config::values::{DurationError, parse_positive_duration};
@@ -20,11 +22,32 @@ use crate::token::{NAME, Role, Token, TokenOrigin, is_name};
 pub(crate) enum TokenCommand {
     /// Create a token and print it, this once
     #[command(long_about = NEW)]
-    New(NewArgs),
+    New(Box<NewArgs>),
+    /// List the tokens of the running program with their last use
+    List {
+        #[command(flatten)]
+        running: Running,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a token; it is invalid from its next use on
+    Revoke {
+        #[command(flatten)]
+        running: Running,
+        /// Name of the token, as shown by `token list`
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Print JSON instead of text
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct NewArgs {
+    #[command(flatten)]
+    running: Running,
     /// Name of the token in lists and audit events; unique
     #[arg(long, value_parser = parse_name)]
     name: String,
@@ -38,7 +61,7 @@ pub(crate) struct NewArgs {
     #[arg(long = "source", value_name = "CIDR")]
     sources: Vec<Network>,
     /// Only print the token and its [[admin.token]] table, for the configuration; needs no running program
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["url", "socket"])]
     offline: bool,
     /// Print JSON instead of text
     #[arg(long)]
@@ -48,8 +71,20 @@ pub(crate) struct NewArgs {
 pub(crate) fn run(command: &TokenCommand) -> Result<(), Failure> {
     match command {
         TokenCommand::New(args) if args.offline => new_offline(args),
-        TokenCommand::New(_) => Err(Failure::Failed(NOT_CONNECTED.to_owned())),
+        TokenCommand::New(args) => tokens::new(&args.running, &request(args), args.json),
+        TokenCommand::List { running, json } => tokens::list(running, *json),
+        TokenCommand::Revoke { running, name, json } => tokens::revoke(running, name, *json),
     }
+}
+
+/// The body of `POST /v1/tokens`.
+fn request(args: &NewArgs) -> Value {
+    json!({
+        "name": args.name,
+        "role": args.role.code(),
+        "ttl": args.ttl.map(|ttl| format!("{}ms", ttl.as_millis())),
+        "sources": args.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
 }
 
 fn new_offline(args: &NewArgs) -> Result<(), Failure> {
@@ -74,7 +109,7 @@ fn new_offline(args: &NewArgs) -> Result<(), Failure> {
 }
 
 fn token(args: &NewArgs, secret: &TokenSecret, now: OffsetDateTime) -> Token {
-    let NewArgs { name, role, ttl, sources, offline: _, json: _ } = args;
+    let NewArgs { running: _, name, role, ttl, sources, offline: _, json: _ } = args;
     Token {
         name: name.clone(),
         role: *role,
@@ -104,6 +139,3 @@ Create a token for the admin API and print it, alone on the first line. Portcull
 be shown again. With --offline, the [[admin.token]] table to add to the configuration follows.";
 
 const ADD_IT: &str = "the token is not shown again; add the table to the configuration, and reload";
-
-const NOT_CONNECTED: &str = "a running program cannot be asked for a token yet; use --offline, and add the printed \
-                             [[admin.token]] to the configuration";

@@ -198,7 +198,9 @@ impl Portcullis {
         let answer = std::io::read_to_string(stream).expect("it answers");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        (status.expect("a status"), serde_json::from_str(body).expect("JSON"))
+        // An answer with status 204 has no body.
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("JSON") };
+        (status.expect("a status"), body)
     }
 
     /// Memory in use, in KiB.

@@ -37,7 +37,7 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
     pem::certificates(&read(path)?).map_err(|error| Failure::file(path, error))
 }
 
-fn read(path: &Path) -> Result<Arc<[u8]>, Failure> {
+pub(crate) fn read(path: &Path) -> Result<Arc<[u8]>, Failure> {
     Files::default().read(path).map_err(|error| Failure::file(path, error))
 }
 

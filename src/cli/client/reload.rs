@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
+use crate::cli::client::args::Running;
 use crate::cli::client::json_view::JsonView;
 use crate::cli::output::moment::ago;
-use crate::cli::{Failure, Running, difference, print, print_json};
+use crate::cli::{Failure, difference, print, print_json};
 use crate::timestamp;
 
 pub(crate) fn reload(running: &Running, as_json: bool) -> Result<(), Failure> {

@@ -1,37 +1,91 @@
 //! `portcullis sessions`: lists and closes sessions.
 
+use clap::Subcommand;
 use hyper::Method;
 use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
+use crate::cli::client::args::Running;
+use crate::cli::client::http::encoded;
 use crate::cli::client::json_view::{DASH, JsonView};
+use crate::cli::client::listeners::require_listener;
 use crate::cli::output::moment::since;
 use crate::cli::output::table::Table;
-use crate::cli::{Failure, Running, print, print_json};
+use crate::cli::{Failure, print, print_json};
+use crate::source::rule::Network;
 
-pub(crate) fn list(running: &Running, listener: Option<&str>, as_json: bool) -> Result<(), Failure> {
-    let client = AdminClient::find(running)?;
-    if let Some(listener) = listener {
-        require_listener(listener, &client)?;
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionsCommand {
+    /// List sessions, including those that are closing
+    List {
+        #[command(flatten)]
+        running: Running,
+        /// Only the sessions of this listener
+        #[arg(value_name = "LISTENER")]
+        listener: Option<String>,
+        /// Only the sessions of clients in this network
+        #[arg(long, value_name = "CIDR")]
+        source: Option<Network>,
+        /// Only the sessions whose client certificate has this text in its subject
+        #[arg(long, value_name = "TEXT")]
+        client: Option<String>,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close sessions; their clients may reconnect
+    Close {
+        #[command(flatten)]
+        running: Running,
+        /// Session IDs, as shown by `sessions list` and in audit events
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<u64>,
+        /// Print JSON instead of text
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(crate) fn run(command: &SessionsCommand) -> Result<(), Failure> {
+    match command {
+        SessionsCommand::List { running, listener, source, client, json } => {
+            let source = source.map(|source| source.to_string());
+            let filters =
+                [("listener", listener.as_deref()), ("source", source.as_deref()), ("client", client.as_deref())];
+            list(&AdminClient::find(running)?, filters, *json)
+        }
+        SessionsCommand::Close { running, ids, json } => close(&AdminClient::find(running)?, ids, *json),
     }
-    let target = listener.map(|listener| format!("/v1/sessions?listener={listener}"));
-    let sessions = client.get(target.as_deref().unwrap_or("/v1/sessions"))?;
+}
+
+fn list(client: &AdminClient, filters: [(&str, Option<&str>); 3], as_json: bool) -> Result<(), Failure> {
+    if let [(_, Some(listener)), ..] = filters {
+        require_listener(listener, client)?;
+    }
+    let sessions = client.get(&with_query("/v1/sessions", &filters))?;
     if as_json { print_json(&sessions) } else { print(&to_text(&sessions, OffsetDateTime::now_utc())) }
 }
 
-pub(crate) fn close(running: &Running, ids: &[u64]) -> Result<(), Failure> {
-    let client = AdminClient::find(running)?;
+/// A path with the parameters that have a value.
+pub(crate) fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let given = parameters.iter().filter_map(|(key, value)| Some(format!("{key}={}", encoded((*value)?))));
+    let query: Vec<_> = given.collect();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
+}
+
+/// With `--json`, a success prints nothing: the replies have no body.
+fn close(client: &AdminClient, ids: &[u64], as_json: bool) -> Result<(), Failure> {
     let mut missing = Vec::new();
     for id in ids {
         let reply = client.send(Method::DELETE, &format!("/v1/sessions/{id}"), None)?;
-        match reply.status {
-            404 => missing.push(id.to_string()),
-            _ => {
-                let was = JsonView(&reply.into_body()?).text("was");
-                let what = if was.as_deref() == Some("closing") { "was already closing" } else { "is closed" };
-                print(&format!("session {id} {what}\n"))?;
-            }
+        if reply.has_id("not_found") {
+            missing.push(id.to_string());
+            continue;
+        }
+        reply.into_body()?;
+        if !as_json {
+            print(&format!("session {id} is closed\n"))?;
         }
     }
     match missing.as_slice() {
@@ -83,24 +137,18 @@ pub(crate) fn client_address(session: JsonView<'_>) -> String {
     }
 }
 
-/// Rejects an unknown name, which would otherwise list no sessions. A removed listener may still have sessions.
-fn require_listener(listener: &str, client: &AdminClient) -> Result<(), Failure> {
-    let status = client.get("/v1/status")?;
-    let names = |list| JsonView(&status).list(list).filter_map(|listener| listener.text("name"));
-    let mut removed = names("removed_listeners");
-    let names: Vec<_> = names("listeners").collect();
-    if names.iter().any(|name| name == listener) || removed.any(|name| name == listener) {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!("there is no listener {listener:?}; listeners: {}", names.join(", "))))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
     use time::Duration;
 
     use super::*;
+
+    #[test]
+    fn query_has_the_given_parameters_encoded() {
+        assert_eq!(with_query("/v1/x", &[("a", None)]), "/v1/x");
+        assert_eq!(with_query("/v1/x", &[("a", Some("1/2")), ("b", None), ("c", Some("&"))]), "/v1/x?a=1%2F2&c=%26");
+    }
 
     #[test]
     fn each_session_is_one_line() {

@@ -1,59 +1,71 @@
 //! `portcullis status`: the state of the running program.
 
+mod listeners;
+
 use std::fmt::Write as _;
 
+use hyper::Method;
 use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
+use crate::cli::client::args::Running;
 use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::client::rotation;
+use crate::cli::client::status::listeners::{DENIED_SINCE, listeners};
 use crate::cli::output::moment::{ago, ahead, since};
 use crate::cli::output::table::Table;
-use crate::cli::{Failure, Running, print, print_json};
+use crate::cli::{Failure, print, print_json};
 use crate::timestamp;
 
 pub(crate) fn status(running: &Running, with_rotation: bool, as_json: bool) -> Result<(), Failure> {
     let client = AdminClient::find(running)?;
     let now = OffsetDateTime::now_utc();
-    let (body, render): (Value, fn(&Value, OffsetDateTime) -> String) = match with_rotation {
-        false => (client.get("/v1/status")?, to_text),
-        true => (client.get("/v1/rotation")?, rotation::to_text),
-    };
-    if as_json { print_json(&body) } else { print(&render(&body, now)) }
+    let body = client.get(if with_rotation { "/v1/rotation" } else { "/v1/status" })?;
+    if as_json {
+        return print_json(&body);
+    }
+    if with_rotation {
+        return print(&rotation::to_text(&body, now));
+    }
+    let denials = client.send(Method::GET, &format!("/v1/denials?since={DENIED_SINCE}"), None)?;
+    // A program of another version may not have them.
+    let denials = Some(&denials.body).filter(|_| denials.is_success());
+    print(&to_text(&body, denials, now))
 }
 
-fn to_text(body: &Value, now: OffsetDateTime) -> String {
+/// The state of the last reload comes first.
+fn to_text(body: &Value, denials: Option<&Value>, now: OffsetDateTime) -> String {
     let status = JsonView(body);
     let mut out = String::new();
     let _ = writeln!(out, "Portcullis {}, process {}", status.text_or_dash("version"), status.number("pid"));
-    let mut line = |key: &str, value: &str| writeln!(out, "  {key:<14} {value}");
     let at = |at: OffsetDateTime, age: &str| format!("{} ({age})", timestamp::seconds(at));
-    if let Some(started) = status.time("started_at") {
-        let _ = line("running since", &at(started, &since(started, now)));
-    }
-    let _ = line("configuration", &status.text_or_dash("config"));
-    let loaded = status.time("loaded_at").map(|loaded| format!(", in force since {}", at(loaded, &since(loaded, now))));
-    let _ = line("generation", &format!("{}{}", status.number("generation"), loaded.unwrap_or_default()));
-    if let Some(connections) = descriptors(status, now) {
-        let _ = line("connections", &connections);
-    }
-    if let Some(draining) = status.object("draining") {
-        let time = |key: &str| draining.time(key).map_or(DASH.to_owned(), timestamp::seconds);
-        let _ = line(
-            "state",
-            &format!("DRAINING since {}; remaining sessions are closed at {}", time("since"), time("until")),
-        );
-    }
     let reload = status.object("last_reload");
-    let _ = line("last reload", &reload.map_or("none yet".to_owned(), |reload| last_reload(reload, now)));
+    line(&mut out, "last reload", &reload.map_or("none yet".to_owned(), |reload| last_reload(reload, now)));
     for error in reload.iter().flat_map(|reload| reload.lines("error")) {
         let _ = writeln!(out, "    {error}");
     }
-    let (upstreams, dns_sources) = (upstreams(status, now), dns_sources(status, now));
-    let _ =
-        write!(out, "{}\n{}{upstreams}{dns_sources}{}", faults(status, now), listeners(status), shields(status, now));
+    if let Some(draining) = status.object("draining") {
+        let time = |key: &str| draining.time(key).map_or(DASH.to_owned(), timestamp::seconds);
+        let (since, until) = (time("since"), time("until"));
+        line(&mut out, "state", &format!("DRAINING since {since}; remaining sessions are closed at {until}"));
+    }
+    if let Some(started) = status.time("started_at") {
+        line(&mut out, "running since", &at(started, &since(started, now)));
+    }
+    line(&mut out, "configuration", &status.text_or_dash("config"));
+    let loaded = status.time("loaded_at").map(|loaded| format!(", in force since {}", at(loaded, &since(loaded, now))));
+    line(&mut out, "generation", &format!("{}{}", status.number("generation"), loaded.unwrap_or_default()));
+    if let Some(connections) = descriptors(status, now) {
+        line(&mut out, "connections", &connections);
+    }
+    let _ = write!(out, "{}\n{}", faults(status, now), listeners(status, denials, now));
+    let _ = write!(out, "{}{}{}", upstreams(status, now), dns_sources(status, now), shields(status, now));
     out
+}
+
+fn line(out: &mut String, key: &str, value: &str) {
+    let _ = writeln!(out, "  {key:<14} {value}");
 }
 
 /// Connections and their maximum by the limit of open files; `None` if the program does not report them.
@@ -88,36 +100,6 @@ fn last_reload(reload: JsonView<'_>, now: OffsetDateTime) -> String {
         Some("rejected") => format!("REJECTED{when}; the previous policy stays in force:"),
         result => format!("{}{when}", result.unwrap_or(DASH)),
     }
-}
-
-fn listeners(status: JsonView<'_>) -> String {
-    let heads = ["LISTENER", "PROTOCOL", "UPSTREAM", "CLIENT AUTH", "SOURCES", "SESSIONS", "ADDRESSES"];
-    let mut table = Table::new(heads);
-    for listener in status.list("listeners") {
-        let observing = listener.text("enforcement").as_deref() == Some("observe");
-        let sources = listener.number("trusted_sources");
-        table.row([
-            listener.text_or_dash("name"),
-            listener.text_or_dash("protocol"),
-            listener.text_or_dash("upstream"),
-            listener.text_or_dash("client_auth"),
-            format!("{sources}{}", if observing { ", NOT ENFORCED" } else { "" }),
-            sessions(listener),
-            listener.texts("addresses").join(" "),
-        ]);
-    }
-    let mut out = table.render("");
-    for removed in status.list("removed_listeners") {
-        let (name, sessions) = (removed.text_or_dash("name"), sessions(removed));
-        let _ = writeln!(out, "sessions of the removed listener {name}: {sessions}");
-    }
-    out
-}
-
-/// `12`, or `12, 1 closing`.
-fn sessions(listener: JsonView<'_>) -> String {
-    let (sessions, closing) = (listener.number("sessions"), listener.number("sessions_closing"));
-    if closing == 0 { sessions.to_string() } else { format!("{sessions}, {closing} closing") }
 }
 
 /// The health and role of each upstream address, and its last dial.
@@ -236,34 +218,19 @@ mod tests {
     }
 
     #[test]
-    fn status_shows_listeners_and_last_reload() {
+    fn status_begins_with_the_last_reload() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let applied = json!({ "result": "applied", "at": "1970-01-01T04:58:00Z", "error": null });
         let expected = "\
 Portcullis 0.1.0, process 42
+  last reload    applied, 2 min ago
   running since  1970-01-01T00:00:00Z (5 h)
   configuration  /etc/portcullis/portcullis.toml
   generation     3, in force since 1970-01-01T03:00:00Z (2 h)
-  last reload    applied, 2 min ago
 
-LISTENER  PROTOCOL  UPSTREAM        CLIENT AUTH  SOURCES          SESSIONS  ADDRESSES
-cache     redis     127.0.0.1:6379  required     2                12        0.0.0.0:6380 [::1]:6380
-db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.0.0:6432
-";
-        assert_eq!(to_text(&body(&applied), now), expected);
-    }
-
-    #[test]
-    fn closing_sessions_and_removed_listeners_are_counted_separately() {
-        let text = to_text(
-            &json!({
-                "listeners": [{ "name": "db", "sessions": 2, "sessions_closing": 1 }],
-                "removed_listeners": [{ "name": "old", "sessions": 3, "sessions_closing": 0 }],
-            }),
-            OffsetDateTime::UNIX_EPOCH,
-        );
-        assert!(text.contains("  2, 1 closing"), "{text}");
-        assert!(text.ends_with("\nsessions of the removed listener old: 3\n"), "{text}");
+LISTENER  PROTOCOL  ";
+        let text = to_text(&body(&applied), None, now);
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]
@@ -273,13 +240,13 @@ db        postgres  unix:/run/pg    none         0, NOT ENFORCED  0         0.0.
             "at": "1970-01-01T04:58:00Z", "part": "reload", "location": "src/timestamp.rs:7:17",
             "message": "local datetime out of valid range", "count": 3,
         });
-        let text = to_text(&json!({ "faults": [fault] }), now);
+        let text = to_text(&json!({ "faults": [fault] }), None, now);
         let expected = "
 INTERNAL FAULT IN  LAST       COUNT  CODE                   MESSAGE
 reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out of valid range
 ";
         assert!(text.contains(expected), "{text}");
-        assert!(!to_text(&json!({ "faults": [] }), now).contains("FAULT"));
+        assert!(!to_text(&json!({ "faults": [] }), None, now).contains("FAULT"));
     }
 
     #[test]
@@ -295,7 +262,7 @@ reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out o
         });
         let never =
             json!({ "rule": "dns:new", "addresses": [], "resolved_at": null, "stale": true, "error": "no answer" });
-        let text = to_text(&json!({ "listeners": [{ "name": "db", "dns_sources": [good, stale, never] }] }), now);
+        let text = to_text(&json!({ "listeners": [{ "name": "db", "dns_sources": [good, stale, never] }] }), None, now);
         let expected = "
 LISTENER  SOURCE            RESOLVED  NEXT LOOKUP  ADDRESSES
 db        dns:app.internal  10 s ago  in 5 s       10.0.0.1 2001:db8::1
@@ -315,6 +282,7 @@ db        dns:new           never     -            NOT RESOLVED, no answer: none
                 { "name": "c", "shield": { "mode": "on", "dropped": null, "unavailable_reason": "too many" } },
                 { "name": "d", "shield": { "mode": "off", "dropped": 0 } },
             ] }),
+            None,
             now,
         );
         let expected = "
@@ -347,6 +315,7 @@ c         on      -        UNAVAILABLE: too many
                 { "name": "cache", "upstreams": [one] },
                 { "name": "db", "upstreams": [dead, standby, primary, untried, short] },
             ] }),
+            None,
             now,
         );
         let expected = "
@@ -368,11 +337,11 @@ db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no
             let status = json!({ "limit": 64, "connections": 11, "max_connections": 11, "paused_since": paused });
             json!({ "descriptors": status })
         };
-        let text = to_text(&descriptors("1970-01-01T04:58:00Z".into()), now);
+        let text = to_text(&descriptors("1970-01-01T04:58:00Z".into()), None, now);
         let line = "\n  connections    11 of at most 11 (limit of open files: 64)";
         assert!(text.contains(&format!("{line}; ACCEPTING PAUSED for 2 min\n")), "{text}");
-        assert!(to_text(&descriptors(Value::Null), now).contains(&format!("{line}\n")));
-        assert!(!to_text(&json!({}), now).contains("connections"));
+        assert!(to_text(&descriptors(Value::Null), None, now).contains(&format!("{line}\n")));
+        assert!(!to_text(&json!({}), None, now).contains("connections"));
     }
 
     #[test]
@@ -380,20 +349,20 @@ db        db3:1          10.0.0.5:1     1 s ago    healthy; last dial failed: no
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let rejected =
             json!({ "result": "rejected", "at": "1970-01-01T04:59:30Z", "error": "a.toml:1: one\na.toml:2: two" });
-        let text = to_text(&body(&rejected), now);
+        let text = to_text(&body(&rejected), None, now);
         let expected =
             "REJECTED, 30 s ago; the previous policy stays in force:\n    a.toml:1: one\n    a.toml:2: two\n";
         assert!(text.contains(expected), "{text}");
-        assert!(to_text(&body(&Value::Null), now).contains("last reload    none yet\n"));
+        assert!(to_text(&body(&Value::Null), None, now).contains("last reload    none yet\n"));
         let mut draining = body(&Value::Null);
         draining["draining"] = json!({ "since": "1970-01-01T04:59:30Z", "until": "1970-01-01T05:00:00Z" });
         let expected =
             "state          DRAINING since 1970-01-01T04:59:30Z; remaining sessions are closed at 1970-01-01T05:00:00Z";
-        assert!(to_text(&draining, now).contains(expected), "{}", to_text(&draining, now));
+        assert!(to_text(&draining, None, now).contains(expected), "{}", to_text(&draining, None, now));
     }
 
     #[test]
     fn empty_reply_is_rendered_without_a_panic() {
-        assert!(to_text(&json!({}), OffsetDateTime::UNIX_EPOCH).contains("process 0"));
+        assert!(to_text(&json!({}), None, OffsetDateTime::UNIX_EPOCH).contains("process 0"));
     }
 }

@@ -1,0 +1,163 @@
+//! `portcullis sources`: lists and changes the trusted sources of a listener.
+
+pub(crate) mod change;
+pub(crate) mod list;
+pub(crate) mod plan;
+pub(crate) mod remove;
+pub(crate) mod rule;
+
+use clap::{ArgGroup, Args, Subcommand};
+
+use crate::cli::client::AdminClient;
+use crate::cli::client::args::Running;
+use crate::cli::client::http::encoded;
+use crate::cli::client::sources::change::{Addition, append, replace};
+use crate::cli::client::sources::remove::{Removal, remove};
+use crate::cli::client::sources::rule::GivenRule;
+use crate::cli::{Failure, parse_positive_duration_text};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SourcesCommand {
+    /// List the trusted sources of a listener with their use
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Add rules to the sources_file of a listener
+    #[command(long_about = APPEND)]
+    Append(Box<AppendArgs>),
+    /// Remove rules from the sources_file of a listener; sessions that only they admit are closed
+    Remove {
+        #[command(flatten)]
+        place: Place,
+        /// UUIDs of rules, or rules as TYPE:VALUE, in any spelling
+        #[arg(value_name = "UUID|TYPE:VALUE", required_unless_present = "rule_options")]
+        rules: Vec<Removal>,
+        /// The same as the arguments; may be repeated or separated by commas
+        #[arg(id = "rule_options", long = "rule", value_name = "TYPE:VALUE", value_delimiter = ',')]
+        rule_options: Vec<Removal>,
+        #[command(flatten)]
+        plan: Plan,
+    },
+    /// Replace all rules in the sources_file of a listener
+    #[command(group(ArgGroup::new("replacement").args(["rules", "rule_options", "none"]).required(true).multiple(true)))]
+    Replace {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        rules: Rules,
+        /// Remove all rules, so that the sources_file admits nobody
+        #[arg(long, conflicts_with_all = ["rules", "rule_options"])]
+        none: bool,
+        #[command(flatten)]
+        plan: Plan,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("addition").args(["rules", "rule_options", "my_address"]).required(true).multiple(true)))]
+pub(crate) struct AppendArgs {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    rules: Rules,
+    /// Trust the address from which the program sees this machine; requires --url
+    #[arg(long, conflicts_with_all = ["rules", "rule_options"])]
+    my_address: bool,
+    /// Text for people, such as why the source is trusted
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Time until the rules expire, such as 2h; their sessions then end. Default: they do not expire
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration_text)]
+    ttl: Option<String>,
+    #[command(flatten)]
+    plan: Plan,
+}
+
+/// The listener, and how to reach its program.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    #[command(flatten)]
+    pub(crate) running: Running,
+    /// Name of the listener
+    #[arg(value_name = "LISTENER")]
+    pub(crate) listener: String,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rules {
+    /// Rules such as ip_addr:203.0.113.7 or dns:app.internal; an address or network needs no type
+    #[arg(value_name = "TYPE:VALUE")]
+    rules: Vec<GivenRule>,
+    /// The same as the arguments; may be repeated or separated by commas
+    #[arg(id = "rule_options", long = "rule", value_name = "TYPE:VALUE", value_delimiter = ',')]
+    rule_options: Vec<GivenRule>,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Plan {
+    /// Show what would change and which sessions would end, without changing anything
+    #[arg(long)]
+    pub(crate) plan: bool,
+}
+
+impl Rules {
+    fn all(&self) -> Vec<GivenRule> {
+        self.rules.iter().chain(&self.rule_options).cloned().collect()
+    }
+}
+
+impl Place {
+    fn client(&self) -> Result<AdminClient, Failure> {
+        AdminClient::find(&self.running)
+    }
+
+    /// The path of the listener's sources.
+    pub(crate) fn target(&self) -> String {
+        format!("/v1/listeners/{}/sources", encoded(&self.listener))
+    }
+}
+
+pub(crate) fn run(command: &SourcesCommand) -> Result<(), Failure> {
+    match command {
+        SourcesCommand::List { place } => list::list(&place.client()?, place),
+        SourcesCommand::Append(args) => {
+            let AppendArgs { place, rules, my_address, description, ttl, plan } = &**args;
+            let client = place.client()?;
+            let mut rules = rules.all();
+            if *my_address {
+                rules.push(own_address(&client)?);
+            }
+            let addition = Addition { rules: &rules, description: description.as_deref(), ttl: ttl.as_deref() };
+            append(&client, place, &addition, *plan)
+        }
+        SourcesCommand::Remove { place, rules, rule_options, plan } => {
+            let removals: Vec<_> = rules.iter().chain(rule_options).cloned().collect();
+            remove(&place.client()?, place, &removals, *plan)
+        }
+        // `none` has no further effect: clap has checked that it stands for an empty list.
+        SourcesCommand::Replace { place, rules, none: _, plan } => {
+            replace(&place.client()?, place, &rules.all(), *plan)
+        }
+    }
+}
+
+/// A rule for the address from which the program sees this client.
+fn own_address(client: &AdminClient) -> Result<GivenRule, Failure> {
+    let status = client.get("/v1/status")?;
+    let address = status.get("your_address").and_then(serde_json::Value::as_str);
+    let address = address.ok_or_else(|| Failure::Usage(NO_ADDRESS.to_owned()))?;
+    address.parse().map_err(|error| client.failure(format_args!("your_address: {error}")))
+}
+
+const NO_ADDRESS: &str = "--my-address: the program does not know an address of this client, because the Unix socket has none; \
+                          use --url, or write the address";
+
+const APPEND: &str = "\
+Add rules to the sources_file of a listener. They are in force when the command ends. A rule that is there already stays as it is.
+
+A CI runner admits itself for two hours with `portcullis sources append LISTENER --my-address --ttl 2h --url URL`. It needs no \
+clean-up: the rule and its sessions end after that time.";
