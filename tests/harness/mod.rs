@@ -5,6 +5,7 @@ pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;
 pub(crate) mod dns;
+pub(crate) mod guide;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod listener;
