@@ -52,6 +52,8 @@ mod descriptors;
 mod dial;
 /// `dial_retry`: an upstream that refuses connections for a while.
 mod dial_retry;
+/// DigitalOcean's API with its clients.
+mod digitalocean;
 /// DNS servers, records, TTLs and failures.
 mod dns;
 /// Trusted sources of the type `dns`.

@@ -4,7 +4,9 @@
 pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;
+pub(crate) mod digitalocean;
 pub(crate) mod dns;
+pub(crate) mod guide;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
 pub(crate) mod listener;

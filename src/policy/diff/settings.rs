@@ -49,7 +49,7 @@ fn of_admin(admin: Option<&Admin>) -> Vec<Setting> {
     };
     let AdminTls { certificates, client_ca } = &tls.clone().unwrap_or_default();
     vec![
-        list("admin.listen", listen.iter().map(ToString::to_string).collect()),
+        list("admin.listen", listen.iter().map(address).collect()),
         optional("admin.metrics", metrics.map(|address| address.to_string())),
         list("admin.hosts", hosts.clone()),
         list("admin.tls.certificates", certificates.iter().map(certificate).collect()),
@@ -57,6 +57,14 @@ fn of_admin(admin: Option<&Admin>) -> Vec<Setting> {
         list("admin.token", tokens.iter().map(token).collect()),
         optional("admin.tokens_file", tokens_file.as_deref().map(path)),
     ]
+}
+
+/// An address, with the absolute path of a Unix socket.
+fn address(address: &ListenAddr) -> String {
+    match address {
+        ListenAddr::Tcp(address) => address.to_string(),
+        ListenAddr::Unix(file) => format!("unix:{}", path(file)),
+    }
 }
 
 /// Of the digest, only the beginning is shown: enough to see that the token is another one.
@@ -252,12 +260,12 @@ fn of_limits(limits: &Limits, policy: &ListenerPolicy) -> [Setting; 8] {
 
 /// The listen addresses, with owner and permissions of Unix sockets.
 fn addresses(listen: &[ListenAddr], socket_files: &BTreeMap<PathBuf, Access>) -> Setting {
-    let shown = |address: &ListenAddr| match address {
-        ListenAddr::Tcp(address) => address.to_string(),
+    let shown = |listen: &ListenAddr| match listen {
+        ListenAddr::Tcp(_) => address(listen),
         ListenAddr::Unix(file) => {
             let Access { mode, owner, group } = socket_files.get(file).copied().unwrap_or(Access::PRIVATE);
             let number = |what: &str, id: Option<u32>| id.map(|id| format!(", {what} {id}")).unwrap_or_default();
-            format!("unix:{} (mode {mode:04o}{}{})", path(file), number("owner", owner), number("group", group))
+            format!("{} (mode {mode:04o}{}{})", address(listen), number("owner", owner), number("group", group))
         }
     };
     // Measures whether other machines can connect, and whether group or other users of this machine can.

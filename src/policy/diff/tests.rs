@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use crate::addr::ListenAddr;
 use crate::audit::changes::Difference;
 use crate::policy::Snapshot;
 use crate::policy::diff::value;
@@ -33,6 +34,17 @@ fn same_policy_has_no_differences() {
     let dir = config_dir();
     let snapshot = dir.snapshot(listener("db", 1001, r#""10.0.0.0/8""#), None);
     assert_eq!(differences(&snapshot, &snapshot), []);
+}
+
+#[test]
+fn relative_and_absolute_path_of_a_socket_are_the_same() {
+    let dir = config_dir();
+    let config = |admin: &str| format!("admin.listen = \"unix:{admin}\"\n{}", listener("db", 1001, ""));
+    let mut before = dir.snapshot(config("admin.sock"), None);
+    let Some(admin) = &mut Arc::make_mut(&mut before.config).admin else { panic!("[admin] is set") };
+    admin.listen = vec![ListenAddr::Unix("admin.sock".into())];
+    let here = std::env::current_dir().unwrap().join("admin.sock");
+    assert_eq!(differences(&dir.snapshot(config(here.to_str().unwrap()), None), &before), []);
 }
 
 #[test]

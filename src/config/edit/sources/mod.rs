@@ -61,7 +61,7 @@ pub enum Field<T> {
 pub enum SourcesChange {
     /// Adds rules. One with the same type and the byte-identical value is left as it is, or renewed if it has expired.
     Append(Vec<NewRule>),
-    /// Makes these the rules of the file. Rules that are in the configuration as well are not added.
+    /// Makes these the rules of the file, except those with the UUID of a rule of the configuration.
     Replace(Vec<NewRule>),
     /// Removes the rules with these UUIDs.
     Remove(Vec<Uuid>),

@@ -66,7 +66,7 @@ impl<'a> Current<'a> {
                 *found = Some((index, rule));
             }
         }
-        let configured = self.configured_uuids(|rule| rule.is_live(self.now));
+        let configured = self.live_configured_uuids();
         let mut uuids = Vec::with_capacity(wanted.rules.len());
         for ((new, _), found) in wanted.rules.iter().zip(found) {
             uuids.push(match (found, configured.get(&text_of(new))) {
@@ -80,19 +80,18 @@ impl<'a> Current<'a> {
         plan
     }
 
-    /// Makes the rules of the file those of the request. A rule that is also in the configuration is not added.
+    /// Makes the rules of the file those of the request. A rule with the UUID of a configured one is skipped. One that only has
+    /// the text of a configured rule is added: clients such as Terraform expect every rule that they send in the file.
     pub(crate) fn replace(&self, given: &[Given<'a>]) -> Plan<'a> {
         let mut plan = Plan { fates: vec![Fate::Remove; self.rules.len()], ..self.unchanged() };
-        let configured = self.configured_uuids(|_| true);
-        let of_configuration: HashSet<Uuid> = configured.values().copied().collect();
+        let of_configuration: HashSet<Uuid> = self.configured().map(|rule| rule.uuid).collect();
         let configured_uuid = |new: &NewRule| new.uuid.filter(|uuid| of_configuration.contains(uuid));
         let wanted = Wanted::of(given.iter().copied().filter(|(new, _)| configured_uuid(new).is_none()));
         let mut uuids = Vec::with_capacity(wanted.rules.len());
         for ((new, _), claim) in wanted.rules.iter().zip(self.claims(&wanted)) {
-            uuids.push(match (claim, configured.get(&text_of(new))) {
-                (Some(claim), _) => plan.keep(claim, new),
-                (None, Some(uuid)) => *uuid,
-                (None, None) => plan.add(new, self.now),
+            uuids.push(match claim {
+                Some(claim) => plan.keep(claim, new),
+                None => plan.add(new, self.now),
             });
         }
         let wanted_uuid = |new: &NewRule| wanted.slots.get(&key(new)).and_then(|slot| uuids.get(*slot)).copied();
@@ -132,10 +131,10 @@ impl<'a> Current<'a> {
         self.configured.iter().map(|rule| &**rule).filter(|rule| rule.origin == Origin::Configuration)
     }
 
-    /// The UUIDs of some configured rules by type and value.
-    fn configured_uuids(&self, is_included: impl Fn(&Rule) -> bool) -> HashMap<(&'a str, Cow<'a, str>), Uuid> {
-        let included = self.configured().filter(|rule| is_included(rule));
-        included.map(|rule| ((rule.source.kind(), rule.written_value()), rule.uuid)).collect()
+    /// The UUIDs of the configured rules that have not expired, by type and value.
+    fn live_configured_uuids(&self) -> HashMap<(&'a str, Cow<'a, str>), Uuid> {
+        let live = self.configured().filter(|rule| rule.is_live(self.now));
+        live.map(|rule| ((rule.source.kind(), rule.written_value()), rule.uuid)).collect()
     }
 
     /// The rule of the file that each wanted rule continues: one with the same text, otherwise one with the same canonical value,

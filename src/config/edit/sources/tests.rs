@@ -168,18 +168,19 @@ fn uuid_of_the_request_selects_among_spellings_of_one_address() {
 }
 
 #[test]
-fn configured_rule_is_not_added_to_the_file() {
+fn configured_rule_is_only_added_to_the_file_by_a_replacement() {
     let uuid = Uuid::from_u128(7);
     let rule = Rule { uuid, origin: Origin::Configuration, ..read(OFFICE).remove(0) };
     let configured = [Arc::new(rule)];
     let other = OFFICE.replace("10.0.0.1", "10.0.0.2");
-    for change in [SourcesChange::Replace(all(&["10.0.0.2", "10.0.0.1"])), SourcesChange::Append(all(&["10.0.0.1"]))] {
-        let edited = apply(&other, &target(&configured), &change, NOW, &mut RuleCache::default()).unwrap();
-        assert_eq!((edited.text.as_str(), edited.affected.last()), (other.as_str(), Some(&uuid)));
-    }
-    // A rule that is in both stays in the file, unless the request means the configured one.
-    let both = SourcesChange::Replace(all(&["10.0.0.1"]));
-    assert_eq!(apply(OFFICE, &target(&configured), &both, NOW, &mut RuleCache::default()).unwrap().text, OFFICE);
+    let append = SourcesChange::Append(all(&["10.0.0.1"]));
+    let edited = apply(&other, &target(&configured), &append, NOW, &mut RuleCache::default()).unwrap();
+    assert_eq!((edited.text.as_str(), edited.affected.as_slice()), (other.as_str(), &[uuid][..]));
+    // A client that replaces the rules reads all of them again, each with a UUID of its own.
+    let both = SourcesChange::Replace(all(&["10.0.0.2", "10.0.0.1"]));
+    let edited = apply(&other, &target(&configured), &both, NOW, &mut RuleCache::default()).unwrap();
+    assert_eq!(values(&edited.text), ["10.0.0.2", "10.0.0.1"]);
+    assert!(!edited.affected.contains(&uuid));
     let configured_only = SourcesChange::Replace(vec![NewRule { uuid: Some(uuid), ..new("10.0.0.1") }]);
     assert_eq!(
         apply(OFFICE, &target(&configured), &configured_only, NOW, &mut RuleCache::default()).unwrap().text,
