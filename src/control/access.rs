@@ -70,17 +70,11 @@ pub(crate) struct Rejected {
 }
 
 /// The tokens in force, and what is known of their use.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Access {
     tokens: watch::Sender<Arc<Vec<Token>>>,
     failures: FailedLogins,
     last_use: Arc<LastUses>,
-}
-
-impl Default for Access {
-    fn default() -> Self {
-        Self { tokens: watch::Sender::default(), failures: FailedLogins::default(), last_use: Arc::default() }
-    }
 }
 
 impl Access {

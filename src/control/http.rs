@@ -28,7 +28,7 @@ use crate::control::access::{Access, Caller};
 use crate::control::error::ErrorKind;
 use crate::control::parameters::Parameters;
 use crate::control::response::{AdminResponse, Content, error_body};
-use crate::control::route::{BodyLimit, Call, Route, RouteAccess};
+use crate::control::route::{BodyLimit, Call, FoundRoute, Route, RouteAccess, Unhandled};
 use crate::control::routes::is_digitalocean;
 use crate::control::{PendingRequest, digitalocean, event_stream, route};
 use crate::metrics::process::ProcessMetrics;
@@ -97,7 +97,7 @@ impl Exchange {
         let (head, body) = request.into_parts();
         let (response, allowed) = match self.respond(&head, body).await {
             Ok(response) => (response, None),
-            Err(Failure { response, allowed }) => (response, allowed),
+            Err(Unhandled { response, allowed }) => (response, allowed),
         };
         debug!(
             method = %head.method,
@@ -111,14 +111,14 @@ impl Exchange {
         self.into_http(response, allowed, is_digitalocean(head.uri.path()))
     }
 
-    async fn respond(&mut self, head: &Parts, body: Incoming) -> Result<AdminResponse, Failure> {
+    async fn respond(&mut self, head: &Parts, body: Incoming) -> Result<AdminResponse, Unhandled> {
         check_head(head)?;
         // `/` has no secret, and its answer helps a person who has no token yet.
         let found = route::find(&head.method, head.uri.path());
-        if !matches!(&found, Ok((Route { access: RouteAccess::Public, .. }, _))) {
+        if !matches!(&found, Ok(FoundRoute { route: Route { access: RouteAccess::Public, .. }, .. })) {
             self.caller = Some(self.identify(head)?);
         }
-        let (route, path) = found.map_err(|(response, allowed)| Failure { response, allowed })?;
+        let FoundRoute { route, path } = found?;
         self.require_role(route, head)?;
         let query = Parameters::parse(head.uri.query().unwrap_or(""), route.query)?;
         let _permit = match route.body {
@@ -211,19 +211,6 @@ impl Exchange {
             response.extensions_mut().insert(marker);
         }
         response
-    }
-}
-
-/// A response to a request that was not handled.
-struct Failure {
-    response: AdminResponse,
-    /// The methods of the path, for status 405.
-    allowed: Option<String>,
-}
-
-impl From<AdminResponse> for Failure {
-    fn from(response: AdminResponse) -> Self {
-        Self { response, allowed: None }
     }
 }
 

@@ -133,28 +133,48 @@ impl Operation {
     }
 }
 
-/// Finds the route of a request, and the values of the segments in braces.
+/// The route of a request.
+#[derive(Debug)]
+pub(crate) struct FoundRoute {
+    pub(crate) route: &'static Route,
+    /// The values of the segments in braces, in order.
+    pub(crate) path: Vec<String>,
+}
+
+/// The response to a request that is not handled.
+#[derive(Debug)]
+pub(crate) struct Unhandled {
+    pub(crate) response: AdminResponse,
+    /// For status 405, the methods of the path as in the `Allow` header.
+    pub(crate) allowed: Option<String>,
+}
+
+impl From<AdminResponse> for Unhandled {
+    fn from(response: AdminResponse) -> Self {
+        Self { response, allowed: None }
+    }
+}
+
+/// Finds the route of a request.
 ///
 /// # Errors
-/// A response with status 404 or 405, and for 405 the methods of the path as in the `Allow` header.
-pub(crate) fn find(
-    method: &Method,
-    path: &str,
-) -> Result<(&'static Route, Vec<String>), (AdminResponse, Option<String>)> {
+/// A response with status 404 or 405.
+pub(crate) fn find(method: &Method, path: &str) -> Result<FoundRoute, Unhandled> {
     let mut other_methods = Vec::new();
     for route in ROUTES {
         let Some(values) = matches(route.path, path) else { continue };
         if route.method.as_str() == method.as_str() {
-            return Ok((route, values));
+            return Ok(FoundRoute { route, path: values });
         }
         other_methods.push(route.method.as_str());
     }
     if other_methods.is_empty() {
         let message = format_args!("unknown path {path}; GET / lists all paths");
-        return Err((AdminResponse::error(ErrorKind::PathNotFound, message), None));
+        return Err(AdminResponse::error(ErrorKind::PathNotFound, message).into());
     }
     let message = format_args!("{path} supports {}, not {method}", other_methods.join(" or "));
-    Err((AdminResponse::error(ErrorKind::MethodNotAllowed, message), Some(other_methods.join(", "))))
+    let response = AdminResponse::error(ErrorKind::MethodNotAllowed, message);
+    Err(Unhandled { response, allowed: Some(other_methods.join(", ")) })
 }
 
 /// The values of the segments in braces, if the path has the form of `pattern`.
@@ -185,7 +205,8 @@ mod tests {
         for route in ROUTES {
             assert!(known.insert((route.method, route.path)), "{} is listed twice", route.path);
             let path = route.path.replace(['{', '}'], "");
-            let (found, values) = find(&route.method.as_str().parse().unwrap(), &path).unwrap();
+            let FoundRoute { route: found, path: values } =
+                find(&route.method.as_str().parse().unwrap(), &path).unwrap();
             assert_eq!((found.path, found.method), (route.path, route.method));
             assert_eq!(values.len(), route.path.matches('{').count(), "{path}");
         }
@@ -194,17 +215,17 @@ mod tests {
     #[test]
     fn unknown_path_and_method_are_rejected() {
         for path in ["/v2/status", "/v1/status/", "//v1/status", "/v1/sessions/", "/v1/listeners/a/sources/b/c", ""] {
-            let (response, allowed) = find(&Method::GET, path).unwrap_err();
+            let Unhandled { response, allowed } = find(&Method::GET, path).unwrap_err();
             assert_eq!((response.status.as_u16(), allowed), (404, None), "{path}");
         }
-        let (response, allowed) = find(&Method::PATCH, "/v1/listeners/a/sources").unwrap_err();
+        let Unhandled { response, allowed } = find(&Method::PATCH, "/v1/listeners/a/sources").unwrap_err();
         assert_eq!((response.status.as_u16(), allowed.as_deref()), (405, Some("GET, POST, PUT")));
     }
 
     #[test]
     fn values_of_a_path_are_decoded() {
-        let (_, values) = find(&Method::GET, "/v1/listeners/a%2Fb/sources").unwrap();
-        assert_eq!(values, ["a/b"]);
+        let found = find(&Method::GET, "/v1/listeners/a%2Fb/sources").unwrap();
+        assert_eq!(found.path, ["a/b"]);
         assert!(find(&Method::GET, "/v1/listeners/%ff/sources").is_err());
     }
 }

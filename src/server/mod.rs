@@ -43,7 +43,7 @@ use crate::policy::{Built, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
-use crate::server::admin_handler::AdminHandler;
+use crate::server::admin_handler::{AdminHandler, Queues};
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
 use crate::server::published::Published;
 use crate::server::reload::change::{BuiltChange, ChangeResult};
@@ -146,8 +146,7 @@ impl Server {
         audit.record_recent(snapshot.config.admin.is_some());
         metrics.readiness.set_ready();
         let admin_handler = AdminHandler::new(
-            requested,
-            reload_requests,
+            Queues { requests: requested, reload_requests },
             Arc::clone(&registry),
             Arc::clone(&host_cache),
             audit.clone(),

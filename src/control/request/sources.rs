@@ -176,7 +176,7 @@ mod tests {
             {"type": "ip_addr", "value": "10.0.0.5", "origin": "config", "sessions": 3, "last_used": null, "state": "resolved"}
         ]}"#;
         let rules = rules(body.as_bytes()).unwrap();
-        let fields: Vec<_> = rules.iter().map(|rule| (rule.description.clone(), rule.expires_at.clone())).collect();
+        let fields: Vec<_> = rules.iter().map(|rule| (rule.description.clone(), rule.expires_at)).collect();
         let end = timestamp::parse("2036-01-01T00:00:00Z").unwrap();
         assert_eq!(
             fields,

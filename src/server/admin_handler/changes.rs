@@ -66,7 +66,8 @@ impl AdminHandler {
         let file = ChangedFile::Sources { listener: name.clone() };
         let registry = Arc::clone(&self.registry);
         let before = Arc::clone(current);
-        self.send_change(file, edit, requires_known_text, plan, action, reply, move |result| match result {
+        let change = FileChange { file, edit, requires_known_text, plan, action };
+        self.send_change(change, reply, move |result| match result {
             ChangeResult::Planned(built) => {
                 AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
             }
@@ -118,7 +119,7 @@ impl AdminHandler {
             let text = with_token(text, &added).map_err(|error| token_error(&error))?;
             Ok(EditedText { text, affected: Vec::new() })
         });
-        self.send_change(ChangedFile::Tokens, edit, false, false, action, reply, move |_| {
+        self.send_change(of_tokens(edit, action), reply, move |_| {
             let mut body = report::tokens::token(&token, None);
             if let Some(fields) = body.as_object_mut() {
                 fields.insert("token".to_owned(), secret.reveal().into());
@@ -151,33 +152,31 @@ impl AdminHandler {
             let text = without_token(text, &name).map_err(|error| token_error(&error))?;
             Ok(EditedText { text, affected: Vec::new() })
         });
-        self.send_change(ChangedFile::Tokens, edit, false, false, action, reply, |_| AdminResponse::no_content());
+        self.send_change(of_tokens(edit, action), reply, |_| AdminResponse::no_content());
     }
 
     /// Sends a change to the reloader. `respond` makes the response from its result, on a separate thread.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one request")]
     fn send_change(
         &mut self,
-        file: ChangedFile,
-        edit: Box<Edit>,
-        requires_known_text: bool,
-        plan: bool,
-        action: Action,
+        change: FileChange,
         reply: oneshot::Sender<AdminResponse>,
         respond: impl FnOnce(ChangeResult) -> AdminResponse + Send + 'static,
     ) {
         let (sender, result) = oneshot::channel();
-        let change = FileChange { file, edit, requires_known_text, plan, action, reply: sender };
         let requests = self.reload_requests.clone();
         self.respond_later(reply, async move {
             // The queue is short. The number of callers is limited, and each waits here.
-            requests.send(ReloadRequest::Change(Box::new(change))).await.ok()?;
+            requests.send(ReloadRequest::Change(Box::new(change), sender)).await.ok()?;
             Some(match result.await.ok()? {
                 Ok(result) => super::in_background(move || respond(result)).await,
                 Err(response) => response,
             })
         });
     }
+}
+
+fn of_tokens(edit: Box<Edit>, action: Action) -> FileChange {
+    FileChange { file: ChangedFile::Tokens, edit, requires_known_text: false, plan: false, action }
 }
 
 /// How a change is answered.

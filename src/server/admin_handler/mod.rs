@@ -60,6 +60,13 @@ pub(crate) struct AdminHandler {
     pending: JoinSet<()>,
 }
 
+/// The requests that the handler receives, and those that it sends.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    pub(crate) requests: mpsc::Receiver<PendingRequest>,
+    pub(crate) reload_requests: mpsc::Sender<ReloadRequest>,
+}
+
 /// Where a request comes from.
 #[derive(Clone, Debug)]
 struct Origin {
@@ -89,14 +96,14 @@ struct LastReload {
 
 impl AdminHandler {
     pub(crate) fn new(
-        requests: mpsc::Receiver<PendingRequest>,
-        reload_requests: mpsc::Sender<ReloadRequest>,
+        queues: Queues,
         registry: Arc<ConnectionRegistry>,
         host_cache: Arc<HostCache>,
         audit: Audit,
         last_uses: Arc<LastUses>,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc();
+        let Queues { requests, reload_requests } = queues;
         Self {
             requests,
             reload_requests,

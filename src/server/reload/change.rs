@@ -28,7 +28,7 @@ pub(crate) enum ChangedFile {
     Tokens,
 }
 
-/// A request to change a file.
+/// A change of a file.
 pub(crate) struct FileChange {
     pub(crate) file: ChangedFile,
     /// Edits the text; runs on the policy thread.
@@ -39,7 +39,6 @@ pub(crate) struct FileChange {
     pub(crate) plan: bool,
     /// Who changes what, for the audit.
     pub(crate) action: Action,
-    pub(crate) reply: ChangeReply,
 }
 
 /// Edits a text. Receives the path of the file, its text, the policy in force and the rules that are known by their text.

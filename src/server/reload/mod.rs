@@ -30,7 +30,7 @@ use crate::control::response::AdminResponse;
 use crate::dns::cache_file::CacheFile;
 use crate::dns::{HostCache, Lookup};
 use crate::policy::{Built, Snapshot};
-use crate::server::reload::change::{BuiltChange, ChangeResult, FileChange, FileWrite};
+use crate::server::reload::change::{BuiltChange, ChangeReply, ChangeResult, FileChange, FileWrite};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
 use crate::server::systemd;
@@ -59,7 +59,7 @@ pub(crate) enum ReloadRequest {
     /// Read all files again.
     Reload(ReplySender),
     /// Change a file and put it in force.
-    Change(Box<FileChange>),
+    Change(Box<FileChange>, ChangeReply),
 }
 
 /// Receives the reply to a reload request.
@@ -85,7 +85,7 @@ enum Trigger {
     /// A request of the admin API for a reload.
     Request(ReplySender),
     /// A request of the admin API to change a file.
-    FileChange(Box<FileChange>),
+    FileChange(Box<FileChange>, ChangeReply),
     /// The addresses of a host name changed.
     AddressChange,
 }
@@ -198,7 +198,7 @@ impl Reloader {
                     Some(snapshot) => return PolicyChange::Refresh(snapshot),
                     None => continue,
                 },
-                Trigger::FileChange(change) => match self.build_change(*change, current).await {
+                Trigger::FileChange(change, reply) => match self.build_change(*change, reply, current).await {
                     Some(built) => return PolicyChange::FileChange(Box::new(built)),
                     None => continue,
                 },
@@ -225,7 +225,7 @@ impl Reloader {
             self.update_watches();
             let reply = match trigger {
                 Trigger::Request(reply) => Some(reply),
-                Trigger::Change | Trigger::Hangup | Trigger::AddressChange | Trigger::FileChange(_) => None,
+                Trigger::Change | Trigger::Hangup | Trigger::AddressChange | Trigger::FileChange(..) => None,
             };
             let same_files = !is_forced && self.attempted == before;
             return PolicyChange::Reload(ReloadAttempt { requested, reply, same_files, outcome });
@@ -238,7 +238,7 @@ impl Reloader {
             _ = hangup.recv() => Trigger::Hangup,
             Some(request) = self.requests.recv() => match request {
                 ReloadRequest::Reload(reply) => Trigger::Request(reply),
-                ReloadRequest::Change(change) => Trigger::FileChange(change),
+                ReloadRequest::Change(change, reply) => Trigger::FileChange(change, reply),
             },
             () = self.host_cache.moved() => Trigger::AddressChange,
             () = self.watcher.changed(), if watch => Trigger::Change,
@@ -285,8 +285,13 @@ impl Reloader {
 
     /// Builds the policy that a change of a file leads to. Returns `None` if the caller has its reply already: the change is
     /// rejected, or only a plan.
-    async fn build_change(&self, change: FileChange, current: &Arc<Snapshot>) -> Option<BuiltChange> {
-        let FileChange { file, edit, requires_known_text, plan, action, reply } = change;
+    async fn build_change(
+        &self,
+        change: FileChange,
+        reply: ChangeReply,
+        current: &Arc<Snapshot>,
+    ) -> Option<BuiltChange> {
+        let FileChange { file, edit, requires_known_text, plan, action } = change;
         let known = requires_known_text.then(|| self.attempted.clone());
         let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
         let built = self.thread.run(move || change::build(&file, edit, &current, &host_cache, known.as_ref())).await;
