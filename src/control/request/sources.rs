@@ -50,6 +50,8 @@ struct RuleBody {
     _state: IgnoredAny,
     #[serde(default, rename = "detail")]
     _detail: IgnoredAny,
+    #[serde(default, rename = "addresses")]
+    _addresses: IgnoredAny,
 }
 
 impl RuleBody {
@@ -173,7 +175,8 @@ mod tests {
             {"type": "ip_addr", "value": "10.0.0.2", "description": null, "expires_at": null, "uuid": ""},
             {"type": "ip_addr", "value": "10.0.0.3", "description": "", "cluster_uuid": "cache", "created_at": "0001-01-01T00:00:00Z"},
             {"type": "ip_addr", "value": "10.0.0.4", "description": "office", "expires_at": "2036-01-01T00:00:00Z"},
-            {"type": "ip_addr", "value": "10.0.0.5", "origin": "config", "sessions": 3, "last_used": null, "state": "resolved"}
+            {"type": "ip_addr", "value": "10.0.0.5", "origin": "config", "sessions": 3, "last_used": null, "state": "resolved"},
+            {"type": "dns", "value": "app", "origin": "config", "detail": null, "addresses": ["10.0.0.6"]}
         ]}"#;
         let rules = rules(body.as_bytes()).unwrap();
         let fields: Vec<_> = rules.iter().map(|rule| (rule.description.clone(), rule.expires_at)).collect();
