@@ -14,6 +14,8 @@ mod harness;
 
 /// The commands that talk to the running program: `status`, `reload`, `sessions` and `check --diff`.
 mod admin;
+/// docs/ADMIN.md: its commands and its reference.
+mod admin_guide;
 /// The admin API: tokens, changes of sources, events, hostile requests.
 mod api;
 /// The folders of `src/` and their allowed imports.
