@@ -59,6 +59,7 @@ revoke = "disconnect" # of main
 shield = "auto"
 enforcement = "enforce"
 sources_file = "sources.toml"
+ca_bundle = "ca.crt"
 trusted_sources = [
     "10.1.0.0/16",
     { type = "ip_addr", value = "203.0.113.7", description = "office", expires_at = 2999-01-31T00:00:00Z },
@@ -159,6 +160,7 @@ const CHANGES: &[Change] = &[
     ("listener.shield", "shield = \"auto\"", "shield = \"off\"", "!shield"),
     ("listener.shield", "shield = \"auto\"", "shield = \"on\"", "shield"),
     ("listener.enforcement", "enforcement = \"enforce\"", "enforcement = \"observe\"", "!enforcement"),
+    ("listener.ca_bundle", "ca_bundle = \"ca.crt\"", "ca_bundle = \"second.crt\"", "ca_bundle"),
     ("listener.sources_file", "\"sources.toml\"", "\"more.toml\"", "sources_file"),
     ("listener.trusted_sources", "\"10.1.0.0/16\"", "\"10.1.0.0/16\", \"192.0.2.9\"", "sources_added"),
     ("listener.trusted_sources", "\"10.1.0.0/16\"", "\"10.0.0.0/8\"", "!trusted_sources"),

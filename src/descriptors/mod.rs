@@ -1,7 +1,7 @@
 //! The budget of file descriptors for connections.
 //!
 //! A connection needs two: the client's socket and the upstream's. An accept loop takes both from the budget before it
-//! accepts, and waits while there are none. The rest of the limit is a reserve for reloads, the control channel, host names,
+//! accepts, and waits while there are none. The rest of the limit is a reserve for reloads, the admin API, host names,
 //! health checks and log rotation. So clients cannot prevent an operator from removing them.
 
 #[cfg(test)]
@@ -241,7 +241,7 @@ fn open_now() -> usize {
 /// The client's socket and the upstream's. A lookup of the upstream's name happens before the latter and needs no more.
 const PER_CONNECTION: usize = 2;
 
-/// Enough for sixteen requests at the admin socket and a reload.
+/// Enough for sixteen requests of the admin API and a reload.
 const MIN_RESERVE: usize = 16;
 /// Enough for all of these at once: sixteen requests, sixteen health checks, sixteen lookups of host names, a reload that
 /// opens some fifty sockets.

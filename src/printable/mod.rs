@@ -14,7 +14,7 @@ mod tests;
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 
-/// Maximum size of a field in the log, the audit and the answers of the admin socket: bytes in JSON, with the mark.
+/// Maximum size of a field in the log, the audit and the answers of the admin API: bytes in JSON, with the mark.
 pub(crate) const MAX_FIELD: usize = 512;
 
 /// Maximum size of a name within a sentence, so that the sentence fits a field.

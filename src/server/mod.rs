@@ -333,7 +333,7 @@ impl Server {
         }
         // Clients that still wait for a response receive an error at once.
         drop(self.admin_handler);
-        // The admin socket closes last, so that the state can be queried while draining.
+        // The admin addresses close last, so that the state can be queried while draining.
         tokio::select! {
             () = self.admin.close() => {}
             () = stop.next() => {}
