@@ -18,7 +18,7 @@ pub(crate) mod response;
 pub(crate) mod route;
 pub(crate) mod routes;
 #[cfg(test)]
-mod tests {} // TEMPORARY
+mod tests;
 
 use std::io;
 use std::path::Path;
