@@ -233,10 +233,10 @@ impl Audit {
     }
 
     /// A certificate in use expires soon or has expired.
-    pub(crate) fn certificate_expiring(&self, listener: &str, certificate: &ExpiringCertificate<'_>) {
+    pub(crate) fn certificate_expiring(&self, listener: Option<&str>, certificate: &ExpiringCertificate<'_>) {
         let ExpiringCertificate { role, subject, sha256, not_after, days_left } = certificate;
         let event = Event::new("certificate.expiring")
-            .with("listener", listener)
+            .with_some("listener", listener)
             .with("role", *role)
             .with("subject", *subject)
             .with("sha256", *sha256)

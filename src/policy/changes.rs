@@ -10,6 +10,7 @@ use crate::audit::changes::Changes;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
+use crate::source::trusted::touched;
 
 impl Snapshot {
     /// Returns the changes since `previous`. `sources` are the changes of the rules, whose comparison is expensive.
@@ -121,12 +122,7 @@ fn without(all: &[String], others: &[String]) -> Vec<String> {
 }
 
 fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule> {
-    // Rules that a reload has not touched are the same values in both lists, usually at both ends.
-    let same = |(one, other): &(&Arc<Rule>, &Arc<Rule>)| Arc::ptr_eq(one, other);
-    let before = all.iter().zip(others).take_while(same).count();
-    let shorter = all.len().min(others.len()).saturating_sub(before);
-    let after = all.iter().rev().zip(others.iter().rev()).take(shorter).take_while(same).count();
-    let candidates = all.get(before..all.len().saturating_sub(after)).unwrap_or_default();
+    let candidates = touched(all, others);
     if candidates.is_empty() {
         return Vec::new();
     }
@@ -136,6 +132,7 @@ fn rules_without<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> Vec<&'a Rule
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use time::Duration;
 
     use super::*;
@@ -146,6 +143,7 @@ mod tests {
     use crate::audit::changes::Difference;
     use crate::policy::fixtures::{ConfigDir, listener};
     use crate::source::host::{AddressBook, Addresses};
+    use crate::source::rule::{Origin, Source};
 
     #[test]
     fn added_removed_and_moved_listeners_are_distinguished() {
@@ -247,5 +245,22 @@ mod tests {
             old.tls.iter().zip(&new.tls).all(|(old, new)| Arc::ptr_eq(old, new)) && Arc::ptr_eq(&old.usage, &new.usage)
         );
         assert_eq!(two.address_changes_since(&two), []);
+    }
+
+    proptest! {
+        #[test]
+        fn shared_rules_are_compared_as_any_others(
+            pool in prop::collection::vec(0_u8..6, 1..12),
+            old in prop::collection::vec(0_usize..12, 0..12),
+            new in prop::collection::vec(0_usize..12, 0..12),
+        ) {
+            let rule = |last: &u8| Arc::new(Rule::of(Source::Network(format!("10.0.0.{last}").parse().unwrap()), Origin::Configuration));
+            let pool: Vec<_> = pool.iter().map(rule).collect();
+            let pick = |indices: &[usize]| indices.iter().map(|index| Arc::clone(&pool[index % pool.len()])).collect::<Vec<_>>();
+            let (old, new) = (pick(&old), pick(&new));
+            let expected: Vec<&Rule> =
+                new.iter().map(|rule| &**rule).filter(|rule| !old.iter().any(|other| other.source == rule.source)).collect();
+            prop_assert_eq!(rules_without(&new, &old), expected);
+        }
     }
 }

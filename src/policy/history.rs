@@ -13,7 +13,7 @@ use crate::outcome::{Outcome, Reason};
 use crate::policy::ListenerPolicy;
 use crate::printable;
 use crate::source::rule::Source;
-use crate::source::trusted::TrustedSources;
+use crate::source::trusted::{TrustedSources, touched};
 use crate::timestamp;
 use crate::tls::failure;
 use crate::x509::certificate::{Certificate, NameDigest};
@@ -107,10 +107,19 @@ fn rules(
     now: GenerationStamp,
     sources: &TrustedSources,
 ) -> Arc<HashMap<Source, GenerationStamp>> {
-    let known: HashSet<&Source> = before.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
-    let former = &before.history.rules;
-    let since = |source: &Source| if known.contains(source) { former.get(source).copied() } else { Some(now) };
-    let younger = sources.rules().iter().filter_map(|rule| Some((rule.source.clone(), since(&rule.source)?)));
+    let (old, former) = (before.sources.trusted.rules(), &before.history.rules);
+    let candidates = touched(sources.rules(), old);
+    if candidates.is_empty() && former.is_empty() {
+        return Arc::clone(former);
+    }
+    let touched_sources: HashSet<&Source> = candidates.iter().map(|rule| &rule.source).collect();
+    let known = old.iter().map(|rule| &rule.source).filter(|source| touched_sources.contains(source));
+    let known: HashSet<&Source> = known.collect();
+    let is_new = |source: &Source| touched_sources.contains(source) && !known.contains(source);
+    let since = |source: &Source| if is_new(source) { Some(now) } else { former.get(source).copied() };
+    // Without former ones, only a touched rule can be younger than the listener.
+    let all = if former.is_empty() { candidates } else { sources.rules() };
+    let younger = all.iter().filter_map(|rule| Some((rule.source.clone(), since(&rule.source)?)));
     Arc::new(younger.collect())
 }
 

@@ -11,14 +11,15 @@ use crate::audit::Audit;
 use crate::audit::event::ExpiringCertificate;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::timestamp;
+use crate::x509::certificate::Certificate;
 use crate::x509::crl::Crl;
 use crate::x509::expiry::{days_left, expiry_milestone};
 
 /// Remembers the last warning of each certificate, so that each milestone is reported once.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryWatch {
-    /// Listener and SHA-256 -> last reported milestone in days.
-    reported: HashMap<(Arc<str>, String), i64>,
+    /// Listener and SHA-256 -> last reported milestone in days. A certificate of `[admin.tls]` has no listener.
+    reported: HashMap<(Option<Arc<str>>, String), i64>,
 }
 
 impl ExpiryWatch {
@@ -29,30 +30,28 @@ impl ExpiryWatch {
 
     fn check_at(&mut self, now: OffsetDateTime, snapshot: &Snapshot, audit: &Audit) {
         let mut reported = HashMap::new();
-        for policy in snapshot.listeners() {
-            for (role, certificate) in policy.certificates() {
-                let Some(milestone) = expiry_milestone(certificate.not_after, now) else { continue };
-                let key = (Arc::clone(&policy.name), certificate.sha256.clone());
-                if reported.contains_key(&key) {
-                    continue;
-                }
-                if self.reported.get(&key) != Some(&milestone) {
-                    let expiring = ExpiringCertificate {
-                        role,
-                        subject: &certificate.subject,
-                        sha256: &certificate.sha256,
-                        not_after: certificate.not_after,
-                        days_left: days_left(certificate.not_after, now),
-                    };
-                    audit.certificate_expiring(&policy.name, &expiring);
-                }
-                reported.insert(key, milestone);
+        for (listener, role, certificate) in certificates(snapshot) {
+            let Some(milestone) = expiry_milestone(certificate.not_after, now) else { continue };
+            let key = (listener.cloned(), certificate.sha256.clone());
+            if reported.contains_key(&key) {
+                continue;
             }
+            if self.reported.get(&key) != Some(&milestone) {
+                let expiring = ExpiringCertificate {
+                    role,
+                    subject: &certificate.subject,
+                    sha256: &certificate.sha256,
+                    not_after: certificate.not_after,
+                    days_left: days_left(certificate.not_after, now),
+                };
+                audit.certificate_expiring(listener.map(|name| &**name), &expiring);
+            }
+            reported.insert(key, milestone);
         }
         for (policy, list) in lists(snapshot).filter(|(_, list)| list.is_expired_at(now)) {
             // Warn on the day of expiry and daily after, until the CRL is replaced.
             let day = days_left(list.next_update, now);
-            let key = (Arc::clone(&policy.name), list.sha256.clone());
+            let key = (Some(Arc::clone(&policy.name)), list.sha256.clone());
             if self.reported.get(&key) != Some(&day) {
                 let expired_at = timestamp::seconds(list.next_update);
                 warn!(
@@ -67,6 +66,18 @@ impl ExpiryWatch {
         // Entries that are no longer in use are dropped, and are reported again if they return.
         self.reported = reported;
     }
+}
+
+/// All certificates with their role and, except for those of the admin API, their listener.
+fn certificates(snapshot: &Snapshot) -> impl Iterator<Item = (Option<&Arc<str>>, &'static str, &Certificate)> {
+    fn of_listener(
+        policy: &Arc<ListenerPolicy>,
+    ) -> impl Iterator<Item = (Option<&Arc<str>>, &'static str, &Certificate)> {
+        policy.certificates().map(|(role, certificate)| (Some(&policy.name), role, certificate))
+    }
+    let of_listeners = snapshot.listeners().iter().flat_map(of_listener);
+    let of_admin = snapshot.admin_tls.iter().flat_map(|tls| tls.certificates());
+    of_listeners.chain(of_admin.map(|certificate| (None, "admin", &**certificate)))
 }
 
 fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<ListenerPolicy>, &Crl)> {

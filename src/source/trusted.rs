@@ -222,6 +222,16 @@ impl TrustedSources {
     }
 }
 
+/// The rules of `all` that may differ from those of `others`. A reload leaves rules that it does not concern the same values,
+/// usually at both ends of a list, which may be long.
+pub(crate) fn touched<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> &'a [Arc<Rule>] {
+    let is_same = |(one, other): &(&Arc<Rule>, &Arc<Rule>)| Arc::ptr_eq(one, other);
+    let before = all.iter().zip(others).take_while(is_same).count();
+    let shorter = all.len().min(others.len()).saturating_sub(before);
+    let after = all.iter().rev().zip(others.iter().rev()).take(shorter).take_while(is_same).count();
+    all.get(before..all.len().saturating_sub(after)).unwrap_or_default()
+}
+
 /// Maximum number of networks that [`TrustedSources::within`] returns.
 const MAX_WITHIN: usize = 8;
 

@@ -16,6 +16,7 @@ use crate::policy::{ListenerPolicy, Snapshot};
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionState;
 use crate::upstream::endpoint::health::UpstreamHealth;
+use crate::x509::certificate::Certificate;
 
 /// Adds the series of all listeners, including removed ones that still have sessions.
 pub(crate) fn collect(
@@ -37,6 +38,9 @@ pub(crate) fn collect(
         if policy.shield != Shield::Off {
             families.set(&SHIELD_DROPPED, [&policy.name], policy.metrics.shield_dropped());
         }
+    }
+    for certificate in snapshot.admin_tls.iter().flat_map(|tls| tls.certificates()) {
+        set_expiry("", "admin", certificate, families);
     }
     for removed in snapshot.removed_listeners().iter().filter(|removed| removed.metrics.active() > 0) {
         collect_connections(&removed.name, &removed.metrics, families);
@@ -68,11 +72,16 @@ fn collect_tls(policy: &ListenerPolicy, families: &mut Families) {
     }
 }
 
+/// Collects the expiry of a certificate; `listener` is empty for those of the admin API.
+fn set_expiry(listener: &str, role: &str, certificate: &Certificate, families: &mut Families) {
+    let labels = [listener, role, &certificate.subject, &certificate.sha256];
+    #[allow(clippy::cast_precision_loss, reason = "exact for the years of certificates")]
+    families.set(&CERTIFICATE_EXPIRY, labels, certificate.not_after.unix_timestamp() as f64);
+}
+
 fn collect_certificates(policy: &ListenerPolicy, sessions: &CredentialSessions, families: &mut Families) {
     for (role, certificate) in policy.certificates() {
-        let labels = [&*policy.name, role, &certificate.subject, &certificate.sha256];
-        #[allow(clippy::cast_precision_loss, reason = "exact for the years of certificates")]
-        families.set(&CERTIFICATE_EXPIRY, labels, certificate.not_after.unix_timestamp() as f64);
+        set_expiry(&policy.name, role, certificate, families);
     }
     for (role, certificate) in policy.client_facing_certificates() {
         let kind = if role == "server" { "server_certificate" } else { role };

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::policy::diff::value;
 use crate::source::rule::{Rule, Source};
-use crate::source::trusted::TrustedSources;
+use crate::source::trusted::{TrustedSources, touched};
 use crate::timestamp;
 
 /// Returns rules with a changed description, refresh interval or expiry, and rules that trust more than before.
@@ -18,15 +18,22 @@ pub(crate) fn compare(
     listener: &str,
     [old, new]: [&TrustedSources; 2],
     now: OffsetDateTime,
-) -> impl Iterator<Item = Difference> {
-    let known: HashMap<_, _> = old.rules().iter().rev().map(|rule| (identity(rule), rule)).collect();
-    let kept: HashSet<_> = new.rules().iter().map(|rule| identity(rule)).collect();
-    // Removed rules by source: one of them may have returned with another expiry.
-    let removed: HashMap<_, _> =
-        old.rules().iter().filter(|rule| !kept.contains(&identity(rule))).map(|rule| (&rule.source, rule)).collect();
-    let widest = WidestNetworks::of(old, now);
+) -> std::vec::IntoIter<Difference> {
     let mut differences = Vec::new();
-    for rule in new.rules() {
+    let candidates = touched(new.rules(), old.rules());
+    if candidates.is_empty() {
+        return differences.into_iter();
+    }
+    let sources: HashSet<&Source> = candidates.iter().map(|rule| &rule.source).collect();
+    let is_relevant = |rule: &&Arc<Rule>| sources.contains(&rule.source);
+    let known: HashMap<_, _> =
+        old.rules().iter().rev().filter(is_relevant).map(|rule| (identity(rule), rule)).collect();
+    let kept: HashSet<_> = new.rules().iter().filter(is_relevant).map(|rule| identity(rule)).collect();
+    // Removed rules by source: one of them may have returned with another expiry.
+    let removed = old.rules().iter().filter(is_relevant).filter(|rule| !kept.contains(&identity(rule)));
+    let removed: HashMap<_, _> = removed.map(|rule| (&rule.source, rule)).collect();
+    let widest = WidestNetworks::of(old, now);
+    for rule in candidates {
         if differences.len() > MAX_DIFFERENCES {
             break;
         }

@@ -217,8 +217,19 @@ impl Usage {
     pub fn keep_only(&self, policy: &ListenerPolicy) {
         let certificates: HashSet<&str> =
             policy.certificates().map(|(_, certificate)| certificate.sha256.as_str()).collect();
-        let sources: HashSet<_> = policy.sources.trusted.rules().iter().map(|rule| &rule.source).collect();
         let mut records = self.records();
+        // There may be many more rules than used ones.
+        let used = records.items.keys().filter_map(|item| match item {
+            Item::Source(source) => Some(source),
+            Item::Certificate(_) => None,
+        });
+        let used: HashSet<&Source> = used.collect();
+        let rules = policy.sources.trusted.rules().iter().map(|rule| &rule.source);
+        let sources: HashSet<Source> = if used.is_empty() {
+            HashSet::new()
+        } else {
+            rules.filter(|source| used.contains(source)).cloned().collect()
+        };
         records.items.retain(|item, _| match item {
             Item::Certificate(sha256) => certificates.contains(&**sha256),
             Item::Source(source) => sources.contains(source),
