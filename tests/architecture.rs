@@ -147,7 +147,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "proxy",
         ],
     ),
-    ("metrics/exposition", &["fault", "metrics", "dns", "config", "upstream", "policy", "session"]),
+    ("metrics/exposition", &["addr", "fault", "limit", "metrics", "dns", "config", "upstream", "policy", "session"]),
     (
         "control",
         &[
