@@ -3,6 +3,7 @@
 //! The policy is built from the changed text before the file is written. So a change that leads to an invalid policy changes
 //! nothing, and one that is answered is in force and in the file.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -193,11 +194,14 @@ impl FileWrite {
             return Ok(());
         }
         durable_file::replace(&path, after.as_bytes(), NEW_FILE_MODE).map_err(|error| {
-            let directory = path.parent().unwrap_or(Path::new("/")).display();
-            conflict(format_args!(
-                "{} cannot be written: {error}; nothing was changed. The program needs permission to create files in {directory}",
-                path.display()
-            ))
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    let directory = path.parent().unwrap_or(Path::new("/")).display();
+                    format!(". The program needs permission to create files in {directory}")
+                }
+                _ => String::new(),
+            };
+            conflict(format_args!("{} cannot be written: {error}; nothing was changed{hint}", path.display()))
         })
     }
 }
