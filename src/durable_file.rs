@@ -5,13 +5,17 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 /// Replaces the content of a file. The file is created with mode `new_mode` if it does not exist.
 ///
 /// An existing file keeps its mode and owner. A symbolic link is followed, so that its target is replaced and not the link. The
-/// content is on disk when the function returns. Concurrent calls for files of one directory wait for each other.
+/// content is on disk when the function returns. Concurrent calls for files of one directory wait for each other, at most
+/// [`LOCK_TIMEOUT`].
 ///
 /// Blocks on the disk, so asynchronous callers need a thread for it.
 ///
@@ -26,7 +30,7 @@ pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<
     let name = target.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // The lock makes it safe to remove the temporary file of a process that crashed. Closing the file releases it.
-    let directory = Flock::lock(File::open(parent)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    let directory = lock(File::open(parent)?)?;
     let temporary = target.with_file_name(temporary_name(name));
     remove_if_present(&temporary)?;
     let written = write(&temporary, &target, content, new_mode).and_then(|()| fs::rename(&temporary, &target));
@@ -36,6 +40,28 @@ pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<
     }
     written?;
     directory.sync_all()
+}
+
+/// Locks a directory. Everyone who may read it can hold the lock, so the wait is limited.
+fn lock(mut directory: File) -> io::Result<Flock<File>> {
+    let end = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        let errno = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((unlocked, errno)) => {
+                directory = unlocked;
+                errno
+            }
+        };
+        if !matches!(errno, Errno::EWOULDBLOCK | Errno::EINTR) {
+            return Err(errno.into());
+        }
+        if Instant::now() >= end {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, LOCKED));
+        }
+        // flock(2) has no timeout.
+        thread::sleep(LOCK_RETRY);
+    }
 }
 
 fn write(temporary: &Path, target: &Path, content: &[u8], new_mode: u32) -> io::Result<()> {
@@ -76,6 +102,12 @@ fn remove_if_present(file: &Path) -> io::Result<()> {
         removed => removed,
     }
 }
+
+/// Longer than another process needs to write its file.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+const LOCKED: &str = "another process keeps a lock on its directory (flock); end that process";
 
 /// The part of `st_mode` that chmod(2) sets.
 const PERMISSION_BITS: u32 = 0o7777;
@@ -147,11 +179,22 @@ mod tests {
     }
 
     #[test]
+    fn lock_of_another_process_delays_and_does_not_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        let held = Flock::lock(File::open(directory.path()).unwrap(), FlockArg::LockExclusive).unwrap();
+        assert_eq!(replace(&file, b"one", 0o600).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(names(directory.path()).is_empty());
+        drop(held);
+        replace(&file, b"two", 0o600).unwrap();
+    }
+
+    #[test]
     fn concurrent_writers_leave_one_of_their_contents() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         let contents: Vec<Vec<u8>> = (b'a'..b'i').map(|letter| vec![letter; 100_000]).collect();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for content in &contents {
                 scope.spawn(|| replace(&file, content, 0o600).unwrap());
             }

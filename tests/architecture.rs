@@ -147,7 +147,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "proxy",
         ],
     ),
-    ("metrics/exposition", &["fault", "metrics", "x509", "tls", "dns", "config", "upstream", "policy", "session"]),
+    (
+        "metrics/exposition",
+        &["addr", "fault", "limit", "metrics", "x509", "dns", "config", "upstream", "policy", "session"],
+    ),
     (
         "control",
         &[

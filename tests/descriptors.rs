@@ -68,7 +68,7 @@ fn soft_limit_is_raised_to_the_hard_one() {
         session.ask(b"hello", b"hello");
     }
     let descriptors = descriptors(&portcullis);
-    assert_eq!((&descriptors["limit"], &descriptors["reserved"]), (&4096.into(), &128.into()));
+    assert_eq!((&descriptors["limit"], &descriptors["reserved"]), (&4096.into(), &256.into()));
     assert_eq!((&descriptors["connections"], &descriptors["accepting"]), (&150.into(), &true.into()));
 }
 

@@ -18,6 +18,8 @@ mod admin;
 mod admin_guide;
 /// The admin API: tokens, changes of sources, events, hostile requests.
 mod api;
+/// Attacks on the admin API and the metrics.
+mod api_attacks;
 /// The folders of `src/` and their allowed imports.
 mod architecture;
 /// Audit events of connections and reloads.

@@ -386,7 +386,7 @@ const NO_FILE: &str = "matches no file; add a file or remove the pattern";
 
 /// In bytes. Far above any real certificate bundle or list of sources (100,000 rules are about 10 MiB). Limits the memory
 /// that a wrong path can use.
-const MAX_FILE_SIZE: u64 = 64 << 20;
+pub(crate) const MAX_FILE_SIZE: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -147,10 +147,10 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(socket: S, tls: &Arc<Serve
 }
 
 /// Concurrent clients of a Unix socket: more than there are operators, and few enough to bound the cost of slow ones.
-pub(crate) const MAX_UNIX_CLIENTS: usize = 64;
+pub(crate) const MAX_UNIX_CLIENTS: usize = 32;
 
 /// Concurrent clients of a TCP address.
-pub(crate) const MAX_TCP_CLIENTS: usize = 256;
+pub(crate) const MAX_TCP_CLIENTS: usize = 96;
 
 const MAX_CLIENTS_PER_SOURCE: Option<NonZeroU32> = NonZeroU32::new(32);
 

@@ -126,6 +126,7 @@ impl Access {
         let is_gone = |tokens: &Arc<Vec<Token>>| {
             let is_same = |token: &Token| {
                 (&token.name, token.digest, token.expires_at, token.role) == (name, *digest, *expires_at, caller.role)
+                    && token.is_usable_from(caller.source)
             };
             !tokens.iter().any(is_same)
         };

@@ -1,23 +1,21 @@
 //! Serves one HTTP request per connection. Each step has a size limit and a timeout.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, SetOnce, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
 use uuid::Uuid;
 
@@ -26,11 +24,13 @@ use crate::audit::Audit;
 use crate::audit::admin::{AdminDenial, AdminDenialReason};
 use crate::control::access::{Access, Caller};
 use crate::control::error::ErrorKind;
+use crate::control::event_stream::Follower;
 use crate::control::parameters::Parameters;
 use crate::control::response::{AdminResponse, Content, error_body};
 use crate::control::route::{BodyLimit, Call, FoundRoute, Route, RouteAccess, Unhandled};
 use crate::control::routes::is_digitalocean;
-use crate::control::{PendingRequest, digitalocean, event_stream, route};
+use crate::control::{PART, PendingRequest, digitalocean, event_stream, route};
+use crate::fault;
 use crate::metrics::process::ProcessMetrics;
 use crate::token::Role;
 
@@ -43,12 +43,35 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<ProcessMetrics>,
     /// Limits the memory of large bodies.
     pub(crate) large_bodies: Semaphore,
+    /// Limits the memory of long responses, in KiB.
+    pub(crate) response_memory: Arc<Semaphore>,
     /// Limits the connections that stay open for events.
     pub(crate) streams: Arc<Semaphore>,
 }
 
+impl Shared {
+    /// Without tokens.
+    pub(crate) fn new(requests: mpsc::Sender<PendingRequest>, audit: Audit, metrics: Arc<ProcessMetrics>) -> Self {
+        Self {
+            requests,
+            access: Access::default(),
+            audit,
+            metrics,
+            large_bodies: Semaphore::new(MAX_LARGE_BODIES),
+            response_memory: Arc::new(Semaphore::new(MAX_RESPONSE_KIBIBYTES as usize)),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        }
+    }
+}
+
 /// Large bodies that are read or handled at the same time.
-pub(crate) const MAX_LARGE_BODIES: usize = 4;
+const MAX_LARGE_BODIES: usize = 4;
+
+/// Memory of all long responses that are being sent.
+const MAX_RESPONSE_KIBIBYTES: u32 = 256 << 10;
+
+/// A response from this size on counts.
+const LONG_RESPONSE_KIBIBYTES: u32 = 1 << 10;
 
 /// Connections that follow events.
 pub(crate) const MAX_STREAMS: usize = 32;
@@ -57,12 +80,15 @@ pub(crate) type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves one client. Errors of the connection are ignored: the client has disconnected or does not speak HTTP.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: ClientAddr, shared: &Arc<Shared>) {
-    let is_streaming = AtomicBool::new(false);
+    let tail = SetOnce::new();
     let service = service_fn(|request| {
         let answer = Exchange::new(peer, Arc::clone(shared)).answer(request);
         async {
-            let response = answer.await;
-            is_streaming.store(response.extensions().get::<event_stream::Marker>().is_some(), Ordering::Relaxed);
+            let mut response = answer.await;
+            if let Some(kept) = response.extensions_mut().remove::<Tail>() {
+                // A connection has one response.
+                let _ = tail.set(kept);
+            }
             Ok::<_, Infallible>(response)
         }
     });
@@ -72,11 +98,29 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Cl
         .max_buf_size(MAX_HEAD)
         // An idle client would occupy one of the few connections.
         .keep_alive(false)
+        // A client may end its direction after the request.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    if timeout(CONNECTION_TIMEOUT, &mut connection).await.is_err() && is_streaming.load(Ordering::Relaxed) {
-        let _ = connection.await;
+    let end = Instant::now() + CONNECTION_TIMEOUT;
+    let ended = async {
+        match timeout_at(end, tail.wait()).await {
+            Ok(Tail::Events(follower)) => follower.ended().await,
+            Ok(Tail::Memory(_)) => sleep_until(end).await,
+            Err(_) => {}
+        }
+    };
+    tokio::select! {
+        _ = connection => {}
+        () = ended => {}
     }
+}
+
+/// What a connection needs after its response has begun.
+#[derive(Clone, Debug)]
+enum Tail {
+    Events(Follower),
+    /// Held until the client has read its response.
+    Memory(#[expect(dead_code, reason = "released when it is dropped")] Arc<OwnedSemaphorePermit>),
 }
 
 /// One request and its response.
@@ -121,21 +165,36 @@ impl Exchange {
         let FoundRoute { route, path } = found?;
         self.require_role(route, head)?;
         let query = Parameters::parse(head.uri.query().unwrap_or(""), route.query)?;
-        let _permit = match route.body {
-            BodyLimit::Small => None,
-            BodyLimit::Sources => Some(self.shared.large_bodies.acquire().await),
-        };
+        let is_large = is_large(&body, route.body);
+        // Slow senders of large bodies hold up neither small ones nor the callers of this machine.
+        let _permit = if is_large && self.peer.ip().is_some() { Some(self.large_body_permit().await?) } else { None };
         let body = read_body(body, route.body).await?;
-        let call = Call { path, query, headers: &head.headers, body: &body };
-        let request = match (route.parse)(&call)?.into_request() {
+        let parse = route.parse;
+        let operation = if is_large {
+            let headers = head.headers.clone();
+            // Takes so long that it would delay the server loop.
+            let parsed = move || parse(&Call { path, query, headers: &headers, body: &body });
+            fault::contained_blocking(PART, parsed)
+                .await
+                .unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)))
+        } else {
+            parse(&Call { path, query, headers: &head.headers, body: &body })
+        };
+        let request = match operation?.into_request() {
             Ok(request) => request,
             Err(response) => return Ok(response),
         };
-        drop(body);
         let (sender, receiver) = oneshot::channel();
         let caller = self.caller.clone();
         let pending = PendingRequest { request, caller, request_id: self.request_id.clone(), reply: sender };
         Ok(send(pending, receiver, &self.shared.requests).await)
+    }
+
+    async fn large_body_permit(&self) -> Result<SemaphorePermit<'_>, AdminResponse> {
+        match timeout(PERMIT_TIMEOUT, self.shared.large_bodies.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(busy("other clients are sending large bodies; try again later")),
+        }
     }
 
     fn identify(&self, head: &Parts) -> Result<Caller, AdminResponse> {
@@ -171,9 +230,13 @@ impl Exchange {
 
     fn into_http(self, admin: AdminResponse, allowed: Option<String>, is_digitalocean: bool) -> Response<ResponseBody> {
         let AdminResponse { status, content, headers } = admin;
-        let (body, content_type, marker) = match content {
+        let (body, content_type, tail) = match content {
             Content::Empty => (empty(), None, None),
             Content::Json(value) => (full(&value), Some(JSON), None),
+            Content::Text(text) => match self.memory_for(&text) {
+                Ok(tail) => (Full::from(text).boxed_unsync(), Some(JSON), tail),
+                Err(response) => return self.into_http(response, None, is_digitalocean),
+            },
             Content::Error { kind, message } => {
                 let (id, message) = if is_digitalocean {
                     (kind.digitalocean_id(), kind.digitalocean_message().unwrap_or(&message))
@@ -184,8 +247,9 @@ impl Exchange {
             }
             Content::Events(stream) => match Arc::clone(&self.shared.streams).try_acquire_owned() {
                 Ok(permit) => {
-                    let body = event_stream::body(*stream, Arc::clone(&self.shared), self.caller.clone(), permit);
-                    (body, Some("text/event-stream"), Some(event_stream::Marker))
+                    let follower = Follower::new(Arc::clone(&self.shared), self.caller.clone());
+                    let body = event_stream::body(*stream, follower.clone(), permit);
+                    (body, Some("text/event-stream"), Some(Tail::Events(follower)))
                 }
                 Err(_) => {
                     let message = format_args!("{MAX_STREAMS} clients follow events already; try again later");
@@ -207,10 +271,23 @@ impl Exchange {
         if is_digitalocean {
             map.extend(digitalocean::rate_limit_headers());
         }
-        if let Some(marker) = marker {
-            response.extensions_mut().insert(marker);
+        if let Some(tail) = tail {
+            response.extensions_mut().insert(tail);
         }
         response
+    }
+
+    /// Reserves memory for a long response, which a slow client may keep in memory until [`CONNECTION_TIMEOUT`]. Callers of
+    /// this machine are not limited.
+    fn memory_for(&self, text: &Bytes) -> Result<Option<Tail>, AdminResponse> {
+        let kibibytes = u32::try_from(text.len() >> 10).unwrap_or(u32::MAX).min(MAX_RESPONSE_KIBIBYTES);
+        if kibibytes < LONG_RESPONSE_KIBIBYTES || self.peer.ip().is_none() {
+            return Ok(None);
+        }
+        match Arc::clone(&self.shared.response_memory).try_acquire_many_owned(kibibytes) {
+            Ok(permit) => Ok(Some(Tail::Memory(Arc::new(permit)))),
+            Err(_) => Err(busy("other clients are reading long responses; try again later")),
+        }
     }
 }
 
@@ -225,6 +302,16 @@ fn check_head(head: &Parts) -> Result<(), AdminResponse> {
         return Err(AdminResponse::error(ErrorKind::BadRequest, "the request must have one Host header"));
     }
     Ok(())
+}
+
+/// Whether a body may be larger than one that is read and parsed without further precaution.
+fn is_large(body: &Incoming, limit: BodyLimit) -> bool {
+    let is_small = |length| usize::try_from(length).is_ok_and(|length| length <= BodyLimit::Small.bytes());
+    limit == BodyLimit::Sources && !body.size_hint().upper().is_some_and(is_small)
+}
+
+fn busy(message: &str) -> AdminResponse {
+    AdminResponse::error(ErrorKind::TooManyRequests, message).with_header(RETRY_AFTER, HeaderValue::from_static("5"))
 }
 
 /// Reads the body within its limit and [`BODY_TIMEOUT`].
@@ -281,6 +368,9 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From the end of the head to the end of the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a large body waits for others. A client that sends one may take [`BODY_TIMEOUT`].
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Less than the timeout of the commands, so that they receive the error.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(25);

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpSocket, UnixListener};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -34,8 +34,8 @@ use crate::addr::{ListenAddr, TcpListenAddr};
 use crate::audit::{Audit, LineFormat};
 use crate::config::admin::Admin;
 use crate::control::accept::{Acceptor, AdminSocket};
-use crate::control::access::{Access, Caller};
-use crate::control::http::{MAX_LARGE_BODIES, MAX_STREAMS, Shared};
+use crate::control::access::Caller;
+use crate::control::http::Shared;
 pub use crate::control::request::AdminRequest;
 use crate::control::response::AdminResponse;
 use crate::metrics::process::ProcessMetrics;
@@ -105,14 +105,7 @@ impl Prepared {
 impl AdminServer {
     /// A server without an address.
     pub(crate) fn new(requests: mpsc::Sender<PendingRequest>, audit: Audit, metrics: Arc<ProcessMetrics>) -> Self {
-        let shared = Shared {
-            requests,
-            access: Access::default(),
-            audit,
-            metrics,
-            large_bodies: Semaphore::new(MAX_LARGE_BODIES),
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
-        };
+        let shared = Shared::new(requests, audit, metrics);
         Self { shared: Arc::new(shared), tls: watch::Sender::new(None), open: Vec::new(), loops: JoinSet::new() }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use hyper::StatusCode;
+use hyper::body::Bytes;
 use hyper::header::{ETAG, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
@@ -27,6 +28,8 @@ pub enum Content {
     /// No body, with status 204.
     Empty,
     Json(Value),
+    /// JSON that is written already, with a line feed at its end.
+    Text(Bytes),
     Error {
         kind: ErrorKind,
         /// For people, without control characters.
@@ -54,7 +57,8 @@ impl AdminResponse {
 
     /// An error; `message` is for people.
     pub fn error(kind: ErrorKind, message: impl Display) -> Self {
-        let message = printable::lines(&message.to_string()).into_owned();
+        // A message may repeat a part of the request, which has up to 32 MiB.
+        let message = printable::cut_lines(&message.to_string(), MAX_MESSAGE);
         Self::of(kind.status(), Content::Error { kind, message })
     }
 
@@ -79,6 +83,15 @@ impl AdminResponse {
         self
     }
 
+    /// Writes the JSON. That of a long list takes so long that it must not happen on the server loop.
+    #[must_use]
+    pub(crate) fn written(self) -> Self {
+        match self.content {
+            Content::Json(value) => Self { content: Content::Text(Bytes::from(format!("{value}\n"))), ..self },
+            content => Self { content, ..self },
+        }
+    }
+
     /// The JSON object of a success, for adding fields.
     pub fn json_mut(&mut self) -> Option<&mut serde_json::Map<String, Value>> {
         match &mut self.content {
@@ -96,3 +109,6 @@ impl AdminResponse {
 pub(crate) fn error_body(id: &str, message: &str, request_id: &str) -> Value {
     json!({ "id": id, "message": message, "request_id": request_id })
 }
+
+/// Bytes. All problems of a long configuration fit in.
+const MAX_MESSAGE: usize = 64 << 10;

@@ -243,9 +243,9 @@ const PER_CONNECTION: usize = 2;
 
 /// Enough for sixteen requests of the admin API and a reload.
 const MIN_RESERVE: usize = 16;
-/// Enough for all of these at once: sixteen requests, sixteen health checks, sixteen lookups of host names, a reload that
-/// opens some fifty sockets.
-const MAX_RESERVE: usize = 128;
+/// Enough for all of these at once: the clients of a Unix socket and a TCP address of the admin API and of the metrics, sixteen
+/// health checks, sixteen lookups of host names, a reload that opens some fifty sockets.
+const MAX_RESERVE: usize = 256;
 
 /// Below this number of connections the limit is probably a mistake.
 const FEW: usize = 100;

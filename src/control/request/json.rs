@@ -1,6 +1,10 @@
 //! Bodies in JSON.
 
-use serde::de::{DeserializeOwned, Error as _};
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 
@@ -16,7 +20,7 @@ pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, AdminRespons
     if body.trim_ascii().is_empty() {
         return Err(AdminResponse::error(ErrorKind::BadRequest, "the body is empty; send a JSON object"));
     }
-    serde_json::from_slice(body).map_err(|error| match error.classify() {
+    serde_json::from_slice(body).map(|Object(object)| object).map_err(|error| match error.classify() {
         Category::Data => invalid(format_args!("the body is not as expected: {error}")),
         Category::Syntax | Category::Eof | Category::Io => {
             AdminResponse::error(ErrorKind::BadRequest, format_args!("the body is not JSON: {error}"))
@@ -41,4 +45,59 @@ pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.contains('\0') { Err(D::Error::custom("a text must not contain NUL")) } else { Ok(text) }
+}
+
+/// A list of at most `MAX` objects. More are not read, so that a body of tiny elements needs little memory.
+///
+/// # Errors
+/// If the value is not such a list.
+pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    deserializer.deserialize_seq(List::<T, MAX>(PhantomData))
+}
+
+struct List<T, const MAX: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for List<T, MAX> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {MAX} objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Object(element)) = elements.next_element()? {
+            if list.len() >= MAX {
+                return Err(A::Error::invalid_length(list.len().saturating_add(1), &self));
+            }
+            list.push(element);
+        }
+        Ok(list)
+    }
+}
+
+/// A value that is written as an object. serde also reads a list as the fields of a type in their order, which is a mistake
+/// of the client here.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(entries)).map(Object)
+    }
 }

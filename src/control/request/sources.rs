@@ -17,6 +17,7 @@ use crate::timestamp;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
+    #[serde(deserialize_with = "json::list::<_, _, MAX_RULES>")]
     rules: Vec<RuleBody>,
 }
 
@@ -154,6 +155,9 @@ fn entity_tag(value: &[u8]) -> Result<Option<String>, AdminResponse> {
     })
 }
 
+/// Rules of one request. Putting more in force would delay other callers and the next revocation for seconds.
+const MAX_RULES: usize = 200_000;
+
 const EXPIRES_AT: &str = "must be a date and time with its offset such as \"2027-01-31T00:00:00Z\", or null";
 
 #[cfg(test)]
@@ -203,6 +207,8 @@ mod tests {
             ("{}", "`rules`"),
             (r#"{"rules": [], "rules": []}"#, "duplicate field `rules`"),
             (r#"{"rules": [], "x": 1}"#, "unknown field `x`"),
+            (r#"[[{"type": "ip_addr", "value": "10.0.0.1"}]]"#, "expected an object"),
+            (r#"{"rules": [["ip_addr", "10.0.0.1"]]}"#, "expected an object"),
             (r#"{"rules": [{"type": "ip_addr"}]}"#, "`value`"),
             (r#"{"rules": [{"type": "ip_addr", "value": 7}]}"#, "a string"),
             (r#"{"rules": [{"type": "ip_addr", "value": "a\u0000b"}]}"#, "NUL"),
@@ -213,7 +219,10 @@ mod tests {
             let message = message(body);
             assert!(message.contains(word), "{body}: {message}");
         }
+        let many =
+            format!(r#"{{"rules": [{}]}}"#, vec![r#"{"type":"ip_addr","value":"10.0.0.1"}"#; MAX_RULES + 1].join(","));
+        assert!(message(&many).contains("at most 200000"));
         let deep = format!("{{\"rules\": {}{}}}", "[".repeat(200), "]".repeat(200));
-        assert!(message(&deep).contains("not as expected"));
+        assert!(message(&deep).contains("expected an object"));
     }
 }

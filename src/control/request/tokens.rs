@@ -43,6 +43,11 @@ pub(crate) fn new(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     };
     let network =
         |text: &String| text.parse::<Network>().map_err(|error| invalid(format_args!("sources: {text:?} is {error}")));
+    if sources.as_ref().is_some_and(Vec::is_empty) {
+        return Err(invalid(
+            "sources is empty, so the token could be used from nowhere; list networks, or leave it out",
+        ));
+    }
     let sources = sources.unwrap_or_default().iter().map(network).collect::<Result<_, _>>()?;
     Ok(Operation::Request(AdminRequest::NewToken(NewToken { name, role, expires_at, sources })))
 }

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use crate::addr::ClientAddr;
 use crate::fault;
 use crate::fault::Backoff;
+use crate::limit::sessions::{SessionLimiter, SessionLimits};
 use crate::metrics::exposition::Sources;
 use crate::metrics::exposition::answer::{PART, respond};
 
@@ -139,6 +142,7 @@ async fn keep_accepting(listener: &TcpListener, mut stopped: watch::Receiver<()>
 
 async fn accept(listener: &TcpListener, stopped: &mut watch::Receiver<()>, sources: &Arc<Sources>) {
     let mut clients = JoinSet::new();
+    let limiter = Arc::<SessionLimiter>::default();
     let mut is_failing = false;
     loop {
         tokio::select! {
@@ -146,9 +150,17 @@ async fn accept(listener: &TcpListener, stopped: &mut watch::Receiver<()>, sourc
             _ = stopped.changed() => return,
             Some(_) = clients.join_next() => {}
             accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     is_failing = false;
-                    clients.spawn(fault::contained(PART, serve(stream, Arc::clone(sources))));
+                    // One source must not keep a health check from its answer.
+                    let limits = SessionLimits { total: None, per_source: MAX_CLIENTS_PER_SOURCE };
+                    if let Ok(permit) = limiter.acquire(ClientAddr::new(peer), limits) {
+                        let sources = Arc::clone(sources);
+                        clients.spawn(fault::contained(PART, async move {
+                            let _permit = permit;
+                            serve(stream, sources).await;
+                        }));
+                    }
                 }
                 Err(error) => {
                     if !is_failing {
@@ -186,7 +198,9 @@ async fn answer(request: Request<Incoming>, sources: &Arc<Sources>) -> Result<Re
 const THREAD: &str = "portcullis-metrics";
 
 /// Concurrent clients. The others wait in the backlog of the kernel.
-const MAX_CLIENTS: usize = 16;
+const MAX_CLIENTS: usize = 32;
+
+const MAX_CLIENTS_PER_SOURCE: Option<NonZeroU32> = NonZeroU32::new(8);
 
 /// From accept to the end of the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::addr::ClientAddr;
@@ -18,7 +18,7 @@ use crate::audit::Audit;
 use crate::audit::admin::AdminActionKind;
 use crate::audit::changes::Changes;
 use crate::control::PendingRequest;
-use crate::control::access::Caller;
+use crate::control::access::{Actor, Caller};
 use crate::control::error::ErrorKind;
 use crate::control::request::{AdminRequest, DenialFilter, SessionFilter};
 use crate::control::response::AdminResponse;
@@ -58,6 +58,8 @@ pub(crate) struct AdminHandler {
     draining: Option<Draining>,
     /// Requests that are handled in the background.
     pending: JoinSet<()>,
+    /// Limits the memory of lists that are being written.
+    long_reads: Arc<Semaphore>,
 }
 
 /// The requests that the handler receives, and those that it sends.
@@ -75,6 +77,11 @@ struct Origin {
 }
 
 impl Origin {
+    /// Whether the caller uses the Unix socket.
+    fn is_of_this_machine(&self) -> bool {
+        self.caller.as_ref().is_some_and(|caller| caller.actor == Actor::Unix)
+    }
+
     fn action(self, kind: AdminActionKind, target: Option<String>, detail: Option<String>) -> Action {
         let Self { caller, request_id } = self;
         Action { kind, caller, target, request_id, detail }
@@ -116,6 +123,7 @@ impl AdminHandler {
             files_since: started_at,
             draining: None,
             pending: JoinSet::new(),
+            long_reads: Arc::new(Semaphore::new(MAX_LONG_READS)),
         }
     }
 
@@ -206,7 +214,7 @@ impl AdminHandler {
                 }
             }
             AdminRequest::Reload => return self.reload(origin, reply),
-            AdminRequest::Plan { file } => return self.plan(file, current, reply),
+            AdminRequest::Plan { file } => return self.plan(file, &origin, current, reply),
             AdminRequest::ChangeSources(change) => return self.change_sources(change, origin, current, reply),
             AdminRequest::NewToken(token) => return self.new_token(token, origin, current, reply),
             AdminRequest::RevokeToken(name) => return self.revoke_token(name, origin, current, reply),
@@ -265,9 +273,18 @@ impl AdminHandler {
     ) {
         let (current, registry) = (Arc::clone(current), Arc::clone(&self.registry));
         let (host_cache, draining) = (Arc::clone(&self.host_cache), self.draining);
-        self.handle_in_background(reply, move || {
-            let response = report(&current, &registry, &host_cache).unwrap_or_else(|error| error);
-            with_draining(response, draining)
+        let slots = Arc::clone(&self.long_reads);
+        self.pending.spawn(async move {
+            let Ok(_slot) = slots.acquire().await else { return };
+            // The client has disconnected while it waited.
+            if reply.is_closed() {
+                return;
+            }
+            let work = move || {
+                let response = report(&current, &registry, &host_cache).unwrap_or_else(|error| error);
+                with_draining(response, draining)
+            };
+            let _ = reply.send(in_background(work).await);
         });
     }
 
@@ -349,7 +366,17 @@ impl AdminHandler {
     }
 
     /// Builds the policy of a reload on a separate thread without putting it in force.
-    fn plan(&mut self, file: Option<PathBuf>, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
+    fn plan(
+        &mut self,
+        file: Option<PathBuf>,
+        origin: &Origin,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+    ) {
+        if file.is_some() && !origin.is_of_this_machine() {
+            let _ = reply.send(AdminResponse::error(ErrorKind::Forbidden, FILE_OF_THIS_MACHINE));
+            return;
+        }
         let (current, registry, host_cache) =
             (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.host_cache));
         self.handle_in_background(reply, move || {
@@ -389,7 +416,7 @@ impl AdminHandler {
 
 async fn in_background(work: impl FnOnce() -> AdminResponse + Send + 'static) -> AdminResponse {
     let failed = |fault| AdminResponse::error(ErrorKind::ServerError, fault);
-    fault::contained_blocking(PART, work).await.unwrap_or_else(failed)
+    fault::contained_blocking(PART, || work().written()).await.unwrap_or_else(failed)
 }
 
 /// Whether a request is rejected while the program stops.
@@ -432,6 +459,10 @@ fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[Cert
 
 const DRAINING: &str = "draining: the program is stopping and does not reload; start it again once it has stopped";
 
+/// The problems of a file show parts of it.
+const FILE_OF_THIS_MACHINE: &str =
+    "\"file\" names a file of the machine of Portcullis, so it requires the Unix socket; leave it out to plan a reload";
+
 /// The name of this part in internal faults.
 pub(crate) const PART: &str = "admin requests";
 
@@ -466,3 +497,6 @@ fn reload_response(reply: ReloadReply) -> AdminResponse {
 
 /// Bytes of an error in the status line for systemd.
 const MAX_REJECTION: usize = 320;
+
+/// Lists that are written at the same time. One of 100,000 rules needs about 250 MiB meanwhile.
+const MAX_LONG_READS: usize = 2;

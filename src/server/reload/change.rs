@@ -3,13 +3,14 @@
 //! The policy is built from the changed text before the file is written. So a change that leads to an invalid policy changes
 //! nothing, and one that is answered is in force and in the file.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::config::files::{Files, Fingerprint};
+use crate::config::files::{Files, Fingerprint, MAX_FILE_SIZE};
 use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
@@ -145,6 +146,16 @@ pub(crate) fn build(
     let text = std::str::from_utf8(before.as_deref().unwrap_or_default())
         .map_err(|error| conflict(format_args!("{} is not UTF-8: {error}", path.display())))?;
     let EditedText { text: after, affected } = edit(&path, text, current, &mut files.rules)?;
+    // The next start could not read a larger file.
+    if after.len() as u64 > MAX_FILE_SIZE {
+        let message = format_args!(
+            "{} would have {} MiB; the limit is {} MiB, so nothing was changed",
+            path.display(),
+            after.len() >> 20,
+            MAX_FILE_SIZE >> 20
+        );
+        return Err(AdminResponse::error(ErrorKind::Unprocessable, message));
+    }
     files.set_content(&path, after.as_bytes());
     let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
     let built = built.map_err(|problems| {
@@ -173,7 +184,9 @@ impl FileWrite {
     /// The response to the caller: the file cannot be written, or was edited meanwhile.
     pub(crate) fn run(self) -> Result<(), AdminResponse> {
         let Self { path, before, after } = self;
-        let now = std::fs::read(&path).ok();
+        // Reads neither a FIFO nor an endless file that may have taken the name meanwhile.
+        let now = Files::default().read_if_present(&path);
+        let now = now.map_err(|why| conflict(format_args!("{} {why}; nothing was changed", path.display())))?;
         if now.as_deref() != before.as_deref() {
             return Err(conflict(format_args!("{} was edited meanwhile; try again", path.display())));
         }
@@ -181,11 +194,14 @@ impl FileWrite {
             return Ok(());
         }
         durable_file::replace(&path, after.as_bytes(), NEW_FILE_MODE).map_err(|error| {
-            let directory = path.parent().unwrap_or(Path::new("/")).display();
-            conflict(format_args!(
-                "{} cannot be written: {error}; nothing was changed. The program needs permission to create files in {directory}",
-                path.display()
-            ))
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    let directory = path.parent().unwrap_or(Path::new("/")).display();
+                    format!(". The program needs permission to create files in {directory}")
+                }
+                _ => String::new(),
+            };
+            conflict(format_args!("{} cannot be written: {error}; nothing was changed{hint}", path.display()))
         })
     }
 }
