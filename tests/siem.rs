@@ -161,7 +161,7 @@ fn rsyslog_forwards_each_event_with_structured_data_and_as_json() {
         of("connection.closed").1,
         "client_sha256 client_subject listener reason rule session sni source source_port upstream"
     );
-    assert_eq!(of("admin.action"), ("<110>1".to_owned(), "action actor role".to_owned()));
+    assert_eq!(of("admin.action"), ("<110>1".to_owned(), "action actor request_id role".to_owned()));
     assert_eq!(of("reload.rejected").0, "<107>1");
     let subject = events["connection.closed"]["client_subject"].as_str().unwrap();
     assert!(['"', ']', '=', '\\', '|'].iter().all(|character| subject.contains(*character)), "{subject}");
@@ -191,7 +191,8 @@ fn rsyslog_forwards_each_event_as_cef() {
         assert!(closed.contains(&format!(" {field} ")), "no {field} in {closed}");
     }
     let action = of("admin.action").1;
-    assert!(action.ends_with(" suser=unix spriv=owner act=reload "), "{action}");
+    let request_id = events["admin.action"]["request_id"].as_str().unwrap();
+    assert!(action.ends_with(&format!(" suser=unix spriv=owner act=reload externalId={request_id} ")), "{action}");
     let (severity, rejected) = of("reload.rejected");
     let last_problem = events["reload.rejected"]["error"].as_str().unwrap().lines().next_back().unwrap();
     assert!(severity == "8" && rejected.contains(&format!("\\n{last_problem} ")), "{rejected}");
