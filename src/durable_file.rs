@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use tracing::warn;
 
 /// Replaces the content of a file. The file is created with mode `new_mode` if it does not exist.
 ///
@@ -20,7 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 /// Blocks on the disk, so asynchronous callers need a thread for it.
 ///
 /// # Errors
-/// Any error of the file system; the file is unchanged then, unless the last step failed: the flush of the directory.
+/// Any error of the file system; the file is unchanged then.
 pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<()> {
     let target = match fs::canonicalize(file) {
         // A link without target is an error. Creating the target could create a file in any directory.
@@ -39,7 +40,11 @@ pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    directory.sync_all()
+    if let Err(error) = directory.sync_all() {
+        // The new content is there. After a crash of the machine, the old one may return.
+        warn!(file = %file.display(), %error, "cannot flush a directory, a crash of the machine may undo the change of its file");
+    }
+    Ok(())
 }
 
 /// Locks a directory. Everyone who may read it can hold the lock, so the wait is limited.

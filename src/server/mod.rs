@@ -199,7 +199,13 @@ impl Server {
         let current = self.published.policy();
         match self.next_change(&current, signals, expiry_checks).await {
             Some(PolicyChange::Reload(attempt)) => self.handle_reload(attempt, &current),
-            Some(PolicyChange::FileChange(change)) => self.handle_file_change(*change, &current).await,
+            Some(PolicyChange::FileChange(change)) => {
+                tokio::select! {
+                    // A disk that hangs does not keep the program from stopping.
+                    () = signals.stop.next() => return false,
+                    () = self.handle_file_change(*change, &current) => {}
+                }
+            }
             Some(PolicyChange::Refresh(snapshot)) => self.refresh(*snapshot, &current),
             None => return false,
         }
@@ -274,6 +280,7 @@ impl Server {
             self.put_in_force(*built, prepared, current);
             let _ = self.admin_handler.in_force_since(false);
             self.admin_handler.record_reload(None);
+            self.metrics.reloads.note(true);
             self.notify_systemd();
             ChangeResult::Applied { snapshot: self.published.policy(), affected }
         });

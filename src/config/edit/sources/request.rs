@@ -64,9 +64,13 @@ pub(crate) fn expiry(rule: &NewRule) -> Field<OffsetDateTime> {
     }
 }
 
-/// Limits the length of a text, in characters, and rejects control characters, which could forge lines in logs and terminals.
+/// Limits the length of a text, in characters, and rejects characters that could forge lines in logs and terminals: control
+/// characters, line separators, and those that change the direction of text.
 fn check(text: &str, limit: usize) -> Result<(), String> {
-    if let Some(control) = text.chars().find(|character| character.is_control()) {
+    let is_forging = |character: &char| {
+        character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if let Some(control) = text.chars().find(is_forging) {
         return Err(format!("contains the control character U+{:04X}; remove it", u32::from(control)));
     }
     let length = text.chars().count();

@@ -219,6 +219,7 @@ fn invalid_rule_is_described_for_the_caller() {
         (new(&"a".repeat(254)), "rules[1].value: has 254 characters; shorten it to at most 253"),
         (new(""), "rules[1].value: found \"\""),
         (described("a\nb"), "rules[1].description: contains the control character U+000A; remove it"),
+        (described("a\u{202e}b"), "rules[1].description: contains the control character U+202E; remove it"),
         (described(&"ä".repeat(256)), "rules[1].description: has 256 characters; shorten it to at most 255"),
     ] {
         let error = error(rule);
