@@ -29,6 +29,7 @@ use tokio::net::{TcpSocket, UnixListener};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::info;
 
 use crate::addr::{ListenAddr, TcpListenAddr};
 use crate::audit::{Audit, LineFormat};
@@ -185,6 +186,7 @@ impl AdminServer {
             tls: self.tls.subscribe(),
             limiter: Arc::default(),
         };
+        info!(%address, "admin address open");
         self.loops.spawn(accept::keep_accepting(Arc::new(acceptor), stopped));
         Open { socket_file, address, _running: running, _socket: socket }
     }
