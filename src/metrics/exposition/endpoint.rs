@@ -200,7 +200,7 @@ const THREAD: &str = "portcullis-metrics";
 /// Concurrent clients. The others wait in the backlog of the kernel.
 const MAX_CLIENTS: usize = 32;
 
-const MAX_CLIENTS_PER_SOURCE: Option<NonZeroU32> = NonZeroU32::new(8);
+const MAX_CLIENTS_PER_SOURCE: Option<NonZeroU32> = NonZeroU32::new(16);
 
 /// From accept to the end of the request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);

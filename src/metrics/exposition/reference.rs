@@ -54,7 +54,7 @@ metrics = \"127.0.0.1:9643\"
 | `GET /readyz` | 200; 503 before all listeners are bound and while draining |
 
 The address has no TLS and needs no token. Nothing else is served on it. A reload moves it. Scrapes
-run on a thread of their own: at most 32 clients at a time, 8 of one source, 10 seconds for each.
+run on a thread of their own: at most 32 clients at a time, 16 of one source, 10 seconds for each.
 
 Scrape it:
 
