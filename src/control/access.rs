@@ -22,40 +22,48 @@ use crate::token::{Role, Token, TokenDigest};
 
 /// A caller that may use the API, as far as its role allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    pub actor: Actor,
-    pub role: Role,
-    /// `None` for a client of the Unix socket.
-    pub source: Option<IpAddr>,
-}
-
-/// What a caller is known by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Actor {
-    /// A user who may open the Unix socket.
+pub enum Caller {
+    /// A user who may open the Unix socket, which has the role owner.
     Unix,
     Token {
         name: String,
         digest: TokenDigest,
         expires_at: Option<OffsetDateTime>,
+        role: Role,
+        source: IpAddr,
     },
 }
 
-impl Actor {
+impl Caller {
     pub(crate) fn token_name(&self) -> Option<&str> {
         match self {
             Self::Unix => None,
             Self::Token { name, .. } => Some(name),
         }
     }
-}
 
-impl Caller {
+    pub(crate) fn role(&self) -> Role {
+        match self {
+            Self::Unix => Role::Owner,
+            Self::Token { role, .. } => *role,
+        }
+    }
+
+    /// `None` for a client of the Unix socket.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Unix => None,
+            Self::Token { source, .. } => Some(*source),
+        }
+    }
+
     /// The caller in an audit event.
     pub(crate) fn audited(&self) -> audit::admin::Caller<'_> {
-        match (&self.actor, self.source) {
-            (Actor::Token { name, .. }, Some(source)) => audit::admin::Caller::Token { name, role: self.role, source },
-            (Actor::Unix | Actor::Token { .. }, _) => audit::admin::Caller::Unix,
+        match self {
+            Self::Unix => audit::admin::Caller::Unix,
+            Self::Token { name, role, source, .. } => {
+                audit::admin::Caller::Token { name, role: *role, source: *source }
+            }
         }
     }
 }
@@ -94,19 +102,19 @@ impl Access {
     /// A response with status 401, or 429 for a source with many invalid tokens.
     pub(crate) fn identify(&self, peer: ClientAddr, headers: &HeaderMap) -> Result<Caller, Box<Rejected>> {
         let Some(source) = peer.ip() else {
-            return Ok(Caller { actor: Actor::Unix, role: Role::Owner, source: None });
+            return Ok(Caller::Unix);
         };
         let Some(presented) = token_in(headers) else {
             return Err(self.rejected(peer, AdminDenialReason::MissingToken, None));
         };
         let now = OffsetDateTime::now_utc();
         let tokens = Arc::clone(&self.tokens.borrow());
-        match authenticate(&tokens, presented, Some(source), now) {
+        match authenticate(&tokens, presented, source, now) {
             Ok(token) => {
-                self.last_use.record(token, Some(source), now);
+                self.last_use.record(token, source, now);
                 let Token { name, role, digest, expires_at, .. } = token;
-                let actor = Actor::Token { name: name.clone(), digest: *digest, expires_at: *expires_at };
-                Ok(Caller { actor, role: *role, source: Some(source) })
+                let (digest, expires_at, role) = (*digest, *expires_at, *role);
+                Ok(Caller::Token { name: name.clone(), digest, expires_at, role, source })
             }
             Err(refusal) => {
                 let reason = match refusal {
@@ -121,12 +129,14 @@ impl Access {
 
     /// Returns when a caller that was identified is no longer one: its token was removed, changed or has expired.
     pub(crate) async fn ended(&self, caller: &Caller) {
-        let Actor::Token { name, digest, expires_at } = &caller.actor else { return std::future::pending().await };
+        let Caller::Token { name, digest, expires_at, role, source } = caller else {
+            return std::future::pending().await;
+        };
         let mut tokens = self.tokens.subscribe();
         let is_gone = |tokens: &Arc<Vec<Token>>| {
             let is_same = |token: &Token| {
-                (&token.name, token.digest, token.expires_at, token.role) == (name, *digest, *expires_at, caller.role)
-                    && token.is_usable_from(caller.source)
+                (&token.name, token.digest, token.expires_at, token.role) == (name, *digest, *expires_at, *role)
+                    && token.is_usable_from(*source)
             };
             !tokens.iter().any(is_same)
         };

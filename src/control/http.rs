@@ -27,9 +27,9 @@ use crate::control::error::ErrorKind;
 use crate::control::event_stream::Follower;
 use crate::control::parameters::Parameters;
 use crate::control::response::{AdminResponse, Content, error_body};
-use crate::control::route::{BodyLimit, Call, FoundRoute, Route, RouteAccess, Unhandled};
+use crate::control::route::{BodyLimit, Call, FoundRoute, Operation, Route, RouteAccess, Unhandled};
 use crate::control::routes::is_digitalocean;
-use crate::control::{PART, PendingRequest, digitalocean, event_stream, route};
+use crate::control::{PART, PendingRequest, digitalocean, event_stream, openapi, route};
 use crate::fault;
 use crate::metrics::process::ProcessMetrics;
 use crate::token::Role;
@@ -150,7 +150,7 @@ impl Exchange {
             request_id = self.request_id,
             "admin request"
         );
-        let role = self.caller.as_ref().map(|caller| caller.role);
+        let role = self.caller.as_ref().map(Caller::role);
         self.shared.metrics.admin.note_request(role.map(Role::code), response.status.as_u16());
         self.into_http(response, allowed, is_digitalocean(head.uri.path()))
     }
@@ -180,12 +180,16 @@ impl Exchange {
         } else {
             parse(&Call { path, query, headers: &head.headers, body: &body })
         };
-        let request = match operation?.into_request() {
-            Ok(request) => request,
-            Err(response) => return Ok(response),
+        let request = match operation? {
+            Operation::Paths => return Ok(AdminResponse::ok(openapi::paths())),
+            Operation::OpenApi => return Ok(AdminResponse::ok(openapi::description())),
+            Operation::Request(request) => request,
+        };
+        // A public route has no caller, so it must not reach the state.
+        let Some(caller) = self.caller.clone() else {
+            return Err(AdminResponse::error(ErrorKind::Unauthorized, "a token is required").into());
         };
         let (sender, receiver) = oneshot::channel();
-        let caller = self.caller.clone();
         let pending = PendingRequest { request, caller, request_id: self.request_id.clone(), reply: sender };
         Ok(send(pending, receiver, &self.shared.requests).await)
     }
@@ -207,11 +211,11 @@ impl Exchange {
 
     fn require_role(&self, route: &Route, head: &Parts) -> Result<(), AdminResponse> {
         let (RouteAccess::Role(required), Some(caller)) = (route.access, &self.caller) else { return Ok(()) };
-        if caller.role >= required {
+        if caller.role() >= required {
             return Ok(());
         }
-        self.audit_denial(head, AdminDenialReason::Forbidden, caller.actor.token_name());
-        let message = format_args!("the role {} does not suffice; this needs {}", caller.role.code(), required.code());
+        self.audit_denial(head, AdminDenialReason::Forbidden, caller.token_name());
+        let message = format_args!("the role {} does not suffice; this needs {}", caller.role().code(), required.code());
         Err(AdminResponse::error(ErrorKind::Forbidden, message))
     }
 

@@ -50,8 +50,7 @@ use crate::transport::unix_socket::UnixSocketFile;
 #[derive(Debug)]
 pub struct PendingRequest {
     pub request: AdminRequest,
-    /// `None` for a request that everyone may send.
-    pub caller: Option<Caller>,
+    pub caller: Caller,
     /// The ID in the response, and in the audit event of a change.
     pub request_id: String,
     /// Sends the response. Sending fails if the client has disconnected, which is not an error.

@@ -6,7 +6,7 @@ use crate::control::error::ErrorKind;
 use crate::control::parameters::{Parameters, decode};
 use crate::control::response::AdminResponse;
 use crate::control::routes::ROUTES;
-use crate::control::{AdminRequest, openapi};
+use crate::control::AdminRequest;
 use crate::token::Role;
 
 /// A path and a method, with everything that is decided before the request is handled.
@@ -120,17 +120,6 @@ pub(crate) enum Operation {
     OpenApi,
     /// A request to the owner of the state.
     Request(AdminRequest),
-}
-
-impl Operation {
-    /// The response that needs no state.
-    pub(crate) fn into_request(self) -> Result<AdminRequest, AdminResponse> {
-        match self {
-            Self::Paths => Err(AdminResponse::ok(openapi::paths())),
-            Self::OpenApi => Err(AdminResponse::ok(openapi::description())),
-            Self::Request(request) => Ok(request),
-        }
-    }
 }
 
 /// The route of a request.

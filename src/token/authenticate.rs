@@ -27,7 +27,7 @@ impl TokenRefusal {
     }
 }
 
-/// Returns the token whose text is `presented`. `source` is the address of the client, and `None` for a Unix socket.
+/// Returns the token whose text is `presented`, if a client with the address `source` may use it.
 ///
 /// The presented text is hashed first and compared with all tokens, so the duration depends on its length and on the number of
 /// tokens only.
@@ -37,7 +37,7 @@ impl TokenRefusal {
 pub(crate) fn authenticate<'t>(
     tokens: &'t [Token],
     presented: &[u8],
-    source: Option<IpAddr>,
+    source: IpAddr,
     now: OffsetDateTime,
 ) -> Result<&'t Token, TokenRefusal> {
     let digest = TokenDigest::of(presented);
@@ -84,8 +84,8 @@ mod tests {
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-    fn from(ip: &str) -> Option<IpAddr> {
-        Some(ip.parse().unwrap())
+    fn from(ip: &str) -> IpAddr {
+        ip.parse().unwrap()
     }
 
     #[test]
@@ -98,14 +98,14 @@ mod tests {
         for text in ["", "firs", "first ", "First", &tokens[0].digest.to_string(), "one"] {
             assert_eq!(name(text), Err(TokenRefusal::Unknown), "{text:?}");
         }
-        assert_eq!(authenticate(&[], b"first", None, NOW), Err(TokenRefusal::Unknown));
+        assert_eq!(authenticate(&[], b"first", from("192.0.2.1"), NOW), Err(TokenRefusal::Unknown));
     }
 
     #[test]
     fn token_is_refused_from_its_expiry_on() {
         let second = time::Duration::seconds(1);
         let tokens = [Token { expires_at: Some(NOW), ..token("ci", "text") }];
-        let at = |now| authenticate(&tokens, b"text", None, now);
+        let at = |now| authenticate(&tokens, b"text", from("192.0.2.1"), now);
         assert_eq!(at(NOW - second), Ok(&tokens[0]));
         let refusal = TokenRefusal::Expired { name: "ci".to_owned() };
         assert_eq!(at(NOW), Err(refusal.clone()));
@@ -123,7 +123,6 @@ mod tests {
         for ip in ["11.0.0.1", "::ffff:11.0.0.1", "2001:db9::1", "::", "::10.1.2.3"] {
             assert_eq!(authenticate(&tokens, b"text", from(ip), NOW), Err(refusal.clone()), "{ip}");
         }
-        assert_eq!(authenticate(&tokens, b"text", None, NOW), Err(refusal.clone()));
         assert_eq!(refusal.token_name(), Some("ci"));
     }
 

@@ -12,8 +12,7 @@ use crate::token::{Token, TokenDigest};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LastUse {
     pub(crate) at: OffsetDateTime,
-    /// `None` for a Unix socket.
-    pub(crate) source: Option<IpAddr>,
+    pub(crate) source: IpAddr,
 }
 
 /// The last use of each token. Only a valid token gets an entry, and [`Self::keep_only`] runs at every reload, so there are at
@@ -29,7 +28,7 @@ struct Entry {
 }
 
 impl LastUses {
-    pub(crate) fn record(&self, token: &Token, source: Option<IpAddr>, now: OffsetDateTime) {
+    pub(crate) fn record(&self, token: &Token, source: IpAddr, now: OffsetDateTime) {
         let last = LastUse { at: now, source };
         let mut entries = self.lock();
         match entries.get_mut(&token.name) {
@@ -58,18 +57,21 @@ impl LastUses {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::token::fixtures::token;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
     #[test]
     fn last_of_several_uses_is_kept() {
         let (uses, token) = (LastUses::default(), token("ci", "text"));
         assert_eq!(uses.of(&token), None);
         let later = NOW + time::Duration::SECOND;
-        let source = Some("10.1.2.3".parse().unwrap());
-        uses.record(&token, None, NOW);
+        let source = "10.1.2.3".parse().unwrap();
+        uses.record(&token, SOURCE, NOW);
         uses.record(&token, source, later);
         assert_eq!(uses.of(&token), Some(LastUse { at: later, source }));
     }
@@ -77,7 +79,7 @@ mod tests {
     #[test]
     fn entries_of_removed_tokens_are_dropped() {
         let (uses, tokens) = (LastUses::default(), ["one", "two", "three"].map(|name| token(name, name)));
-        tokens.iter().for_each(|token| uses.record(token, None, NOW));
+        tokens.iter().for_each(|token| uses.record(token, SOURCE, NOW));
         uses.keep_only(&tokens[1..]);
         assert_eq!(uses.of(&tokens[0]), None);
         assert!(uses.of(&tokens[1]).is_some());
@@ -87,7 +89,7 @@ mod tests {
     #[test]
     fn new_token_with_the_name_of_a_revoked_one_has_not_been_used() {
         let uses = LastUses::default();
-        uses.record(&token("ci", "old"), None, NOW);
+        uses.record(&token("ci", "old"), SOURCE, NOW);
         let new = [token("ci", "new")];
         assert_eq!(uses.of(&new[0]), None);
         uses.keep_only(&new);

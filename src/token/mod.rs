@@ -12,7 +12,6 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use time::OffsetDateTime;
 
-use crate::addr::ClientAddr;
 use crate::source::rule::Network;
 
 /// A token as configured. The text of the token is known to its user only.
@@ -36,12 +35,10 @@ impl Token {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Whether the token may be used from an address. Without an address (a Unix socket), a token that is limited to networks
-    /// may not be used.
-    pub(crate) fn is_usable_from(&self, source: Option<IpAddr>) -> bool {
-        let source = source.and_then(|ip| ClientAddr::from_ip(ip).ip());
-        self.sources.is_empty()
-            || source.is_some_and(|ip| self.sources.iter().any(|network| network.net().contains(&ip)))
+    /// Whether the token may be used from an address. IPv4-mapped IPv6 addresses count as IPv4.
+    pub(crate) fn is_usable_from(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        self.sources.is_empty() || self.sources.iter().any(|network| network.net().contains(&source))
     }
 }
 

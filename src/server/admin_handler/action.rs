@@ -8,7 +8,7 @@ use crate::control::access::Caller;
 #[derive(Clone, Debug)]
 pub(crate) struct Action {
     pub(crate) kind: AdminActionKind,
-    pub(crate) caller: Option<Caller>,
+    pub(crate) caller: Caller,
     /// The name of a listener or token, or the number of a session.
     pub(crate) target: Option<String>,
     pub(crate) request_id: String,
@@ -20,7 +20,7 @@ impl Action {
     pub(crate) fn write(&self, audit: &Audit) {
         let Self { kind, caller, target, request_id, detail } = self;
         audit.admin_action(&AdminAction {
-            caller: caller.as_ref().map_or(crate::audit::admin::Caller::Unix, Caller::audited),
+            caller: caller.audited(),
             kind: *kind,
             target: target.as_deref(),
             request_id: Some(request_id),

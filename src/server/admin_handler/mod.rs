@@ -18,7 +18,7 @@ use crate::audit::Audit;
 use crate::audit::admin::AdminActionKind;
 use crate::audit::changes::Changes;
 use crate::control::PendingRequest;
-use crate::control::access::{Actor, Caller};
+use crate::control::access::Caller;
 use crate::control::error::ErrorKind;
 use crate::control::request::{AdminRequest, DenialFilter, SessionFilter};
 use crate::control::response::AdminResponse;
@@ -72,16 +72,11 @@ pub(crate) struct Queues {
 /// Where a request comes from.
 #[derive(Clone, Debug)]
 struct Origin {
-    caller: Option<Caller>,
+    caller: Caller,
     request_id: String,
 }
 
 impl Origin {
-    /// Whether the caller uses the Unix socket.
-    fn is_of_this_machine(&self) -> bool {
-        self.caller.as_ref().is_some_and(|caller| caller.actor == Actor::Unix)
-    }
-
     fn action(self, kind: AdminActionKind, target: Option<String>, detail: Option<String>) -> Action {
         let Self { caller, request_id } = self;
         Action { kind, caller, target, request_id, detail }
@@ -312,7 +307,7 @@ impl AdminHandler {
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
             "removed_listeners": counts.of_removed_listeners(current),
             // For a caller that wants to trust itself.
-            "your_address": origin.caller.as_ref().and_then(|caller| caller.source),
+            "your_address": origin.caller.source(),
         })
     }
 
@@ -373,7 +368,7 @@ impl AdminHandler {
         current: &Arc<Snapshot>,
         reply: oneshot::Sender<AdminResponse>,
     ) {
-        if file.is_some() && !origin.is_of_this_machine() {
+        if file.is_some() && origin.caller != Caller::Unix {
             let _ = reply.send(AdminResponse::error(ErrorKind::Forbidden, FILE_OF_THIS_MACHINE));
             return;
         }

@@ -16,14 +16,14 @@ pub(crate) fn list(current: &Snapshot, last_uses: &LastUses) -> Value {
 
 pub(crate) fn token(token: &Token, last_use: Option<LastUse>) -> Value {
     let Token { name, role, digest: _, created_at, expires_at, sources, origin } = token;
-    let state = if expires_at.is_some_and(|end| end <= OffsetDateTime::now_utc()) { "expired" } else { "valid" };
+    let state = if token.is_expired(OffsetDateTime::now_utc()) { "expired" } else { "valid" };
     json!({
         "name": name,
         "role": role.code(),
         "created_at": created_at.map(seconds),
         "expires_at": expires_at.map(seconds),
         "last_used_at": last_use.map(|last| seconds(last.at)),
-        "last_used_from": last_use.and_then(|last| last.source),
+        "last_used_from": last_use.map(|last| last.source),
         "sources": sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "state": state,
         "origin": match origin {
