@@ -3,17 +3,16 @@
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use super::api::Api;
 use super::log::Log;
 use super::program::{self, Running};
-use super::{Client, Event, Leaf, Listener, TestDir, WAIT_TIMEOUT, eventually};
+use super::{Client, Event, Leaf, Listener, TestDir, eventually};
 
 /// A running `portcullis run`.
 #[derive(Debug)]
@@ -190,17 +189,8 @@ impl Portcullis {
 
     /// The same with a body.
     pub(crate) fn ask_with(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
-        let mut stream = UnixStream::connect(self.site.path("admin.sock")).expect("the program answers");
-        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket takes a timeout");
-        let head = format!("host: portcullis\r\nconnection: close\r\ncontent-length: {}", body.len());
-        let request = format!("{method} {target} HTTP/1.1\r\n{head}\r\n\r\n{body}");
-        stream.write_all(request.as_bytes()).expect("it can be asked");
-        let answer = std::io::read_to_string(stream).expect("it answers");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        // An answer with status 204 has no body.
-        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("JSON") };
-        (status.expect("a status"), body)
+        let reply = Api::at_socket(self.site.path("admin.sock")).request(method, target, "", body.as_bytes());
+        (reply.status, reply.body)
     }
 
     /// Memory in use, in KiB.

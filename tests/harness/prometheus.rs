@@ -1,12 +1,12 @@
 //! A Prometheus server in a private directory, and requests over HTTP.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 
 use serde_json::Value;
 
+use super::api::Api;
 use super::program::{self, Running};
-use super::{TestDir, WAIT_TIMEOUT, eventually};
+use super::{TestDir, eventually};
 
 /// An HTTP answer.
 #[derive(Debug)]
@@ -37,13 +37,7 @@ pub(crate) fn request(address: SocketAddr, method: &str, target: &str, headers: 
 
 /// Sends bytes and reads to the end.
 pub(crate) fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).expect("it accepts");
-    stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket takes a timeout");
-    stream.write_all(bytes).expect("it can be asked");
-    let mut answer = Vec::new();
-    // A server that refuses garbage may reset the connection.
-    let _ = stream.read_to_end(&mut answer);
-    String::from_utf8(answer).expect("UTF-8")
+    String::from_utf8(Api::at(address).raw(bytes)).expect("UTF-8")
 }
 
 /// A running Prometheus that scrapes the job `portcullis` every second.
