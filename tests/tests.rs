@@ -96,6 +96,8 @@ mod preflight;
 mod private_keys;
 /// PROXY protocol headers from load balancers.
 mod proxy_protocol;
+/// The quick start of README.md.
+mod readme;
 /// Policy changes between handshake and session.
 mod reauthorize;
 /// Redis clients: redis-cli, redis-benchmark, the crate `redis`, redis-py.
