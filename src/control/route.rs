@@ -2,11 +2,11 @@
 
 use hyper::{HeaderMap, Method};
 
+use crate::control::AdminRequest;
 use crate::control::error::ErrorKind;
 use crate::control::parameters::{Parameters, decode};
 use crate::control::response::AdminResponse;
 use crate::control::routes::ROUTES;
-use crate::control::AdminRequest;
 use crate::token::Role;
 
 /// A path and a method, with everything that is decided before the request is handled.
@@ -21,8 +21,11 @@ pub(crate) struct Route {
     /// What the route does, for the OpenAPI description.
     pub(crate) summary: &'static str,
     pub(crate) success: Success,
-    pub(crate) parse: fn(&Call<'_>) -> Result<Operation, AdminResponse>,
+    pub(crate) parse: Parse,
 }
+
+/// Reads what a request asks for, or returns the response to an invalid one.
+pub(crate) type Parse = fn(&Call<'_>) -> Result<Operation, AdminResponse>;
 
 /// A method of HTTP that a route supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,55 +6,73 @@ use crate::control::AdminRequest;
 use crate::control::parameters::{Parameters, invalid};
 use crate::control::request::{DenialFilter, SessionFilter, explain, reload, sources, tokens};
 use crate::control::response::AdminResponse;
-use crate::control::route::{BodyLimit, Call, Operation, Parameter, Route, RouteAccess, Success, SuccessContent, Verb};
+use crate::control::route::{
+    BodyLimit, Call, Operation, Parameter, Parse, Route, RouteAccess, Success, SuccessContent, Verb,
+};
 use crate::token::Role;
 
 pub(crate) static ROUTES: &[Route] = &[
-    Route { parse: |_| Ok(Operation::Paths), ..get("/", RouteAccess::Public, "Lists all paths", &["paths"]) },
+    get(|_| Ok(Operation::Paths), "/", RouteAccess::Public, "Lists all paths", &["paths"]),
+    get(
+        |_| Ok(Operation::OpenApi),
+        "/v1/openapi.json",
+        VIEWER,
+        "Describes this API",
+        &["openapi", "info", "paths", "components"],
+    ),
+    get(
+        |_| request(AdminRequest::Status),
+        "/v1/status",
+        VIEWER,
+        "Shows the state of the program, its listeners and its last reload",
+        STATUS,
+    ),
+    get(|_| request(AdminRequest::Listeners), "/v1/listeners", VIEWER, "Lists the listeners", &["listeners"]),
+    get(
+        |call| request(AdminRequest::Listener(call.segment(0))),
+        "/v1/listeners/{name}",
+        VIEWER,
+        "Shows a listener",
+        &["name", "protocol", "addresses", "upstream"],
+    ),
+    get(
+        |call| request(AdminRequest::Sources { listener: call.segment(0) }),
+        "/v1/listeners/{name}/sources",
+        VIEWER,
+        "Lists the trusted sources of a listener, with an ETag",
+        RULES,
+    ),
     Route {
-        parse: |_| Ok(Operation::OpenApi),
-        ..get("/v1/openapi.json", VIEWER, "Describes this API", &["openapi", "info", "paths", "components"])
-    },
-    Route {
-        parse: |_| request(AdminRequest::Status),
-        ..get("/v1/status", VIEWER, "Shows the state of the program, its listeners and its last reload", STATUS)
-    },
-    Route {
-        parse: |_| request(AdminRequest::Listeners),
-        ..get("/v1/listeners", VIEWER, "Lists the listeners", &["listeners"])
-    },
-    Route {
-        parse: |call| request(AdminRequest::Listener(call.segment(0))),
-        ..get("/v1/listeners/{name}", VIEWER, "Shows a listener", &["name", "protocol", "addresses", "upstream"])
-    },
-    Route {
-        parse: |call| request(AdminRequest::Sources { listener: call.segment(0) }),
-        ..get("/v1/listeners/{name}/sources", VIEWER, "Lists the trusted sources of a listener, with an ETag", RULES)
-    },
-    Route {
-        parse: sources::append,
         body: BodyLimit::Sources,
         query: PLAN,
         success: Success { status: 201, content: SuccessContent::Object(RULES) },
-        ..change(Verb::Post, "/v1/listeners/{name}/sources", "Adds rules to the sources_file of a listener")
+        ..change(
+            sources::append,
+            Verb::Post,
+            "/v1/listeners/{name}/sources",
+            "Adds rules to the sources_file of a listener",
+        )
     },
     Route {
-        parse: sources::replace,
         body: BodyLimit::Sources,
         query: PLAN,
-        ..change(Verb::Put, "/v1/listeners/{name}/sources", "Replaces the rules in the sources_file of a listener")
+        ..change(
+            sources::replace,
+            Verb::Put,
+            "/v1/listeners/{name}/sources",
+            "Replaces the rules in the sources_file of a listener",
+        )
     },
     Route {
-        parse: sources::remove,
         query: PLAN,
         ..change(
+            sources::remove,
             Verb::Delete,
             "/v1/listeners/{name}/sources/{uuid}",
             "Removes a rule from the sources_file of a listener",
         )
     },
     Route {
-        parse: |call| Ok(Operation::Request(AdminRequest::Sessions(session_filter(&call.query)?))),
         query: &[
             Parameter { name: "listener", text: "only sessions of this listener" },
             Parameter { name: "source", text: "only sessions from this address or network" },
@@ -62,84 +80,123 @@ pub(crate) static ROUTES: &[Route] = &[
             Parameter { name: "limit", text: "the maximum number of sessions" },
             Parameter { name: "offset", text: "the number of sessions to skip" },
         ],
-        ..get("/v1/sessions", VIEWER, "Lists the sessions, oldest first", &["sessions", "total"])
+        ..get(
+            |call| Ok(Operation::Request(AdminRequest::Sessions(session_filter(&call.query)?))),
+            "/v1/sessions",
+            VIEWER,
+            "Lists the sessions, oldest first",
+            &["sessions", "total"],
+        )
     },
-    Route { parse: close_session, ..change(Verb::Delete, "/v1/sessions/{id}", "Closes a session") },
+    change(close_session, Verb::Delete, "/v1/sessions/{id}", "Closes a session"),
+    get(
+        |_| request(AdminRequest::Certificates),
+        "/v1/certificates",
+        VIEWER,
+        "Lists all certificates with their expiry and use",
+        &["certificates"],
+    ),
+    get(
+        |_| request(AdminRequest::Rotation),
+        "/v1/rotation",
+        VIEWER,
+        "Lists certificates, CAs and sources with their use",
+        &["generation", "items"],
+    ),
     Route {
-        parse: |_| request(AdminRequest::Certificates),
-        ..get("/v1/certificates", VIEWER, "Lists all certificates with their expiry and use", &["certificates"])
-    },
-    Route {
-        parse: |_| request(AdminRequest::Rotation),
-        ..get("/v1/rotation", VIEWER, "Lists certificates, CAs and sources with their use", &["generation", "items"])
-    },
-    Route {
-        parse: |call| Ok(Operation::Request(AdminRequest::Denials(denial_filter(&call.query)?))),
         query: &[
             Parameter { name: "listener", text: "only denials by this listener" },
             Parameter { name: "since", text: "only denials of this last time, such as 10m" },
         ],
-        ..get("/v1/denials", VIEWER, "Lists denied sources by listener, network and reason", &["denials"])
+        ..get(
+            |call| Ok(Operation::Request(AdminRequest::Denials(denial_filter(&call.query)?))),
+            "/v1/denials",
+            VIEWER,
+            "Lists denied sources by listener, network and reason",
+            &["denials"],
+        )
     },
     Route {
-        parse: explain::from_query,
         query: &[
             Parameter { name: "listener", text: "name of the listener" },
             Parameter { name: "source", text: "address of the client, or unix" },
         ],
-        ..get("/v1/explain", VIEWER, "Explains step by step whether a connection would be admitted", EXPLAIN)
+        ..get(
+            explain::from_query,
+            "/v1/explain",
+            VIEWER,
+            "Explains step by step whether a connection would be admitted",
+            EXPLAIN,
+        )
     },
     Route {
         method: Verb::Post,
-        parse: explain::from_body,
-        ..get("/v1/explain", VIEWER, "Explains the same for a client certificate, sent as PEM in the body", EXPLAIN)
+        ..get(
+            explain::from_body,
+            "/v1/explain",
+            VIEWER,
+            "Explains the same for a client certificate, sent as PEM in the body",
+            EXPLAIN,
+        )
     },
     Route {
-        parse: reload::parse,
         query: PLAN,
         success: Success { status: 200, content: SuccessContent::Object(&["result", "generation", "differences"]) },
-        ..change(Verb::Post, "/v1/reload", "Reloads the configuration, completely or not at all")
+        ..change(reload::parse, Verb::Post, "/v1/reload", "Reloads the configuration, completely or not at all")
     },
     Route {
-        parse: |call| Ok(Operation::Request(events(&call.query)?)),
         query: &[
             Parameter { name: "listener", text: "only events of this listener" },
             Parameter { name: "event", text: "only events of this name" },
             Parameter { name: "recent", text: "the number of past events that come first, by default 0, at most 1000" },
         ],
         success: Success { status: 200, content: SuccessContent::Events },
-        ..get("/v1/events", VIEWER, "Sends audit events as they happen", &[])
-    },
-    Route { parse: |_| request(AdminRequest::Tokens), ..get("/v1/tokens", OWNER, "Lists the tokens", &["tokens"]) },
-    Route {
-        access: OWNER,
-        parse: tokens::new,
-        success: Success { status: 201, content: SuccessContent::Object(&["token", "name", "role", "expires_at"]) },
-        ..change(Verb::Post, "/v1/tokens", "Creates a token and shows it this once")
-    },
-    Route {
-        access: OWNER,
-        parse: |call| request(AdminRequest::RevokeToken(call.segment(0))),
-        ..change(Verb::Delete, "/v1/tokens/{name}", "Removes a token")
-    },
-    Route {
-        parse: |call| request(AdminRequest::Firewall { listener: call.segment(0) }),
         ..get(
-            "/v2/databases/{id}/firewall",
+            |call| Ok(Operation::Request(events(&call.query)?)),
+            "/v1/events",
             VIEWER,
-            "Lists the rules of a sources_file as DigitalOcean's API does",
-            &["rules"],
+            "Sends audit events as they happen",
+            &[],
         )
     },
+    get(|_| request(AdminRequest::Tokens), "/v1/tokens", OWNER, "Lists the tokens", &["tokens"]),
     Route {
-        parse: sources::replace,
+        access: OWNER,
+        success: Success { status: 201, content: SuccessContent::Object(&["token", "name", "role", "expires_at"]) },
+        ..change(tokens::new, Verb::Post, "/v1/tokens", "Creates a token and shows it this once")
+    },
+    Route {
+        access: OWNER,
+        ..change(
+            |call| request(AdminRequest::RevokeToken(call.segment(0))),
+            Verb::Delete,
+            "/v1/tokens/{name}",
+            "Removes a token",
+        )
+    },
+    get(
+        |call| request(AdminRequest::Firewall { listener: call.segment(0) }),
+        "/v2/databases/{id}/firewall",
+        VIEWER,
+        "Lists the rules of a sources_file as DigitalOcean's API does",
+        &["rules"],
+    ),
+    Route {
         body: BodyLimit::Sources,
-        ..change(Verb::Put, "/v2/databases/{id}/firewall", "Replaces the rules as DigitalOcean's API does")
+        ..change(
+            sources::replace,
+            Verb::Put,
+            "/v2/databases/{id}/firewall",
+            "Replaces the rules as DigitalOcean's API does",
+        )
     },
-    Route {
-        parse: |call| request(AdminRequest::CaBundle { listener: call.segment(0) }),
-        ..get("/v2/databases/{id}/ca", VIEWER, "Returns the certificates that clients should trust", &["ca"])
-    },
+    get(
+        |call| request(AdminRequest::CaBundle { listener: call.segment(0) }),
+        "/v2/databases/{id}/ca",
+        VIEWER,
+        "Returns the certificates that clients should trust",
+        &["ca"],
+    ),
 ];
 
 /// Whether a path belongs to DigitalOcean's API, whose errors have fixed words.
@@ -147,7 +204,14 @@ pub(crate) fn is_digitalocean(path: &str) -> bool {
     path.starts_with("/v2/")
 }
 
-const fn get(path: &'static str, access: RouteAccess, summary: &'static str, fields: &'static [&'static str]) -> Route {
+/// A route that reads, with the answer 200.
+const fn get(
+    parse: Parse,
+    path: &'static str,
+    access: RouteAccess,
+    summary: &'static str,
+    fields: &'static [&'static str],
+) -> Route {
     Route {
         method: Verb::Get,
         path,
@@ -156,12 +220,12 @@ const fn get(path: &'static str, access: RouteAccess, summary: &'static str, fie
         query: &[],
         summary,
         success: Success { status: 200, content: SuccessContent::Object(fields) },
-        parse: |_| Ok(Operation::Paths),
+        parse,
     }
 }
 
 /// A change with the answer 204.
-const fn change(method: Verb, path: &'static str, summary: &'static str) -> Route {
+const fn change(parse: Parse, method: Verb, path: &'static str, summary: &'static str) -> Route {
     Route {
         method,
         path,
@@ -170,7 +234,7 @@ const fn change(method: Verb, path: &'static str, summary: &'static str) -> Rout
         query: &[],
         summary,
         success: Success { status: 204, content: SuccessContent::Empty },
-        parse: |_| Ok(Operation::Paths),
+        parse,
     }
 }
 
