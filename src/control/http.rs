@@ -215,7 +215,8 @@ impl Exchange {
             return Ok(());
         }
         self.audit_denial(head, AdminDenialReason::Forbidden, caller.token_name());
-        let message = format_args!("the role {} does not suffice; this needs {}", caller.role().code(), required.code());
+        let message =
+            format_args!("the role {} does not suffice; this needs {}", caller.role().code(), required.code());
         Err(AdminResponse::error(ErrorKind::Forbidden, message))
     }
 

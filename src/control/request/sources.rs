@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::config::edit::sources::{Field, NewRule, SourcesChange};
 use crate::config::values::parse_positive_duration;
 use crate::control::AdminRequest;
+use crate::control::error::ErrorKind;
 use crate::control::parameters::invalid;
 use crate::control::request::{ChangeSources, json};
 use crate::control::response::AdminResponse;
@@ -109,7 +110,7 @@ pub(crate) fn replace(call: &Call<'_>) -> Result<Operation, AdminResponse> {
 pub(crate) fn remove(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     let text = call.segment(1);
     let uuid = Uuid::parse_str(&text)
-        .map_err(|_| invalid(format_args!("{text:?} is not the UUID of a rule; GET …/sources lists them")))?;
+        .map_err(|_| invalid(format_args!("{text:?} is not the UUID of a rule; take one from the list of sources")))?;
     change(call, SourcesChange::Remove(vec![uuid]))
 }
 
@@ -148,10 +149,7 @@ fn entity_tag(value: &[u8]) -> Result<Option<String>, AdminResponse> {
     let tag = tag.filter(|tag| tag.iter().all(u8::is_ascii_alphanumeric)).and_then(|tag| std::str::from_utf8(tag).ok());
     // A tag of another form matches nothing.
     tag.map(|tag| Some(tag.to_owned())).ok_or_else(|| {
-        AdminResponse::error(
-            crate::control::error::ErrorKind::PreconditionFailed,
-            "If-Match must be one ETag that GET …/sources has returned",
-        )
+        AdminResponse::error(ErrorKind::PreconditionFailed, "If-Match must be one ETag from the list of sources")
     })
 }
 

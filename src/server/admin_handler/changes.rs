@@ -30,7 +30,7 @@ pub(super) fn find_listener<'s>(current: &'s Snapshot, id: &str) -> Result<&'s A
         let uuid = uuid::Uuid::try_parse(id).ok()?;
         current.listeners().iter().find(|policy| listener_uuid(&policy.name) == uuid)
     };
-    current.named(id).or_else(by_uuid).ok_or_else(|| unknown_listener(id))
+    current.named(id).or_else(by_uuid).ok_or_else(|| unknown_listener(id, current))
 }
 
 impl AdminHandler {
@@ -52,7 +52,7 @@ impl AdminHandler {
         let form = Form::of(&change);
         let listener = name.clone();
         let edit: Box<Edit> = Box::new(move |path: &Path, text: &str, current: &Snapshot, cache: &mut RuleCache| {
-            let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener))?;
+            let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
             if let Some(wanted) = if_match
                 && wanted != report::sources::etag(policy)
             {
@@ -72,7 +72,7 @@ impl AdminHandler {
                 AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
             }
             ChangeResult::Applied { snapshot, affected } => {
-                let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name) };
+                let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name, &snapshot) };
                 let response = match form {
                     Form::Created => {
                         let rules = report::sources::rules_of(policy, &registry, &affected);
@@ -137,7 +137,9 @@ impl AdminHandler {
     ) {
         let mut tokens = current.config.admin.iter().flat_map(|admin| admin.tokens.iter());
         let refusal = match tokens.find(|token| token.name == name).map(|token| token.origin) {
-            None => Some((ErrorKind::NotFound, format!("there is no token {name:?}; see GET /v1/tokens"))),
+            None => {
+                Some((ErrorKind::NotFound, format!("there is no token {name:?}; list them with portcullis token list")))
+            }
             Some(TokenOrigin::Configuration) => Some((
                 ErrorKind::Conflict,
                 format!("the token {name:?} is in the configuration file; remove its [[admin.token]] there and reload"),

@@ -97,7 +97,7 @@ impl ChangedFile {
         match self {
             Self::Sources { listener } => {
                 let configured = current.config.listeners.iter().find(|configured| configured.name == *listener);
-                let configured = configured.ok_or_else(|| unknown_listener(listener))?;
+                let configured = configured.ok_or_else(|| unknown_listener(listener, current))?;
                 configured.sources_file.clone().ok_or_else(|| {
                     let message = format_args!(
                         "listener {listener} has no sources_file, so its sources can be changed in the configuration only; \
@@ -209,8 +209,10 @@ impl FileWrite {
 /// Only the program reads a new file.
 const NEW_FILE_MODE: u32 = 0o600;
 
-pub(crate) fn unknown_listener(listener: &str) -> AdminResponse {
-    AdminResponse::error(ErrorKind::NotFound, format_args!("there is no listener {listener:?}; see GET /v1/listeners"))
+pub(crate) fn unknown_listener(listener: &str, current: &Snapshot) -> AdminResponse {
+    let names: Vec<&str> = current.listeners().iter().map(|policy| &*policy.name).collect();
+    let message = format_args!("there is no listener {listener:?}; listeners: {}", names.join(", "));
+    AdminResponse::error(ErrorKind::NotFound, message)
 }
 
 fn conflict(message: impl std::fmt::Display) -> AdminResponse {
