@@ -9,9 +9,17 @@ pub(crate) fn ago(then: OffsetDateTime, now: OffsetDateTime) -> String {
     if now - then < Duration::SECOND { "just now".to_owned() } else { format!("{} ago", since(then, now)) }
 }
 
-/// `in 2 min`.
+/// `in 2 min`, rounded: two hours that begin now are not one hour a second later.
 pub(crate) fn ahead(then: OffsetDateTime, now: OffsetDateTime) -> String {
-    if then - now < Duration::SECOND { "now".to_owned() } else { format!("in {}", since(now, then)) }
+    let seconds = (then - now).whole_seconds();
+    let rounded = |unit: i64| seconds.saturating_add(unit / 2) / unit;
+    match seconds {
+        ..=0 => "now".to_owned(),
+        1..MINUTE => format!("in {seconds} s"),
+        _ if rounded(MINUTE) < HOUR / MINUTE => format!("in {} min", rounded(MINUTE)),
+        _ if rounded(HOUR) < TWO_DAYS / HOUR => format!("in {} h", rounded(HOUR)),
+        _ => format!("in {} d", rounded(DAY)),
+    }
 }
 
 /// Elapsed time: `45 s`, `2 min`, `3 h`, `9 d`. A negative time (clock skew) counts as 0 s.
@@ -60,7 +68,9 @@ mod tests {
         for (seconds, text) in cases {
             assert_eq!(ago(now - Duration::seconds(seconds), now), text, "{seconds}");
         }
-        for (seconds, text) in [(-5, "now"), (0, "now"), (1, "in 1 s"), (120, "in 2 min")] {
+        for (seconds, text) in
+            [(-5, "now"), (0, "now"), (1, "in 1 s"), (120, "in 2 min"), (7_199, "in 2 h"), (172_799, "in 2 d")]
+        {
             assert_eq!(ahead(now + Duration::seconds(seconds), now), text, "{seconds}");
         }
     }
