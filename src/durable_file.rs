@@ -23,6 +23,20 @@ use tracing::warn;
 /// # Errors
 /// Any error of the file system; the file is unchanged then.
 pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<()> {
+    replace_if(file, content, new_mode, || Ok(()))
+}
+
+/// Replaces the content of a file like [`replace`], if `check` succeeds. It is called last, when the new content is on disk: a
+/// flush can take long, and a change of the file in this time must not be lost.
+///
+/// # Errors
+/// The error of `check`, or any error of the file system; the file is unchanged then.
+pub(crate) fn replace_if<E: From<io::Error>>(
+    file: &Path,
+    content: &[u8],
+    new_mode: u32,
+    check: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     let target = match fs::canonicalize(file) {
         // A link without target is an error. Creating the target could create a file in any directory.
         Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_symlink() => file.to_owned(),
@@ -34,12 +48,15 @@ pub(crate) fn replace(file: &Path, content: &[u8], new_mode: u32) -> io::Result<
     let directory = lock(File::open(parent)?)?;
     let temporary = target.with_file_name(temporary_name(name));
     remove_if_present(&temporary)?;
-    let written = write(&temporary, &target, content, new_mode).and_then(|()| fs::rename(&temporary, &target));
-    if written.is_err() {
+    let replaced = write(&temporary, &target, content, new_mode)
+        .map_err(E::from)
+        .and_then(|()| check())
+        .and_then(|()| Ok(fs::rename(&temporary, &target)?));
+    if replaced.is_err() {
         // The first error explains more than one of the clean-up.
         let _ = fs::remove_file(&temporary);
     }
-    written?;
+    replaced?;
     if let Err(error) = directory.sync_all() {
         // The new content is there. After a crash of the machine, the old one may return.
         warn!(file = %file.display(), %error, "cannot flush a directory, a crash of the machine may undo the change of its file");
@@ -84,7 +101,8 @@ fn write(temporary: &Path, target: &Path, content: &[u8], new_mode: u32) -> io::
         if (new.uid(), new.gid()) != (existing.uid(), existing.gid()) {
             fchown(&file, Some(existing.uid()), Some(existing.gid())).map_err(|error| {
                 let owner = format!("{}:{}", existing.uid(), existing.gid());
-                io::Error::new(error.kind(), format!("cannot keep the owner {owner} of the file: {error}"))
+                let why = format!("it belongs to {owner} and not to the user of the program; change its owner");
+                io::Error::other(format!("{why} ({error})"))
             })?;
         }
         mode = existing.mode() & PERMISSION_BITS;
@@ -181,6 +199,25 @@ mod tests {
         assert_eq!(names(directory.path()), ["directory"]);
         assert!(replace(Path::new("/"), b"", 0o600).is_err());
         assert!(replace(&directory.path().join("missing/file"), b"", 0o600).is_err());
+    }
+
+    #[test]
+    fn failed_check_sees_the_last_content_and_keeps_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "one").unwrap();
+        let check = || {
+            assert_eq!(
+                fs::read(directory.path().join(".file.new")).unwrap(),
+                b"three",
+                "the new content is written before"
+            );
+            fs::write(&file, "two").unwrap();
+            Err(io::Error::other("edited"))
+        };
+        assert_eq!(replace_if(&file, b"three", 0o600, check).unwrap_err().to_string(), "edited");
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        assert_eq!(names(directory.path()), ["file"]);
     }
 
     #[test]

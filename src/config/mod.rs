@@ -244,6 +244,9 @@ fn with_fix(why: &str, key: &str, location: &Location) -> String {
     let Location::File(path) = location else { return why.to_owned() };
     match permissions::fix_for_reading(path, shown::is_secret(key)) {
         Some(fix) => format!("{why}; run: {fix}"),
+        None if !path.exists() && key.ends_with("sources_file") => {
+            format!("{why}; create it with \"rule = []\", or fix the path")
+        }
         None if !path.exists() => format!("{why}; create it, or fix the path"),
         None => why.to_owned(),
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,10 +29,9 @@ pub(crate) enum AdminSocket {
     Tcp(TcpListener),
 }
 
-/// What an accept loop needs.
+/// What serves the clients of one address. Clients do not own the socket, so that it closes before the last of them leaves.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
-    pub(crate) socket: Arc<AdminSocket>,
+pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
     /// The TLS of TCP clients; `None` if it is off.
     pub(crate) tls: watch::Receiver<Option<Arc<ServerTls>>>,
@@ -41,11 +40,12 @@ pub(crate) struct Acceptor {
 
 /// Accepts until the sender of `stopped` is dropped, then returns once every client has its response.
 ///
-/// After a panic, the loop is resumed with the same socket.
-pub(crate) async fn keep_accepting(acceptor: Arc<Acceptor>, mut stopped: watch::Receiver<()>) {
+/// After a panic, the loop is resumed with the same socket. The owner of the address owns the socket, too: it closes as soon as
+/// the owner drops it.
+pub(crate) async fn keep_accepting(socket: Weak<AdminSocket>, service: Arc<Service>, mut stopped: watch::Receiver<()>) {
     let mut backoff = Backoff::default();
-    loop {
-        let accepting = accept(Arc::clone(&acceptor), &mut stopped);
+    while let Some(socket) = socket.upgrade() {
+        let accepting = accept(socket, Arc::clone(&service), &mut stopped);
         if fault::contained(PART, accepting).await.is_ok() || stopped.has_changed().is_err() {
             return;
         }
@@ -53,7 +53,7 @@ pub(crate) async fn keep_accepting(acceptor: Arc<Acceptor>, mut stopped: watch::
     }
 }
 
-async fn accept(acceptor: Arc<Acceptor>, stopped: &mut watch::Receiver<()>) {
+async fn accept(socket: Arc<AdminSocket>, service: Arc<Service>, stopped: &mut watch::Receiver<()>) {
     let mut clients = JoinSet::new();
     let mut is_failing = false;
     loop {
@@ -61,14 +61,14 @@ async fn accept(acceptor: Arc<Acceptor>, stopped: &mut watch::Receiver<()>) {
             // Completes only when the sender is dropped.
             _ = stopped.changed() => break,
             Some(_) = clients.join_next() => {}
-            accepted = acceptor.socket.accept(), if clients.len() < acceptor.socket.max_clients() => match accepted {
+            accepted = socket.accept(), if clients.len() < socket.max_clients() => match accepted {
                 Ok((client, peer)) => {
                     is_failing = false;
                     // One source may not take all connections.
                     let limits = SessionLimits { total: None, per_source: MAX_CLIENTS_PER_SOURCE };
-                    if let Ok(permit) = acceptor.limiter.acquire(peer, limits) {
-                        let acceptor = Arc::clone(&acceptor);
-                        clients.spawn(fault::contained(PART, serve(client, peer, permit, acceptor)));
+                    if let Ok(permit) = service.limiter.acquire(peer, limits) {
+                        let service = Arc::clone(&service);
+                        clients.spawn(fault::contained(PART, serve(client, peer, permit, service)));
                     }
                 }
                 Err(error) => {
@@ -81,7 +81,8 @@ async fn accept(acceptor: Arc<Acceptor>, stopped: &mut watch::Receiver<()>) {
             },
         }
     }
-    drop(acceptor);
+    // Streams of events may last for days; meanwhile the address must be free for others.
+    drop(socket);
     while clients.join_next().await.is_some() {}
 }
 
@@ -112,8 +113,8 @@ impl AdminSocket {
     }
 }
 
-async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, acceptor: Arc<Acceptor>) {
-    let shared = &acceptor.shared;
+async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, service: Arc<Service>) {
+    let shared = &service.shared;
     let stream = match client {
         AdminClient::Unix(stream) => return http::serve(stream, peer, shared).await,
         AdminClient::Tcp(stream) => stream,
@@ -122,7 +123,7 @@ async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, ac
     if keep_alive(&stream, DEAD_PEER_TIMEOUT).is_err() {
         return;
     }
-    let tls = acceptor.tls.borrow().clone();
+    let tls = service.tls.borrow().clone();
     match tls {
         None => http::serve(stream, peer, shared).await,
         Some(tls) => match timeout(HANDSHAKE_TIMEOUT, handshake(stream, &tls)).await {

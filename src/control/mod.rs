@@ -34,7 +34,7 @@ use tracing::info;
 use crate::addr::{ListenAddr, TcpListenAddr};
 use crate::audit::{Audit, LineFormat};
 use crate::config::admin::Admin;
-use crate::control::accept::{Acceptor, AdminSocket};
+use crate::control::accept::{AdminSocket, Service};
 use crate::control::access::Caller;
 use crate::control::http::Shared;
 pub use crate::control::request::AdminRequest;
@@ -179,14 +179,9 @@ impl AdminServer {
         let NewSocket { socket_file, socket } = socket;
         let (running, stopped) = watch::channel(());
         let socket = Arc::new(socket);
-        let acceptor = Acceptor {
-            socket: Arc::clone(&socket),
-            shared: Arc::clone(&self.shared),
-            tls: self.tls.subscribe(),
-            limiter: Arc::default(),
-        };
+        let service = Service { shared: Arc::clone(&self.shared), tls: self.tls.subscribe(), limiter: Arc::default() };
         info!(%address, "admin address open");
-        self.loops.spawn(accept::keep_accepting(Arc::new(acceptor), stopped));
+        self.loops.spawn(accept::keep_accepting(Arc::downgrade(&socket), Arc::new(service), stopped));
         Open { socket_file, address, _running: running, _socket: socket }
     }
 }

@@ -1,6 +1,7 @@
 //! The admin API over real sockets, with hand-written requests.
 
 use std::fs;
+use std::net::TcpListener as StdTcpListener;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
@@ -8,12 +9,13 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::control::error::ErrorKind;
 use crate::control::http::HEAD_TIMEOUT;
 use crate::control::route::BodyLimit;
+use crate::token::{Role, TokenDigest, TokenOrigin};
 
 /// A directory for sockets, and the receiver of all requests.
 struct Fixture {
@@ -96,6 +98,18 @@ fn mode(path: &Path) -> u32 {
 
 fn settings(path: &Path) -> Admin {
     Admin::at_socket(path)
+}
+
+fn owner_token(text: &str) -> Token {
+    Token {
+        name: "owner".to_owned(),
+        role: Role::Owner,
+        digest: TokenDigest::of(text.as_bytes()),
+        created_at: None,
+        expires_at: None,
+        sources: Vec::new(),
+        origin: TokenOrigin::Configuration,
+    }
 }
 
 #[tokio::test]
@@ -215,6 +229,36 @@ async fn reload_keeps_moves_and_closes_the_socket() {
     let prepared = admin.prepare(None, None).unwrap();
     admin.commit(prepared);
     assert!(!there.exists());
+}
+
+#[tokio::test]
+async fn removed_address_is_free_while_its_client_waits_for_a_response() {
+    let mut fixture = Fixture::new();
+    let mut admin = fixture.start("a.sock").unwrap();
+    let address = StdTcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unix_only = settings(&fixture.path("a.sock"));
+    let mut both = unix_only.clone();
+    both.listen.push(ListenAddr::Tcp(TcpListenAddr { socket: address, ipv6_only: false }));
+    both.tokens = Arc::new(vec![owner_token("secret")]);
+    let prepared = admin.prepare(Some(&both), None).unwrap();
+    admin.commit(prepared);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer secret\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let waiting = fixture.received.recv().await.unwrap();
+
+    let prepared = admin.prepare(Some(&unix_only), None).unwrap();
+    admin.commit(prepared);
+    let closed = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HEAD_TIMEOUT / 2, closed).await.expect("the address closes before its client leaves");
+    waiting.reply.send(AdminResponse::ok(json!({ "pid": 1 }))).unwrap();
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
 }
 
 #[tokio::test]

@@ -78,7 +78,8 @@ impl Snapshot {
         let of = |policy: &Arc<ListenerPolicy>| {
             policy.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
         };
-        self.policies.iter().flat_map(of).collect()
+        let of_admin = self.admin_certificates().map(|(_, certificate)| certificate.sha256.clone());
+        self.policies.iter().flat_map(of).chain(of_admin).collect()
     }
 }
 
@@ -144,6 +145,27 @@ mod tests {
     use crate::policy::fixtures::{ConfigDir, listener};
     use crate::source::host::{AddressBook, Addresses};
     use crate::source::rule::{Origin, Source};
+
+    #[test]
+    fn replaced_certificates_of_the_admin_addresses_are_listed() {
+        let dir = ConfigDir::new();
+        let year = OffsetDateTime::now_utc() + Duration::days(365);
+        let config = "[admin]\nlisten = \"127.0.0.1:9642\"\ntokens_file = \"tokens\"\n\
+                      [admin.tls]\ncertificates = [{ cert = \"admin.crt\", key = \"admin.key\" }]\nclient_ca = \"ca.crt\"\n";
+        let install = || ["kept", "admin", "ca"].map(|name| dir.install(name, year));
+        let config = format!("{config}{}", listener("kept", 1001, r#""10.0.0.0/8""#));
+        let [kept, old, old_ca] = install();
+        let before = dir.snapshot(&config, None);
+        let [new_kept, new, new_ca] = install();
+        let after = dir.snapshot(&config, Some(&before));
+        let changes = changes(&after, &before);
+        let set = |prints: Vec<String>| BTreeSet::from_iter(prints);
+        assert_eq!(set(changes.certificates_out), set(vec![kept, old, old_ca]));
+        assert_eq!(set(changes.certificates_in), set(vec![new_kept, new, new_ca.clone()]));
+        let roles: Vec<_> = after.admin_certificates().map(|(role, _)| role).collect();
+        assert_eq!(roles, ["admin", "admin_client_ca"]);
+        assert_ne!(before.config_hash(), after.config_hash(), "another CA of admin clients is trusted");
+    }
 
     #[test]
     fn added_removed_and_moved_listeners_are_distinguished() {

@@ -57,6 +57,14 @@ use crate::x509::crl::{Crl, KnownCrls};
 /// Receives the snapshot in force.
 pub(crate) type Current = watch::Receiver<Arc<Snapshot>>;
 
+/// The TLS of the admin addresses.
+#[derive(Debug)]
+pub struct AdminTlsPolicy {
+    pub server: Arc<ServerTls>,
+    /// The trust anchors of client certificates; empty if clients need none.
+    pub client_cas: Vec<Certificate>,
+}
+
 /// The policy of all listeners in one generation.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -67,7 +75,7 @@ pub struct Snapshot {
     /// The configuration that the snapshot was built from.
     pub config: Arc<Config>,
     /// The TLS of the admin addresses.
-    pub admin_tls: Option<Arc<ServerTls>>,
+    pub admin_tls: Option<Arc<AdminTlsPolicy>>,
     /// The rules of the `sources_file`s by their text, for the next build.
     pub(crate) known_rules: Arc<KnownRules>,
     policies: Vec<Arc<ListenerPolicy>>,
@@ -245,7 +253,7 @@ impl Snapshot {
     fn of(
         now: GenerationStamp,
         config: Config,
-        admin_tls: Option<Arc<ServerTls>>,
+        admin_tls: Option<Arc<AdminTlsPolicy>>,
         policies: Vec<Arc<ListenerPolicy>>,
         previous: Option<&Self>,
     ) -> Self {
@@ -319,6 +327,19 @@ impl Snapshot {
     /// What happens to a listener's open sessions that are no longer admitted. Covers removed listeners.
     pub fn revoke(&self, listener: &str) -> Revoke {
         self.named(listener).map_or(self.config.reload.revoke, |policy| policy.revoke)
+    }
+
+    /// The certificates of the admin addresses with their role: `admin` or `admin_client_ca`.
+    pub fn admin_certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
+        self.admin_tls.iter().flat_map(|tls| {
+            let presented = tls.server.certificates().iter().map(|certificate| ("admin", &**certificate));
+            presented.chain(tls.client_cas.iter().map(|anchor| ("admin_client_ca", anchor)))
+        })
+    }
+
+    /// The TLS that the admin addresses use.
+    pub fn admin_server_tls(&self) -> Option<Arc<ServerTls>> {
+        self.admin_tls.as_ref().map(|tls| Arc::clone(&tls.server))
     }
 
     /// The policy of the listener that owns this address.

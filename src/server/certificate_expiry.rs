@@ -76,8 +76,7 @@ fn certificates(snapshot: &Snapshot) -> impl Iterator<Item = (Option<&Arc<str>>,
         policy.certificates().map(|(role, certificate)| (Some(&policy.name), role, certificate))
     }
     let of_listeners = snapshot.listeners().iter().flat_map(of_listener);
-    let of_admin = snapshot.admin_tls.iter().flat_map(|tls| tls.certificates());
-    of_listeners.chain(of_admin.map(|certificate| (None, "admin", &**certificate)))
+    of_listeners.chain(snapshot.admin_certificates().map(|(role, certificate)| (None, role, certificate)))
 }
 
 fn lists(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<ListenerPolicy>, &Crl)> {

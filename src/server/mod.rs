@@ -136,7 +136,7 @@ impl Server {
         let mut listeners = Listeners::new(shared, workers);
         let (requests, requested) = mpsc::channel(MAX_ADMIN_REQUESTS);
         let mut admin = AdminServer::new(requests, audit.clone(), Arc::clone(&metrics));
-        let socket = admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_tls.clone());
+        let socket = admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_server_tls());
         let socket = socket.map_err(StartError::Admin)?;
         let endpoint = metrics_endpoint.prepare(metrics_address(&snapshot)).map_err(StartError::Metrics)?;
         let prepared = listeners.prepare(&snapshot)?;

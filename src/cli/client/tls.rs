@@ -75,6 +75,12 @@ fn explain_certificate(why: &CertificateError, host: &str) -> String {
             "the certificate of the server is not trusted: its issuer is unknown; pass its CA with --cacert FILE"
                 .to_owned()
         }
+        // Several CAs may have one name; each development CA has the same.
+        CertificateError::BadSignature => {
+            "the certificate of the server is not trusted: a CA of another key and the same name as its issuer is trusted; \
+             pass its CA with --cacert FILE"
+                .to_owned()
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
             "the certificate of the server is not for {host}; use a name in it, or issue one with {host} as a subject \
              alternative name"

@@ -39,8 +39,8 @@ pub(crate) fn collect(
             families.set(&SHIELD_DROPPED, [&policy.name], policy.metrics.shield_dropped());
         }
     }
-    for certificate in snapshot.admin_tls.iter().flat_map(|tls| tls.certificates()) {
-        set_expiry("", "admin", certificate, families);
+    for (role, certificate) in snapshot.admin_certificates() {
+        set_expiry("", role, certificate, families);
     }
     for removed in snapshot.removed_listeners().iter().filter(|removed| removed.metrics.active() > 0) {
         collect_connections(&removed.name, &removed.metrics, families);

@@ -84,6 +84,6 @@ const NOTES: &str = "\
   cover the addresses of host names, the certificates and keys that Portcullis presents, and
   defaults that depend on the machine. Files count by their paths relative to the configuration file.
 - `kind` is `server_certificate`, `client_ca` or `client_certificate`. `role` is `server`,
-  `client_ca`, `client_certificate`, `upstream_ca`, `upstream_certificate`, or `admin` for
-  `[admin.tls]`, which has an empty `listener`.
+  `client_ca`, `client_certificate`, `upstream_ca`, `upstream_certificate`, `admin` or
+  `admin_client_ca`. The last two are those of `[admin.tls]`, and have an empty `listener`.
 ";

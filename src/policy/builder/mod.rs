@@ -122,7 +122,11 @@ impl Builder<'_> {
         } else if listener.sources.trusted.rules().is_empty()
             && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
         {
-            self.reader.warn("no source is trusted, so every TCP connection is rejected; add rules to trusted_sources");
+            let fix = match listener.sources_file {
+                Some(_) => format!("add one with: portcullis sources append {} SOURCE", listener.name),
+                None => "add rules to trusted_sources".to_owned(),
+            };
+            self.reader.warn(format_args!("no source is trusted, so every TCP connection is rejected; {fix}"));
         }
         for (path, access) in listener.socket_files.iter().filter(|(_, access)| access.mode & 0o002 != 0) {
             let (path, mode) = (path.display(), access.mode);

@@ -3,12 +3,13 @@
 use std::path::{Path, absolute};
 
 use crate::config::{Config, Listener};
+use crate::policy::Snapshot;
 use crate::policy::diff::setting::Setting;
 use crate::policy::diff::settings;
 use crate::policy::diff::value::Value;
-use crate::policy::{ListenerPolicy, Snapshot};
 use crate::source::rule::Rule;
 use crate::timestamp;
+use crate::x509::certificate::Certificate;
 use crate::x509::crypto::sha256_hex;
 
 impl Snapshot {
@@ -26,6 +27,9 @@ impl Snapshot {
         let mut text = String::new();
         let process = settings::of_process(&self.config);
         add(&mut text, "", process.iter().filter(|setting| setting.key != STATE_DIRECTORY), &directory);
+        let mut trust: Vec<_> = of_trusted(self.admin_certificates()).collect();
+        trust.sort_unstable();
+        trust.iter().for_each(|line| add_line(&mut text, line));
         let mut listeners: Vec<_> = self.policies.iter().collect();
         listeners.sort_by(|one, other| one.name.cmp(&other.name));
         for policy in listeners {
@@ -33,7 +37,7 @@ impl Snapshot {
             let settings = settings::of_listener(listener, policy);
             add(&mut text, &policy.name, settings.iter().filter(|setting| !is_built_in(setting, listener)), &directory);
             let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
-            trust.extend(of_certificates(policy));
+            trust.extend(of_trusted(policy.certificates()));
             trust.sort_unstable();
             trust.dedup();
             trust.iter().for_each(|line| add_line(&mut text, line));
@@ -71,9 +75,9 @@ fn of_rule(rule: &Rule) -> String {
     format!("rule {kind}:{value} {expiry:?} {refresh:?}")
 }
 
-/// The trusted certificates of both sides.
-fn of_certificates(policy: &ListenerPolicy) -> impl Iterator<Item = String> {
-    let trusted = policy.certificates().filter(|(role, _)| !PRESENTED.contains(role));
+/// The trusted ones among certificates with their role.
+fn of_trusted<'a>(certificates: impl Iterator<Item = (&'static str, &'a Certificate)>) -> impl Iterator<Item = String> {
+    let trusted = certificates.filter(|(role, _)| !PRESENTED.contains(role));
     trusted.map(|(role, certificate)| format!("{role} {}", certificate.sha256))
 }
 
@@ -92,7 +96,7 @@ impl Directory {
 }
 
 /// The roles of certificates that Portcullis presents.
-const PRESENTED: [&str; 2] = ["server", "upstream_certificate"];
+const PRESENTED: [&str; 3] = ["server", "upstream_certificate", "admin"];
 
 const STATE_DIRECTORY: &str = "state.directory";
 const MAX_HANDSHAKES: &str = "limits.max_handshakes";

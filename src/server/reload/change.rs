@@ -184,26 +184,48 @@ impl FileWrite {
     /// The response to the caller: the file cannot be written, or was edited meanwhile.
     pub(crate) fn run(self) -> Result<(), AdminResponse> {
         let Self { path, before, after } = self;
-        // Reads neither a FIFO nor an endless file that may have taken the name meanwhile.
-        let now = Files::default().read_if_present(&path);
-        let now = now.map_err(|why| conflict(format_args!("{} {why}; nothing was changed", path.display())))?;
-        if now.as_deref() != before.as_deref() {
-            return Err(conflict(format_args!("{} was edited meanwhile; try again", path.display())));
+        let is_unchanged = || {
+            // Reads neither a FIFO nor an endless file that may have taken the name meanwhile.
+            let now = Files::default().read_if_present(&path);
+            let now = now.map_err(|why| conflict(format_args!("{} {why}; nothing was changed", path.display())))?;
+            if now.as_deref() == before.as_deref() {
+                return Ok(());
+            }
+            Err(conflict(format_args!("{} was edited meanwhile; try again", path.display())))
+        };
+        if before.as_deref() == Some(after.as_bytes()) {
+            return is_unchanged();
         }
-        if now.as_deref() == Some(after.as_bytes()) {
-            return Ok(());
+        let check = || is_unchanged().map_err(WriteError::Refused);
+        match durable_file::replace_if(&path, after.as_bytes(), NEW_FILE_MODE, check) {
+            Ok(()) => Ok(()),
+            Err(WriteError::Refused(response)) => Err(response),
+            Err(WriteError::Disk(error)) => Err(cannot_be_written(&path, &error)),
         }
-        durable_file::replace(&path, after.as_bytes(), NEW_FILE_MODE).map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    let directory = path.parent().unwrap_or(Path::new("/")).display();
-                    format!(". The program needs permission to create files in {directory}")
-                }
-                _ => String::new(),
-            };
-            conflict(format_args!("{} cannot be written: {error}; nothing was changed{hint}", path.display()))
-        })
     }
+}
+
+/// Why a file was not written.
+enum WriteError {
+    Refused(AdminResponse),
+    Disk(io::Error),
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+fn cannot_be_written(path: &Path, error: &io::Error) -> AdminResponse {
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            let directory = path.parent().unwrap_or(Path::new("/")).display();
+            format!(". The program needs permission to create files in {directory}")
+        }
+        _ => String::new(),
+    };
+    conflict(format_args!("{} cannot be written: {error}; nothing was changed{hint}", path.display()))
 }
 
 /// Only the program reads a new file.

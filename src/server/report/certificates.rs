@@ -29,8 +29,8 @@ pub(crate) fn list(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Value 
             .collect::<Vec<_>>()
     };
     let mut all: Vec<_> = snapshot.listeners().iter().flat_map(|policy| of_listener(policy)).collect();
-    let admin = snapshot.admin_tls.iter().flat_map(|tls| tls.certificates());
-    all.extend(admin.map(|certificate| certificate_json(None, "admin", certificate, None, None)));
+    let admin = snapshot.admin_certificates();
+    all.extend(admin.map(|(role, certificate)| certificate_json(None, role, certificate, None, None)));
     json!({ "certificates": all })
 }
 

@@ -363,18 +363,25 @@ fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
     };
     let of = |policy: &Arc<ListenerPolicy>| {
         let gone = policy.certificates().filter(|(role, facts)| !has(policy, role, &facts.sha256));
-        gone.map(|(role, Certificate { subject, sha256, not_after, .. })| {
-            json!({
-                "listener": &*policy.name,
-                "role": role,
-                "subject": subject,
-                "sha256": sha256,
-                "not_after": seconds(*not_after),
-            })
-        })
-        .collect::<Vec<_>>()
+        gone.map(|(role, facts)| planned_certificate(Some(&policy.name), role, facts)).collect::<Vec<_>>()
     };
-    one.listeners().iter().flat_map(of).collect()
+    let admin_has =
+        |role: &str, sha256: &str| other.admin_certificates().any(|(its, facts)| its == role && facts.sha256 == sha256);
+    let of_admin = one.admin_certificates().filter(|(role, facts)| !admin_has(role, &facts.sha256));
+    let of_admin = of_admin.map(|(role, facts)| planned_certificate(None, role, facts));
+    one.listeners().iter().flat_map(of).chain(of_admin).collect()
+}
+
+/// `listener` is `None` for a certificate of the admin addresses.
+fn planned_certificate(listener: Option<&str>, role: &str, facts: &Certificate) -> Value {
+    let Certificate { subject, sha256, not_after, .. } = facts;
+    json!({
+        "listener": listener,
+        "role": role,
+        "subject": subject,
+        "sha256": sha256,
+        "not_after": seconds(*not_after),
+    })
 }
 
 /// Elements of a list; a separate count has the total.
