@@ -18,11 +18,12 @@ use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
 use crate::dns::HostCache;
 use crate::identity::trusted_clients::TrustedClients;
-use crate::policy::{BindAddr, Built, ListenerPolicy};
+use crate::policy::{BindAddr, Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
 use crate::source::rule::{Network, Origin, Rule};
 use crate::timestamp;
+use crate::token::Token;
 use crate::transport::unix_socket::Access;
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::settings::{AnchorValidity, CrlExpired};
@@ -142,6 +143,7 @@ fn to_json(built: &Built) -> Value {
         "audit_file": config.log.audit_file,
         "state_directory": config.state_directory,
         "admin_socket": config.admin.as_ref().and_then(Admin::socket),
+        "admin": config.admin.as_ref().map(|admin| admin_json(admin, &built.snapshot)),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
         "listeners": listeners.collect::<Vec<_>>(),
@@ -168,6 +170,24 @@ fn upstream_tls(tls: &UpstreamTls) -> Value {
 fn upstream_anchor_validity(tls: &UpstreamTls) -> Option<AnchorValidity> {
     let is_verified = tls.verification != Verification::Require || !tls.ca.is_empty();
     is_verified.then_some(tls.anchor_validity)
+}
+
+fn admin_json(admin: &Admin, snapshot: &Snapshot) -> Value {
+    let certificate = |(role, certificate): (&str, &Certificate)| {
+        json!({
+            "role": role,
+            "subject": certificate.subject,
+            "sha256": certificate.sha256,
+            "not_after": timestamp::seconds(certificate.not_after),
+        })
+    };
+    let token = |token: &Token| json!({ "name": token.name, "role": token.role.code(), "expires_at": token.expires_at.map(timestamp::seconds) });
+    json!({
+        "listen": admin.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "metrics": admin.metrics.map(|address| address.to_string()),
+        "certificates": snapshot.admin_certificates().map(certificate).collect::<Vec<_>>(),
+        "tokens": admin.tokens.iter().map(token).collect::<Vec<_>>(),
+    })
 }
 
 fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
@@ -233,10 +253,32 @@ fn to_text(built: &Built, offline: bool) -> String {
         write_sources(&mut out, policy, offline);
         write_certificates(&mut out, policy);
     }
+    if let Some(admin) = &built.snapshot.config.admin {
+        write_admin(&mut out, admin, &built.snapshot);
+    }
     for (index, warning) in built.warnings.iter().enumerate() {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
     }
     out
+}
+
+/// The addresses of the admin API, and what authenticates its callers.
+fn write_admin(out: &mut String, admin: &Admin, snapshot: &Snapshot) {
+    let _ = writeln!(out, "\nadmin API");
+    let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
+    let addresses: Vec<_> = admin.listen.iter().map(ToString::to_string).collect();
+    let _ = line("listen", &addresses.join(", "));
+    if let Some(metrics) = admin.metrics {
+        let _ = line("metrics", &metrics.to_string());
+    }
+    for (role, Certificate { subject, not_after, .. }) in snapshot.admin_certificates() {
+        let what = if role == "admin" { "certificate" } else { "client CA" };
+        let _ = line(what, &format!("{subject}, expires {}", timestamp::seconds(*not_after)));
+    }
+    for Token { name, role, expires_at, .. } in admin.tokens.iter() {
+        let end = expires_at.map_or_else(|| "never".to_owned(), timestamp::seconds);
+        let _ = line("token", &format!("{name}, {}, expires {end}", role.code()));
+    }
 }
 
 const fn anchor_validity(validity: AnchorValidity) -> &'static str {
