@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::program::{self, run, run_with_input};
 use crate::harness::prometheus::{Answer, Prometheus, exchange, request};
-use crate::harness::{Listener, Portcullis, Redis, TestDir, eventually};
+use crate::harness::{Event, Listener, Portcullis, Redis, TestDir, eventually};
 
 /// `[admin]` with the metrics on a port that the kernel chooses.
 const METRICS: &str = "admin.metrics = \"127.0.0.1:0\"\n";
@@ -243,7 +243,9 @@ fn counters_never_fall_through_reloads_and_when_a_listener_returns() {
     let opened = "portcullis_connections_opened_total{listener=\"main\"}";
     portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
     reaches(&portcullis, opened, 1.0);
-    portcullis.reconfigure(format!("{both}limits.max_connections = 5\n"));
+    // The last table of a listener is its limits.
+    let changed = portcullis.reconfigure(format!("{both}max_connections = 5\n"));
+    assert!(changed.is("reload.applied"), "{}", changed.0);
     reaches(&portcullis, opened, 1.0);
     reaches(&portcullis, "portcullis_connections_active{listener=\"main\"}", 0.0);
 
@@ -252,11 +254,15 @@ fn counters_never_fall_through_reloads_and_when_a_listener_returns() {
     portcullis.reconfigure("nonsense");
     reaches(&portcullis, "portcullis_config_last_reload_successful", 0.0);
     assert!(scrape(&portcullis)["portcullis_reloads_total{result=\"rejected\"}"] >= 1.0);
+    let seen = portcullis.seen();
     portcullis.reconfigure(&both);
     reaches(&portcullis, "portcullis_config_last_reload_successful", 1.0);
     // The watcher may reload once more for each change.
     assert!(scrape(&portcullis)["portcullis_reloads_total{result=\"applied\"}"] >= 3.0);
     reaches(&portcullis, opened, 1.0);
+    // It has another port, which the log shows a moment later.
+    let is_ready = |event: &Event| event.is("ready") && event.0["listener"] == "main";
+    portcullis.event_after(seen, "main is bound again", is_ready);
     portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
     reaches(&portcullis, opened, 2.0);
 }

@@ -115,7 +115,7 @@ fn sources_are_appended_listed_and_removed_over_the_socket() {
     let append = ["sources", "append", "cache", "198.51.100.1", "--description", "office", "--ttl", "2h"];
     assert!(operated.socket(&append).success().trim_end().ends_with("), expires in 2h"));
     let table = operated.socket(&["sources", "list", "cache"]).success();
-    for word in ["UUID", "DESCRIPTION", "office", "in 1 h", "dns", "file"] {
+    for word in ["UUID", "DESCRIPTION", "office", "in 2 h", "dns", "file"] {
         assert!(table.contains(word), "no {word} in {table}");
     }
     // By another spelling, by host name and by UUID, in one change.
