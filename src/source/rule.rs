@@ -133,6 +133,24 @@ pub enum Origin {
     },
 }
 
+impl Origin {
+    /// The word for it in the API.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Configuration => "config",
+            Self::SourcesFile { .. } => "file",
+        }
+    }
+
+    /// When a program added the rule, if one did.
+    pub fn created_at(&self) -> Option<OffsetDateTime> {
+        match self {
+            Self::Configuration => None,
+            Self::SourcesFile { created_at } => *created_at,
+        }
+    }
+}
+
 /// An IPv4 or IPv6 network, or a single address. Host bits are zero, and an IPv4-mapped IPv6 network is stored as IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network {

@@ -71,11 +71,9 @@ pub(crate) fn etag(policy: &ListenerPolicy) -> String {
     for rule in policy.sources.trusted.rules() {
         text.clear();
         let Rule { uuid, has_stated_uuid: _, source, spelling: _, description, expires_at, origin } = &**rule;
-        let (place, created_at) = match origin {
-            Origin::Configuration => ("config", None),
-            Origin::SourcesFile { created_at } => ("file", *created_at),
-        };
-        let [expires_at, created_at] = [*expires_at, created_at].map(|at| at.map_or(0, OffsetDateTime::unix_timestamp));
+        let place = origin.code();
+        let [expires_at, created_at] =
+            [*expires_at, origin.created_at()].map(|at| at.map_or(0, OffsetDateTime::unix_timestamp));
         let description = description.as_deref().unwrap_or_default();
         // With its length, free text cannot be mistaken for the next rule.
         let _ = writeln!(
@@ -159,19 +157,15 @@ fn sessions_by_source(policy: &ListenerPolicy, registry: &ConnectionRegistry) ->
 }
 
 fn rule_json(policy: &ListenerPolicy, rule: &Rule, sessions: &HashMap<Source, u64>) -> Value {
-    let (origin, created_at) = match rule.origin {
-        Origin::Configuration => ("config", None),
-        Origin::SourcesFile { created_at } => ("file", created_at),
-    };
     let used = policy.usage.of(&Item::Source(rule.source.clone()));
     json!({
         "uuid": rule.uuid.to_string(),
         "type": rule.source.kind(),
         "value": rule.written_value(),
         "description": rule.description,
-        "created_at": created_at.map(seconds),
+        "created_at": rule.origin.created_at().map(seconds),
         "expires_at": rule.expires_at.map(seconds),
-        "origin": origin,
+        "origin": rule.origin.code(),
         "sessions": sessions.get(&rule.source).copied().unwrap_or_default(),
         "last_used": used.map(|used| seconds(used.last)),
     })
