@@ -11,6 +11,7 @@ pub mod cli;
 mod config;
 mod control;
 mod descriptors;
+mod digest;
 mod dns;
 mod durable_file;
 mod fault;

@@ -12,11 +12,11 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 
 use crate::config::credential;
 use crate::config::rule_cache::{KnownRules, RuleCache};
+use crate::digest::{Sha256, sha256};
 use crate::permissions;
 
 /// The location of content that the configuration names.
@@ -58,7 +58,7 @@ struct Content {
 enum Bytes {
     Kept(Arc<[u8]>),
     /// Read and freed. The digest shows whether a second read returns the same content.
-    Released([u8; 32]),
+    Released(Sha256),
 }
 
 impl Files {
@@ -81,7 +81,7 @@ impl Files {
         };
         let FreshContent { bytes, is_missing, mode } = FreshContent::read(&location);
         if let (Some(released), Ok(bytes)) = (released, &bytes)
-            && released != digest_of(bytes)
+            && released != sha256(bytes)
         {
             return Err(CHANGED.to_owned());
         }
@@ -193,10 +193,10 @@ impl fmt::Display for Location {
 /// The content of a set of files at one time, as SHA-256 digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
-    read: BTreeMap<Location, Option<[u8; 32]>>,
+    read: BTreeMap<Location, Option<Sha256>>,
     patterns: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
     /// `None` if they are not needed, `Some(None)` if there are none.
-    system_roots: Option<Option<[u8; 32]>>,
+    system_roots: Option<Option<Sha256>>,
 }
 
 impl Fingerprint {
@@ -266,30 +266,24 @@ impl FreshContent {
 }
 
 impl Content {
-    fn digest(&self) -> Option<[u8; 32]> {
+    fn digest(&self) -> Option<Sha256> {
         self.bytes.as_ref().ok().map(Bytes::digest)
     }
 }
 
 impl Bytes {
-    fn digest(&self) -> [u8; 32] {
+    fn digest(&self) -> Sha256 {
         match self {
-            Self::Kept(bytes) => digest_of(bytes),
+            Self::Kept(bytes) => sha256(bytes),
             Self::Released(digest) => *digest,
         }
     }
 }
 
-fn digest_of(bytes: &[u8]) -> [u8; 32] {
-    let mut sha256 = [0; 32];
-    sha256.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    sha256
-}
-
 /// The digest of a sequence of certificates, each of which states its own length.
-fn digest_of_all(certificates: &[CertificateDer<'_>]) -> [u8; 32] {
+fn digest_of_all(certificates: &[CertificateDer<'_>]) -> Sha256 {
     let all: Vec<&[u8]> = certificates.iter().map(|certificate| &**certificate).collect();
-    digest_of(&all.concat())
+    sha256(&all.concat())
 }
 
 fn read_system_roots() -> Result<Vec<CertificateDer<'static>>, String> {

@@ -6,8 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
-
+use crate::digest::{Sha256, sha256};
 use crate::source::rule::Rule;
 
 /// The rules of the parts of all `sources_file`s, by the digest of each part.
@@ -16,7 +15,7 @@ pub(crate) struct KnownRules(HashMap<PartDigest, Arc<[Arc<Rule>]>>);
 
 /// The digest of a part of a file and of what its rules depend on besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PartDigest([u8; 32]);
+pub(crate) struct PartDigest(Sha256);
 
 /// The known rules of the previous load, and those of the present one.
 #[derive(Debug, Default)]
@@ -33,9 +32,7 @@ impl PartDigest {
         bytes.extend_from_slice(listener.as_bytes());
         bytes.push(0);
         bytes.extend_from_slice(part.as_bytes());
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(digest(&SHA256, &bytes).as_ref());
-        Self(sha256)
+        Self(sha256(&bytes))
     }
 }
 

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::digest::{hex, sha256};
 use crate::dns::HostCache;
 use crate::durable_file;
 use crate::source::host::{Addresses, HostName};
@@ -31,8 +31,8 @@ impl CacheFile {
     pub fn new(directory: &Path, configuration: &Path) -> Self {
         use std::os::unix::ffi::OsStrExt as _;
         let configuration = std::path::absolute(configuration).unwrap_or_else(|_| configuration.to_owned());
-        let digest = digest(&SHA256, configuration.as_os_str().as_bytes());
-        let print: String = digest.as_ref().iter().take(DIGEST_BYTES).map(|byte| format!("{byte:02x}")).collect();
+        let digest = sha256(configuration.as_os_str().as_bytes());
+        let print = hex(digest.get(..DIGEST_BYTES).unwrap_or_default());
         Self { file: directory.join(format!("names-{print}.json")), configuration }
     }
 

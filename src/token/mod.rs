@@ -9,9 +9,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use time::OffsetDateTime;
 
+use crate::digest::{Sha256, hex, sha256};
 use crate::source::rule::Network;
 
 /// A token as configured. The text of the token is known to its user only.
@@ -83,14 +83,12 @@ impl Role {
 
 /// The SHA-256 of the text of a token. Comparisons take the same time for all digests.
 #[derive(Clone, Copy, Eq)]
-pub struct TokenDigest([u8; SHA256_OUTPUT_LEN]);
+pub struct TokenDigest(Sha256);
 
 impl TokenDigest {
     /// The digest of the whole text of a token.
     pub(crate) fn of(text: &[u8]) -> Self {
-        let mut sha256 = [0; SHA256_OUTPUT_LEN];
-        sha256.copy_from_slice(digest(&SHA256, text).as_ref());
-        Self(sha256)
+        Self(sha256(text))
     }
 
     /// Reads 64 hexadecimal digits in lower case.
@@ -121,7 +119,7 @@ impl PartialEq for TokenDigest {
 /// Lower-case hexadecimal digits; with a precision, only as many.
 impl fmt::Display for TokenDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        f.pad(&hex(&self.0))
     }
 }
 

@@ -5,10 +5,11 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 
+use crate::digest::{hex, sha256};
+
 /// SHA-256 in lower-case hex, the format of every fingerprint.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    let digest = ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha256(bytes))
 }
 
 /// aws-lc-rs, with the hybrid key exchange X25519MLKEM768 first.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::digest::hex;
 use crate::dns::HostCache;
 use crate::outcome::Outcome;
 use crate::policy::usage::Item;
@@ -85,10 +86,7 @@ pub(crate) fn etag(policy: &ListenerPolicy) -> String {
         );
         context.update(text.as_bytes());
     }
-    context.finish().as_ref().iter().take(ETAG_BYTES).fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(context.finish().as_ref().get(..ETAG_BYTES).unwrap_or_default())
 }
 
 /// What a change of a listener's rules does.
