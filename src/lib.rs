@@ -19,6 +19,7 @@ mod identity;
 mod limit;
 mod metrics;
 mod outcome;
+mod panel;
 mod permissions;
 mod policy;
 mod printable;

@@ -30,6 +30,8 @@ pub(crate) enum AdminActionKind {
     SourcesReplace,
     TokenNew,
     TokenRevoke,
+    PanelSignIn,
+    PanelSignOut,
 }
 
 /// A change that a caller requested and may make.
@@ -57,6 +59,12 @@ pub(crate) enum AdminDenialReason {
     Forbidden,
     /// The source has sent too many bad tokens.
     RateLimited,
+    /// The cookie belongs to no open session of the panel.
+    SessionEnded,
+    /// Another page than the panel caused the request.
+    CrossOrigin,
+    /// The name in `Host` is not one of the panel.
+    UnknownHost,
 }
 
 /// A request that was denied. A caller of the Unix socket is never denied.
@@ -101,7 +109,7 @@ fn token_actor(name: &str) -> String {
 }
 
 impl AdminActionKind {
-    /// The name of the command, with a dot.
+    /// The name of the command, with a dot, or what a person did in the panel.
     pub(crate) const fn code(self) -> &'static str {
         match self {
             Self::Reload => "reload",
@@ -111,6 +119,8 @@ impl AdminActionKind {
             Self::SourcesReplace => "sources.replace",
             Self::TokenNew => "token.new",
             Self::TokenRevoke => "token.revoke",
+            Self::PanelSignIn => "panel.sign_in",
+            Self::PanelSignOut => "panel.sign_out",
         }
     }
 }
@@ -124,6 +134,9 @@ impl AdminDenialReason {
             Self::WrongSource => "wrong_source",
             Self::Forbidden => "forbidden",
             Self::RateLimited => "rate_limited",
+            Self::SessionEnded => "session_ended",
+            Self::CrossOrigin => "cross_origin",
+            Self::UnknownHost => "unknown_host",
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::addr::ClientAddr;
+use crate::control::access::Arrival;
 use crate::control::http::Shared;
 use crate::control::{PART, http};
 use crate::fault;
@@ -116,7 +117,7 @@ impl AdminSocket {
 async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, service: Arc<Service>) {
     let shared = &service.shared;
     let stream = match client {
-        AdminClient::Unix(stream) => return http::serve(stream, peer, shared).await,
+        AdminClient::Unix(stream) => return http::serve(stream, Arrival { peer, is_tls: false }, shared).await,
         AdminClient::Tcp(stream) => stream,
     };
     // Fails if the client has disconnected.
@@ -124,10 +125,11 @@ async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, se
         return;
     }
     let tls = service.tls.borrow().clone();
+    let arrival = Arrival { peer, is_tls: tls.is_some() };
     match tls {
-        None => http::serve(stream, peer, shared).await,
+        None => http::serve(stream, arrival, shared).await,
         Some(tls) => match timeout(HANDSHAKE_TIMEOUT, handshake(stream, &tls)).await {
-            Ok(Ok(stream)) => http::serve(stream, peer, shared).await,
+            Ok(Ok(stream)) => http::serve(stream, arrival, shared).await,
             Ok(Err(error)) => debug!(source = peer.source(), %error, "admin TLS handshake failed"),
             Err(_) => debug!(source = peer.source(), "admin TLS handshake timed out"),
         },

@@ -1,11 +1,13 @@
-//! Who a caller is: the user of the Unix socket, or the holder of a token.
+//! Who a caller is: the user of the Unix socket, the holder of a token, or a person in the control panel.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, sleep_until};
@@ -13,8 +15,12 @@ use tokio::time::{Instant as TokioInstant, sleep_until};
 use crate::addr::ClientAddr;
 use crate::audit;
 use crate::audit::admin::AdminDenialReason;
+use crate::control::browser::{BrowserRequest, is_from_browser};
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
+use crate::panel::sessions::{Activity, IDLE_TIMEOUT, PanelSessions, SessionKey};
+use crate::panel::site::HostNames;
+use crate::timestamp;
 use crate::token::authenticate::{TokenRefusal, authenticate, bearer};
 use crate::token::failed_logins::{FailedLogin, FailedLogins};
 use crate::token::last_use::LastUses;
@@ -31,7 +37,17 @@ pub enum Caller {
         expires_at: Option<OffsetDateTime>,
         role: Role,
         source: IpAddr,
+        /// The session of a person who has signed in with the token.
+        panel_session: Option<SessionKey>,
     },
+}
+
+/// How a request reached the program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    /// [`ClientAddr::UNIX`] for a client of the Unix socket.
+    pub(crate) peer: ClientAddr,
+    pub(crate) is_tls: bool,
 }
 
 impl Caller {
@@ -83,12 +99,15 @@ pub(crate) struct Access {
     tokens: watch::Sender<Arc<Vec<Token>>>,
     failures: FailedLogins,
     last_use: Arc<LastUses>,
+    panel: PanelSessions,
+    panel_hosts: watch::Sender<Arc<HostNames>>,
 }
 
 impl Access {
     /// Puts these tokens in force.
     pub(crate) fn set_tokens(&self, tokens: &Arc<Vec<Token>>) {
         self.last_use.keep_only(tokens);
+        self.panel.keep_only(tokens);
         self.tokens.send_replace(Arc::clone(tokens));
     }
 
@@ -96,15 +115,137 @@ impl Access {
         Arc::clone(&self.last_use)
     }
 
-    /// Identifies the caller of a request. `peer` is [`ClientAddr::UNIX`] for a client of the Unix socket.
+    /// Sets the host names under which a browser may open the control panel.
+    pub(crate) fn set_panel_hosts(&self, hosts: HostNames) {
+        self.panel_hosts.send_replace(Arc::new(hosts));
+    }
+
+    /// Identifies the caller of a request. `is_stream` is for requests whose response lasts.
     ///
     /// # Errors
-    /// A response with status 401, or 429 for a source with many invalid tokens.
-    pub(crate) fn identify(&self, peer: ClientAddr, headers: &HeaderMap) -> Result<Caller, Box<Rejected>> {
+    /// A response with status 401, or 429 for a source with many invalid tokens. For a browser that sends a cookie, also 403,
+    /// 415 and 421.
+    pub(crate) fn identify(&self, arrival: Arrival, head: &Parts, is_stream: bool) -> Result<Caller, Box<Rejected>> {
+        let Arrival { peer, is_tls } = arrival;
         let Some(source) = peer.ip() else {
-            return Ok(Caller::Unix);
+            return if is_from_browser(&head.headers) { Err(browser_on_unix_socket()) } else { Ok(Caller::Unix) };
         };
-        let Some(presented) = token_in(headers) else {
+        if head.headers.contains_key(AUTHORIZATION) {
+            return self.authenticate(peer, source, token_in(&head.headers)).map(|token| caller(&token, source, None));
+        }
+        let request = BrowserRequest::new(head, is_tls);
+        match request.session() {
+            Some(key) => {
+                request.check_host(&self.panel_hosts.borrow())?;
+                request.check_origin()?;
+                let activity = if is_stream { Activity::Background } else { request.activity() };
+                self.find_session(peer, source, key, activity)
+            }
+            None => Err(self.rejected(peer, AdminDenialReason::MissingToken, None)),
+        }
+    }
+
+    /// Checks a request for a file of the panel, or for signing in.
+    ///
+    /// # Errors
+    /// A response with status 404 on the Unix socket, 421, and, if `is_change`, 403 or 415.
+    pub(crate) fn check_browser(&self, arrival: Arrival, head: &Parts, is_change: bool) -> Result<(), Box<Rejected>> {
+        if arrival.peer.ip().is_none() {
+            return Err(panel_on_unix_socket());
+        }
+        let request = BrowserRequest::new(head, arrival.is_tls);
+        request.check_host(&self.panel_hosts.borrow())?;
+        if is_change { request.check_origin() } else { Ok(()) }
+    }
+
+    /// Opens a session of the panel for the holder of a token. Returns the caller and the response that sets the cookie.
+    ///
+    /// # Errors
+    /// As for [`Self::identify`].
+    pub(crate) fn sign_in(
+        &self,
+        arrival: Arrival,
+        head: &Parts,
+        token: &str,
+    ) -> Result<(Caller, AdminResponse), Box<Rejected>> {
+        let Arrival { peer, is_tls } = arrival;
+        let (Some(source), Some(key)) = (peer.ip(), peer.source_key()) else { return Err(panel_on_unix_socket()) };
+        let token = self.authenticate(peer, source, Some(token.trim_ascii().as_bytes()))?;
+        let opened = self.panel.open(&token, key, TokioInstant::now());
+        let (Some(cookie), Ok((secret, _))) = (BrowserRequest::new(head, is_tls).cookie_name(), opened) else {
+            let response = AdminResponse::error(ErrorKind::ServerError, "the system has no random numbers");
+            return Err(Box::new(Rejected { reason: AdminDenialReason::SessionEnded, token: None, response }));
+        };
+        let caller = caller(&token, source, Some(SessionKey::of(secret.reveal())));
+        let response = AdminResponse::ok(self.panel_session(&caller));
+        let response = match HeaderValue::from_str(&cookie.set(secret.reveal())) {
+            Ok(value) => response.with_header(SET_COOKIE, value),
+            Err(_) => response,
+        };
+        Ok((caller, response))
+    }
+
+    /// Ends the session of the panel that the caller uses, and makes the browser forget its cookie.
+    pub(crate) fn sign_out(&self, arrival: Arrival, head: &Parts, caller: &Caller) -> AdminResponse {
+        if let Caller::Token { panel_session: Some(key), .. } = caller {
+            self.panel.close(*key);
+        }
+        let cookie = BrowserRequest::new(head, arrival.is_tls).cookie_name();
+        match cookie.and_then(|cookie| HeaderValue::from_str(&cookie.clear()).ok()) {
+            Some(value) => AdminResponse::no_content().with_header(SET_COOKIE, value),
+            None => AdminResponse::no_content(),
+        }
+    }
+
+    /// Who the caller is, and until when.
+    pub(crate) fn panel_session(&self, caller: &Caller) -> Value {
+        let (expires_at, session) = match caller {
+            Caller::Unix => (None, None),
+            Caller::Token { expires_at, panel_session, .. } => (*expires_at, *panel_session),
+        };
+        let left = session.and_then(|key| self.panel.time_left(key, TokioInstant::now()));
+        let ends_at = left.map(|left| timestamp::after(OffsetDateTime::now_utc(), left));
+        json!({
+            "name": caller.token_name(),
+            "role": caller.role().code(),
+            "expires_at": expires_at.map(timestamp::seconds),
+            "source": caller.source(),
+            "idle_timeout_seconds": IDLE_TIMEOUT.as_secs(),
+            "ends_at": ends_at.map(timestamp::seconds),
+        })
+    }
+
+    /// The caller of an open session whose token is still valid.
+    fn find_session(
+        &self,
+        peer: ClientAddr,
+        source: IpAddr,
+        key: SessionKey,
+        activity: Activity,
+    ) -> Result<Caller, Box<Rejected>> {
+        let found = peer.source_key().and_then(|from| self.panel.find(key, from, activity, TokioInstant::now()));
+        let Some(session) = found else {
+            return Err(self.rejected(peer, AdminDenialReason::SessionEnded, None));
+        };
+        let now = OffsetDateTime::now_utc();
+        let tokens = Arc::clone(&self.tokens.borrow());
+        let is_own = |token: &&Token| token.name == session.token_name && token.digest == session.token_digest;
+        let is_usable = |token: &&Token| !token.is_expired(now) && token.is_usable_from(source);
+        match tokens.iter().find(is_own).filter(is_usable) {
+            Some(token) => {
+                self.last_use.record(token, source, now);
+                Ok(caller(token, source, Some(key)))
+            }
+            None => {
+                self.panel.close(key);
+                Err(self.rejected(peer, AdminDenialReason::SessionEnded, Some(session.token_name)))
+            }
+        }
+    }
+
+    /// The token with this text, if it may be used now and from this source.
+    fn authenticate(&self, peer: ClientAddr, source: IpAddr, presented: Option<&[u8]>) -> Result<Token, Box<Rejected>> {
+        let Some(presented) = presented else {
             return Err(self.rejected(peer, AdminDenialReason::MissingToken, None));
         };
         let now = OffsetDateTime::now_utc();
@@ -112,9 +253,7 @@ impl Access {
         match authenticate(&tokens, presented, source, now) {
             Ok(token) => {
                 self.last_use.record(token, source, now);
-                let Token { name, role, digest, expires_at, .. } = token;
-                let (digest, expires_at, role) = (*digest, *expires_at, *role);
-                Ok(Caller::Token { name: name.clone(), digest, expires_at, role, source })
+                Ok(token.clone())
             }
             Err(refusal) => {
                 let reason = match refusal {
@@ -127,9 +266,10 @@ impl Access {
         }
     }
 
-    /// Returns when a caller that was identified is no longer one: its token was removed, changed or has expired.
+    /// Returns when a caller that was identified is no longer one: its token was removed, changed or has expired, or its
+    /// session of the panel has ended.
     pub(crate) async fn ended(&self, caller: &Caller) {
-        let Caller::Token { name, digest, expires_at, role, source } = caller else {
+        let Caller::Token { name, digest, expires_at, role, source, panel_session } = caller else {
             return std::future::pending().await;
         };
         let mut tokens = self.tokens.subscribe();
@@ -155,13 +295,22 @@ impl Access {
             // Fails only if this value is dropped, which ends the connection too.
             _ = tokens.wait_for(is_gone) => {}
             () = expired => {}
+            () = async {
+                match panel_session {
+                    Some(key) => self.panel.ended(*key).await,
+                    None => std::future::pending().await,
+                }
+            } => {}
         }
     }
 
     fn rejected(&self, peer: ClientAddr, reason: AdminDenialReason, token: Option<String>) -> Box<Rejected> {
         let (reason, response) = match self.failures.record(peer, Instant::now()) {
             FailedLogin::Counted => {
-                let message = "a valid token is required; send it as \"Authorization: Bearer TOKEN\"";
+                let message = match reason {
+                    AdminDenialReason::SessionEnded => "the session has ended; sign in again",
+                    _ => "a valid token is required; send it as \"Authorization: Bearer TOKEN\"",
+                };
                 let response = AdminResponse::error(ErrorKind::Unauthorized, message)
                     .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                 (reason, response)
@@ -175,6 +324,25 @@ impl Access {
         };
         Box::new(Rejected { reason, token, response })
     }
+}
+
+fn caller(token: &Token, source: IpAddr, panel_session: Option<SessionKey>) -> Caller {
+    let Token { name, role, digest, expires_at, .. } = token;
+    let (digest, expires_at, role) = (*digest, *expires_at, *role);
+    Caller::Token { name: name.clone(), digest, expires_at, role, source, panel_session }
+}
+
+fn browser_on_unix_socket() -> Box<Rejected> {
+    let message = "the Unix socket needs no token, so it accepts no requests of browsers; open the panel at a TCP address \
+                   of [admin] listen";
+    let response = AdminResponse::error(ErrorKind::Forbidden, message);
+    Box::new(Rejected { reason: AdminDenialReason::CrossOrigin, token: None, response })
+}
+
+fn panel_on_unix_socket() -> Box<Rejected> {
+    let message = "the panel is not served on the Unix socket; open it at a TCP address of [admin] listen";
+    let response = AdminResponse::error(ErrorKind::PathNotFound, message);
+    Box::new(Rejected { reason: AdminDenialReason::UnknownHost, token: None, response })
 }
 
 /// The token in the `Authorization` header. Several headers are none.

@@ -27,6 +27,10 @@ pub enum ErrorKind {
     PayloadTooLarge,
     /// 414: the target is too long.
     UriTooLong,
+    /// 415: the body has a content type that a form of another page can send.
+    UnsupportedMediaType,
+    /// 421: the panel has no such host name.
+    MisdirectedRequest,
     /// 422: the request is understood, but its content is invalid.
     Unprocessable,
     /// 422: the policy that the request leads to is invalid.
@@ -51,6 +55,8 @@ impl ErrorKind {
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable | Self::ReloadRejected => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
@@ -71,6 +77,8 @@ impl ErrorKind {
             Self::PreconditionFailed => "precondition_failed",
             Self::PayloadTooLarge => "payload_too_large",
             Self::UriTooLong => "uri_too_long",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::MisdirectedRequest => "misdirected_request",
             Self::Unprocessable => "unprocessable_entity",
             Self::ReloadRejected => "reload_rejected",
             Self::TooManyRequests => "too_many_requests",
@@ -102,6 +110,8 @@ impl ErrorKind {
             | Self::PreconditionFailed
             | Self::PayloadTooLarge
             | Self::UriTooLong
+            | Self::UnsupportedMediaType
+            | Self::MisdirectedRequest
             | Self::Unprocessable
             | Self::ReloadRejected => None,
         }

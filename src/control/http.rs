@@ -7,11 +7,14 @@ use std::time::Duration;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, HeaderValue,
+    REFERRER_POLICY, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, SetOnce, mpsc, oneshot};
@@ -19,19 +22,21 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::addr::ClientAddr;
 use crate::audit::Audit;
-use crate::audit::admin::{AdminDenial, AdminDenialReason};
-use crate::control::access::{Access, Caller};
+use crate::audit::admin::{AdminAction, AdminActionKind, AdminDenial, AdminDenialReason};
+use crate::control::access::{Access, Arrival, Caller, Rejected};
 use crate::control::error::ErrorKind;
 use crate::control::event_stream::Follower;
 use crate::control::parameters::Parameters;
 use crate::control::response::{AdminResponse, Content, error_body};
-use crate::control::route::{BodyLimit, Call, FoundRoute, Operation, Route, RouteAccess, Unhandled};
+use crate::control::route::{
+    BodyLimit, Call, FoundRoute, Operation, PanelSessionOperation, Route, RouteAccess, SuccessContent, Unhandled,
+};
 use crate::control::routes::is_digitalocean;
 use crate::control::{PART, PendingRequest, digitalocean, event_stream, openapi, route};
 use crate::fault;
 use crate::metrics::process::ProcessMetrics;
+use crate::panel::files;
 use crate::token::Role;
 
 /// What all connections of the admin API share.
@@ -79,10 +84,10 @@ pub(crate) const MAX_STREAMS: usize = 32;
 pub(crate) type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves one client. Errors of the connection are ignored: the client has disconnected or does not speak HTTP.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: ClientAddr, shared: &Arc<Shared>) {
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, arrival: Arrival, shared: &Arc<Shared>) {
     let tail = SetOnce::new();
     let service = service_fn(|request| {
-        let answer = Exchange::new(peer, Arc::clone(shared)).answer(request);
+        let answer = Exchange::new(arrival, Arc::clone(shared)).answer(request);
         async {
             let mut response = answer.await;
             if let Some(kept) = response.extensions_mut().remove::<Tail>() {
@@ -125,7 +130,7 @@ enum Tail {
 
 /// One request and its response.
 struct Exchange {
-    peer: ClientAddr,
+    arrival: Arrival,
     shared: Arc<Shared>,
     /// In the response, and in the audit event of a change.
     request_id: String,
@@ -133,8 +138,8 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(peer: ClientAddr, shared: Arc<Shared>) -> Self {
-        Self { peer, shared, request_id: Uuid::new_v4().to_string(), caller: None }
+    fn new(arrival: Arrival, shared: Arc<Shared>) -> Self {
+        Self { arrival, shared, request_id: Uuid::new_v4().to_string(), caller: None }
     }
 
     async fn answer(mut self, request: Request<Incoming>) -> Response<ResponseBody> {
@@ -157,17 +162,28 @@ impl Exchange {
 
     async fn respond(&mut self, head: &Parts, body: Incoming) -> Result<AdminResponse, Unhandled> {
         check_head(head)?;
-        // `/` has no secret, and its answer helps a person who has no token yet.
         let found = route::find(&head.method, head.uri.path());
-        if !matches!(&found, Ok(FoundRoute { route: Route { access: RouteAccess::Public, .. }, .. })) {
-            self.caller = Some(self.identify(head)?);
+        // Public routes have no secret: they help a person who has no token yet.
+        let access = found.as_ref().map(|found| found.route.access);
+        match access {
+            Ok(RouteAccess::Public) => {}
+            Ok(RouteAccess::Browser) => self.check_browser(head)?,
+            Ok(RouteAccess::Role(_)) | Err(_) => {
+                let is_stream = found.as_ref().is_ok_and(|found| found.route.success.content == SuccessContent::Events);
+                self.caller = Some(self.identify(head, is_stream)?);
+            }
         }
         let FoundRoute { route, path } = found?;
         self.require_role(route, head)?;
         let query = Parameters::parse(head.uri.query().unwrap_or(""), route.query)?;
         let is_large = is_large(&body, route.body);
+        let shared = Arc::clone(&self.shared);
         // Slow senders of large bodies hold up neither small ones nor the callers of this machine.
-        let _permit = if is_large && self.peer.ip().is_some() { Some(self.large_body_permit().await?) } else { None };
+        let _permit = if is_large && self.arrival.peer.ip().is_some() {
+            Some(large_body_permit(&shared.large_bodies).await?)
+        } else {
+            None
+        };
         let body = read_body(body, route.body).await?;
         let parse = route.parse;
         let operation = if is_large {
@@ -181,32 +197,74 @@ impl Exchange {
             parse(&Call { path, query, headers: &head.headers, body: &body })
         };
         let request = match operation? {
+            Operation::Paths if self.is_for_panel(head) => return Ok(AdminResponse::see_other(PANEL_PATH)),
             Operation::Paths => return Ok(AdminResponse::ok(openapi::paths())),
             Operation::OpenApi => return Ok(AdminResponse::ok(openapi::description())),
+            Operation::OpenPanel => return Ok(AdminResponse::see_other(PANEL_PATH)),
+            Operation::PanelFile(file) => return Ok(AdminResponse::file(file)),
+            Operation::SignIn(token) => return Ok(self.sign_in(head, &token)?),
+            Operation::PanelSession(operation) => return Ok(self.panel_session(head, operation)?),
             Operation::Request(request) => request,
         };
-        // A public route has no caller, so it must not reach the state.
-        let Some(caller) = self.caller.clone() else {
-            return Err(AdminResponse::error(ErrorKind::Unauthorized, "a token is required").into());
-        };
+        let caller = self.known_caller()?;
         let (sender, receiver) = oneshot::channel();
         let pending = PendingRequest { request, caller, request_id: self.request_id.clone(), reply: sender };
         Ok(send(pending, receiver, &self.shared.requests).await)
     }
 
-    async fn large_body_permit(&self) -> Result<SemaphorePermit<'_>, AdminResponse> {
-        match timeout(PERMIT_TIMEOUT, self.shared.large_bodies.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) | Err(_) => Err(busy("other clients are sending large bodies; try again later")),
-        }
+    fn identify(&self, head: &Parts, is_stream: bool) -> Result<Caller, AdminResponse> {
+        self.shared.access.identify(self.arrival, head, is_stream).map_err(|rejected| self.denied(head, *rejected))
     }
 
-    fn identify(&self, head: &Parts) -> Result<Caller, AdminResponse> {
-        self.shared.access.identify(self.peer, &head.headers).map_err(|rejected| {
-            self.shared.metrics.admin.note_auth_failure();
-            self.audit_denial(head, rejected.reason, rejected.token.as_deref());
-            rejected.response
+    fn check_browser(&self, head: &Parts) -> Result<(), AdminResponse> {
+        let is_change = head.method != Method::GET;
+        let checked = self.shared.access.check_browser(self.arrival, head, is_change);
+        checked.map_err(|rejected| self.denied(head, *rejected))
+    }
+
+    fn denied(&self, head: &Parts, rejected: Rejected) -> AdminResponse {
+        self.shared.metrics.admin.note_auth_failure();
+        self.audit_denial(head, rejected.reason, rejected.token.as_deref());
+        rejected.response
+    }
+
+    /// The caller of a route that is not public.
+    fn known_caller(&self) -> Result<Caller, AdminResponse> {
+        self.caller.clone().ok_or_else(|| AdminResponse::error(ErrorKind::Unauthorized, "a token is required"))
+    }
+
+    /// Whether a browser has opened the admin address.
+    fn is_for_panel(&self, head: &Parts) -> bool {
+        let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains("text/html"));
+        self.arrival.peer.ip().is_some() && head.headers.get(ACCEPT).is_some_and(accepts)
+    }
+
+    fn sign_in(&mut self, head: &Parts, token: &str) -> Result<AdminResponse, AdminResponse> {
+        let signed_in = self.shared.access.sign_in(self.arrival, head, token);
+        let (caller, response) = match signed_in {
+            Ok(signed_in) => signed_in,
+            Err(rejected) => return Err(self.denied(head, *rejected)),
+        };
+        self.audit_panel(&caller, AdminActionKind::PanelSignIn);
+        self.caller = Some(caller);
+        Ok(response)
+    }
+
+    fn panel_session(&self, head: &Parts, operation: PanelSessionOperation) -> Result<AdminResponse, AdminResponse> {
+        let caller = self.known_caller()?;
+        Ok(match operation {
+            PanelSessionOperation::Show => AdminResponse::ok(self.shared.access.panel_session(&caller)),
+            PanelSessionOperation::SignOut => {
+                self.audit_panel(&caller, AdminActionKind::PanelSignOut);
+                self.shared.access.sign_out(self.arrival, head, &caller)
+            }
         })
+    }
+
+    fn audit_panel(&self, caller: &Caller, kind: AdminActionKind) {
+        let request_id = Some(self.request_id.as_str());
+        let action = AdminAction { caller: caller.audited(), kind, target: None, request_id, detail: None };
+        self.shared.audit.admin_action(&action);
     }
 
     fn require_role(&self, route: &Route, head: &Parts) -> Result<(), AdminResponse> {
@@ -222,7 +280,7 @@ impl Exchange {
 
     fn audit_denial(&self, head: &Parts, reason: AdminDenialReason, token: Option<&str>) {
         // A caller of the Unix socket is never denied.
-        let Some(source) = self.peer.ip() else { return };
+        let Some(source) = self.arrival.peer.ip() else { return };
         self.shared.audit.admin_denied(&AdminDenial {
             source,
             reason,
@@ -237,6 +295,7 @@ impl Exchange {
         let AdminResponse { status, content, headers } = admin;
         let (body, content_type, tail) = match content {
             Content::Empty => (empty(), None, None),
+            Content::File(file) => (Full::from(file.content).boxed_unsync(), Some(file.content_type()), None),
             Content::Json(value) => (full(&value), Some(JSON), None),
             Content::Text(text) => match self.memory_for(&text) {
                 Ok(tail) => (Full::from(text).boxed_unsync(), Some(JSON), tail),
@@ -270,7 +329,7 @@ impl Exchange {
         if let Some(content_type) = content_type {
             map.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
-        map.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        map.extend(SECURITY_HEADERS.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))));
         let text = [(X_REQUEST_ID, Some(self.request_id)), (ALLOW, allowed)];
         map.extend(text.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value?).ok()?))));
         if is_digitalocean {
@@ -286,7 +345,7 @@ impl Exchange {
     /// this machine are not limited.
     fn memory_for(&self, text: &Bytes) -> Result<Option<Tail>, AdminResponse> {
         let kibibytes = u32::try_from(text.len() >> 10).unwrap_or(u32::MAX).min(MAX_RESPONSE_KIBIBYTES);
-        if kibibytes < LONG_RESPONSE_KIBIBYTES || self.peer.ip().is_none() {
+        if kibibytes < LONG_RESPONSE_KIBIBYTES || self.arrival.peer.ip().is_none() {
             return Ok(None);
         }
         match Arc::clone(&self.shared.response_memory).try_acquire_many_owned(kibibytes) {
@@ -317,6 +376,13 @@ fn is_large(body: &Incoming, limit: BodyLimit) -> bool {
 
 fn busy(message: &str) -> AdminResponse {
     AdminResponse::error(ErrorKind::TooManyRequests, message).with_header(RETRY_AFTER, HeaderValue::from_static("5"))
+}
+
+async fn large_body_permit(permits: &Semaphore) -> Result<SemaphorePermit<'_>, AdminResponse> {
+    match timeout(PERMIT_TIMEOUT, permits.acquire()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) | Err(_) => Err(busy("other clients are sending large bodies; try again later")),
+    }
 }
 
 /// Reads the body within its limit and [`BODY_TIMEOUT`].
@@ -365,6 +431,20 @@ fn empty() -> ResponseBody {
 }
 
 const JSON: &str = "application/json";
+
+/// Headers of every response. A browser must neither store it, nor take it for a page or a script, nor show it inside of
+/// another page.
+static SECURITY_HEADERS: [(HeaderName, &str); 7] = [
+    (CACHE_CONTROL, "no-store"),
+    (CONTENT_SECURITY_POLICY, files::CONTENT_SECURITY_POLICY),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+    (REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+const PANEL_PATH: &str = "/ui/";
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

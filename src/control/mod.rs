@@ -6,6 +6,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod access;
+pub(crate) mod browser;
 pub(crate) mod digitalocean;
 pub(crate) mod draining;
 pub(crate) mod error;
@@ -40,6 +41,7 @@ use crate::control::http::Shared;
 pub use crate::control::request::AdminRequest;
 use crate::control::response::AdminResponse;
 use crate::metrics::process::ProcessMetrics;
+use crate::panel::site::HostNames;
 use crate::tls::server::ServerTls;
 use crate::token::Token;
 use crate::token::last_use::LastUses;
@@ -85,6 +87,7 @@ pub struct Prepared {
     addresses: Vec<(ListenAddr, Option<NewSocket>)>,
     tokens: Arc<Vec<Token>>,
     tls: Option<Arc<ServerTls>>,
+    panel_hosts: HostNames,
     is_empty: bool,
 }
 
@@ -116,7 +119,7 @@ impl AdminServer {
     pub fn start(path: &Path, requests: mpsc::Sender<PendingRequest>) -> io::Result<Self> {
         let audit = Audit::start(LineFormat::Text, None);
         let mut server = Self::new(requests, audit, Arc::default());
-        let prepared = server.prepare(Some(&Admin::at_socket(path)), None)?;
+        let prepared = server.prepare(Some(&Admin::at_socket(path)), None, Vec::new())?;
         server.commit(prepared);
         Ok(server)
     }
@@ -126,11 +129,17 @@ impl AdminServer {
         self.shared.access.last_uses()
     }
 
-    /// Prepares the change to `settings`: opens the addresses that are not open yet.
+    /// Prepares the change to `settings`: opens the addresses that are not open yet. A browser may open the panel under the
+    /// names `panel_hosts`.
     ///
     /// # Errors
     /// If an address cannot be opened; the error names it. All open addresses stay open.
-    pub fn prepare(&self, settings: Option<&Admin>, tls: Option<Arc<ServerTls>>) -> io::Result<Prepared> {
+    pub fn prepare(
+        &self,
+        settings: Option<&Admin>,
+        tls: Option<Arc<ServerTls>>,
+        panel_hosts: Vec<String>,
+    ) -> io::Result<Prepared> {
         let wanted = settings.map(|admin| admin.listen.as_slice()).unwrap_or_default();
         let mut is_empty = wanted.len() == self.open.len();
         let mut addresses = Vec::with_capacity(wanted.len());
@@ -145,13 +154,15 @@ impl AdminServer {
             addresses.push((address.clone(), socket));
         }
         let tokens = settings.map(|admin| Arc::clone(&admin.tokens)).unwrap_or_default();
-        Ok(Prepared { addresses, tokens, tls, is_empty })
+        let panel_hosts = HostNames::new(panel_hosts);
+        Ok(Prepared { addresses, tokens, tls, panel_hosts, is_empty })
     }
 
     /// Applies the prepared change. Clients of previous addresses still receive their responses, including the client whose
     /// reload moved the address.
     pub fn commit(&mut self, prepared: Prepared) {
-        let Prepared { addresses, tokens, tls, is_empty: _ } = prepared;
+        let Prepared { addresses, tokens, tls, panel_hosts, is_empty: _ } = prepared;
+        self.shared.access.set_panel_hosts(panel_hosts);
         self.shared.access.set_tokens(&tokens);
         self.tls.send_replace(tls);
         let mut former = std::mem::take(&mut self.open);

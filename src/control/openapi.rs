@@ -9,13 +9,13 @@ use crate::control::routes::ROUTES;
 /// The response to `GET /`.
 pub(crate) fn paths() -> Value {
     let path = |route: &Route| json!({ "method": route.method.as_str(), "path": route.path, "role": role(route), "does": route.summary });
-    json!({ "paths": ROUTES.iter().map(path).collect::<Vec<_>>() })
+    json!({ "paths": described().map(path).collect::<Vec<_>>() })
 }
 
 /// The response to `GET /v1/openapi.json`.
 pub(crate) fn description() -> Value {
     let mut paths = Map::new();
-    for route in ROUTES {
+    for route in described() {
         let methods = paths.entry(route.path).or_insert_with(|| json!({}));
         if let Some(methods) = methods.as_object_mut() {
             methods.insert(route.method.as_str().to_lowercase(), operation(route));
@@ -30,6 +30,11 @@ pub(crate) fn description() -> Value {
             "schemas": { "Error": error_schema(), "Rule": rule_schema() },
         },
     })
+}
+
+/// All routes of the API. The files of the panel are for browsers only.
+fn described() -> impl Iterator<Item = &'static Route> {
+    ROUTES.iter().filter(|route| route.success.content != SuccessContent::File)
 }
 
 fn operation(route: &Route) -> Value {
@@ -62,14 +67,14 @@ fn operation(route: &Route) -> Value {
 
 fn role(route: &Route) -> Option<&'static str> {
     match route.access {
-        RouteAccess::Public => None,
+        RouteAccess::Public | RouteAccess::Browser => None,
         RouteAccess::Role(role) => Some(role.code()),
     }
 }
 
 fn responses(route: &Route) -> Value {
     let success = match route.success.content {
-        SuccessContent::Empty => json!({ "description": "done" }),
+        SuccessContent::Empty | SuccessContent::File => json!({ "description": "done" }),
         SuccessContent::Object(names) => {
             let fields: Map<_, _> = names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
             let schema = json!({ "type": "object", "properties": fields });
@@ -106,6 +111,11 @@ fn body_schema(route: &Route) -> Option<Value> {
             "type": "object",
             "required": ["listener", "source"],
             "properties": { "listener": text(), "source": text(), "client_certificate": text() },
+        })),
+        ("POST", "/ui/session") => Some(json!({
+            "type": "object",
+            "required": ["token"],
+            "properties": { "token": text() },
         })),
         ("POST", "/v1/reload") => Some(json!({ "type": "object", "properties": { "file": text() } })),
         ("POST", "/v1/tokens") => Some(json!({
@@ -159,8 +169,8 @@ mod tests {
         let description = description();
         let paths = description["paths"].as_object().unwrap();
         let described: usize = paths.values().map(|methods| methods.as_object().unwrap().len()).sum();
-        assert_eq!(described, ROUTES.len());
-        for route in ROUTES {
+        assert_eq!(described, ROUTES.len() - 2, "all but the page and its files");
+        for route in super::described() {
             let operation = &paths[route.path][route.method.as_str().to_lowercase()];
             assert_eq!(operation["summary"], route.summary);
             assert_eq!(operation["x-role"].as_str(), role(route), "{}", route.path);

@@ -4,11 +4,12 @@ use std::fmt::Display;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{ETAG, HeaderName, HeaderValue};
+use hyper::header::{ETAG, HeaderName, HeaderValue, LOCATION};
 use serde_json::{Value, json};
 
 use crate::audit::recent::EventReader;
 use crate::control::error::ErrorKind;
+use crate::panel::files::PanelFile;
 use crate::printable;
 
 /// The response to an [`AdminRequest`](crate::control::AdminRequest).
@@ -25,9 +26,11 @@ pub struct AdminResponse {
 /// What a response contains.
 #[derive(Debug)]
 pub enum Content {
-    /// No body, with status 204.
+    /// No body.
     Empty,
     Json(Value),
+    /// A file of the panel.
+    File(&'static PanelFile),
     /// JSON that is written already, with a line feed at its end.
     Text(Bytes),
     Error {
@@ -48,6 +51,16 @@ impl AdminResponse {
     /// A 201 response.
     pub fn created(body: Value) -> Self {
         Self::of(StatusCode::CREATED, Content::Json(body))
+    }
+
+    /// A 200 response with a file of the panel.
+    pub(crate) fn file(file: &'static PanelFile) -> Self {
+        Self::of(StatusCode::OK, Content::File(file))
+    }
+
+    /// A 303 response that shows another page.
+    pub(crate) fn see_other(path: &'static str) -> Self {
+        Self::of(StatusCode::SEE_OTHER, Content::Empty).with_header(LOCATION, HeaderValue::from_static(path))
     }
 
     /// A 204 response.

@@ -7,6 +7,7 @@ use crate::control::error::ErrorKind;
 use crate::control::parameters::{Parameters, decode};
 use crate::control::response::AdminResponse;
 use crate::control::routes::ROUTES;
+use crate::panel::files::PanelFile;
 use crate::token::Role;
 
 /// A path and a method, with everything that is decided before the request is handled.
@@ -52,6 +53,8 @@ impl Verb {
 pub(crate) enum RouteAccess {
     /// Everyone who reaches the address.
     Public,
+    /// Everyone whose browser has opened the panel: its files, and signing in.
+    Browser,
     /// Callers with this role or a higher one.
     Role(Role),
 }
@@ -95,6 +98,8 @@ pub(crate) enum SuccessContent {
     /// A JSON object with these fields.
     Object(&'static [&'static str]),
     Events,
+    /// A file of the panel, which is no part of the API.
+    File,
 }
 
 /// A request whose route is known, and whose caller may use it.
@@ -121,8 +126,21 @@ pub(crate) enum Operation {
     Paths,
     /// The OpenAPI description.
     OpenApi,
+    /// Leads a browser to the page of the panel.
+    OpenPanel,
+    PanelFile(&'static PanelFile),
+    /// Opens a session of the panel for the holder of this token.
+    SignIn(String),
+    PanelSession(PanelSessionOperation),
     /// A request to the owner of the state.
     Request(AdminRequest),
+}
+
+/// A request about the panel session of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PanelSessionOperation {
+    Show,
+    SignOut,
 }
 
 /// The route of a request.
@@ -169,6 +187,9 @@ pub(crate) fn find(method: &Method, path: &str) -> Result<FoundRoute, Unhandled>
     Err(Unhandled { response, allowed: Some(other_methods.join(", ")) })
 }
 
+/// The segment for the files of the panel, of which the page has an empty name.
+const PAGE_FILE: &str = "{file}";
+
 /// The values of the segments in braces, if the path has the form of `pattern`.
 fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
     let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
@@ -177,7 +198,9 @@ fn matches(pattern: &str, path: &str) -> Option<Vec<String>> {
         match (pattern.next(), path.next()) {
             (None, None) => return Some(values),
             (Some(wanted), Some(given)) if wanted.starts_with('{') => {
-                values.push(decode(given).filter(|value| !value.is_empty())?);
+                // The path of a page ends with a slash.
+                let may_be_empty = wanted == PAGE_FILE;
+                values.push(decode(given).filter(|value| may_be_empty || !value.is_empty())?);
             }
             (Some(wanted), Some(given)) if wanted == given => {}
             _ => return None,

@@ -4,10 +4,11 @@ use crate::audit::recent::EventFilter;
 use crate::config::values::parse_duration;
 use crate::control::AdminRequest;
 use crate::control::parameters::{Parameters, invalid};
-use crate::control::request::{DenialFilter, SessionFilter, explain, reload, sources, tokens};
+use crate::control::request::{DenialFilter, SessionFilter, explain, panel, reload, sources, tokens};
 use crate::control::response::AdminResponse;
 use crate::control::route::{
-    BodyLimit, Call, Operation, Parameter, Parse, Route, RouteAccess, Success, SuccessContent, Verb,
+    BodyLimit, Call, Operation, PanelSessionOperation, Parameter, Parse, Route, RouteAccess, Success, SuccessContent,
+    Verb,
 };
 use crate::token::Role;
 
@@ -28,6 +29,13 @@ pub(crate) static ROUTES: &[Route] = &[
         STATUS,
     ),
     get(|_| request(AdminRequest::Listeners), "/v1/listeners", VIEWER, "Lists the listeners", &["listeners"]),
+    get(
+        |_| request(AdminRequest::History),
+        "/v1/history",
+        VIEWER,
+        "Shows the sessions and denied connections of each minute of the last hour",
+        &["interval_seconds", "until", "listeners"],
+    ),
     get(
         |call| request(AdminRequest::Listener(call.segment(0))),
         "/v1/listeners/{name}",
@@ -197,6 +205,41 @@ pub(crate) static ROUTES: &[Route] = &[
         "Returns the certificates that clients should trust",
         &["ca"],
     ),
+    Route {
+        method: Verb::Post,
+        ..get(
+            panel::sign_in,
+            "/ui/session",
+            RouteAccess::Browser,
+            "Opens a session of the control panel",
+            PANEL_SESSION,
+        )
+    },
+    get(
+        |_| Ok(Operation::PanelSession(PanelSessionOperation::Show)),
+        "/ui/session",
+        VIEWER,
+        "Shows the session of the control panel",
+        PANEL_SESSION,
+    ),
+    Route {
+        access: VIEWER,
+        ..change(
+            |_| Ok(Operation::PanelSession(PanelSessionOperation::SignOut)),
+            Verb::Delete,
+            "/ui/session",
+            "Ends the session of the control panel",
+        )
+    },
+    // Last: it matches the path of the session too.
+    Route {
+        success: Success { status: 200, content: SuccessContent::File },
+        ..get(panel::file, "/ui/{file}", RouteAccess::Browser, "Returns a file of the control panel", &[])
+    },
+    Route {
+        success: Success { status: 303, content: SuccessContent::File },
+        ..get(|_| Ok(Operation::OpenPanel), "/ui", RouteAccess::Browser, "Shows the control panel", &[])
+    },
 ];
 
 /// Whether a path belongs to DigitalOcean's API, whose errors have fixed words.
@@ -281,6 +324,7 @@ const OWNER: RouteAccess = RouteAccess::Role(Role::Owner);
 const PLAN: &[Parameter] = &[Parameter { name: "plan", text: "true: show what would change, and change nothing" }];
 const RULES: &[&str] = &["rules"];
 const STATUS: &[&str] = &["version", "generation", "last_reload", "listeners"];
+const PANEL_SESSION: &[&str] = &["name", "role", "expires_at", "source", "idle_timeout_seconds", "ends_at"];
 const EXPLAIN: &[&str] = &["steps", "verdict", "reason", "rule"];
 
 /// Past events of one response.

@@ -201,32 +201,32 @@ async fn reload_keeps_moves_and_closes_the_socket() {
     let fixture = Fixture::new();
     let mut admin = AdminServer::new(fixture.requests.clone(), Audit::start(LineFormat::Text, None), Arc::default());
     let [here, there] = ["here.sock", "there.sock"].map(|name| fixture.path(name));
-    let prepared = admin.prepare(Some(&settings(&here)), None).unwrap();
+    let prepared = admin.prepare(Some(&settings(&here)), None, Vec::new()).unwrap();
     admin.commit(prepared);
     let inode = fs::metadata(&here).unwrap().ino();
 
-    let prepared = admin.prepare(Some(&settings(&here)), None).unwrap();
+    let prepared = admin.prepare(Some(&settings(&here)), None, Vec::new()).unwrap();
     admin.commit(prepared);
     assert_eq!(fs::metadata(&here).unwrap().ino(), inode, "the same socket stays open");
 
-    drop(admin.prepare(Some(&settings(&there)), None).unwrap());
+    drop(admin.prepare(Some(&settings(&there)), None, Vec::new()).unwrap());
     assert!(!there.exists(), "a dropped change leaves no socket");
     let _taken = StdListener::bind(fixture.path("taken.sock")).unwrap();
-    admin.prepare(Some(&settings(&fixture.path("taken.sock"))), None).unwrap_err();
+    admin.prepare(Some(&settings(&fixture.path("taken.sock"))), None, Vec::new()).unwrap_err();
     assert!(fixture.is_served("here.sock").await, "a failed change has no effect");
 
-    let prepared = admin.prepare(Some(&settings(&there)), None).unwrap();
+    let prepared = admin.prepare(Some(&settings(&there)), None, Vec::new()).unwrap();
     assert!(fixture.is_served("here.sock").await, "a prepared change has no effect before commit");
     admin.commit(prepared);
     assert!(!here.exists());
     assert!(fixture.is_served("there.sock").await);
 
     fs::remove_file(&there).unwrap();
-    let prepared = admin.prepare(Some(&settings(&there)), None).unwrap();
+    let prepared = admin.prepare(Some(&settings(&there)), None, Vec::new()).unwrap();
     admin.commit(prepared);
     assert!(fixture.is_served("there.sock").await, "a removed socket file is created again");
 
-    let prepared = admin.prepare(None, None).unwrap();
+    let prepared = admin.prepare(None, None, Vec::new()).unwrap();
     admin.commit(prepared);
     assert!(!there.exists());
 }
@@ -240,14 +240,14 @@ async fn removed_address_is_free_while_its_client_waits_for_a_response() {
     let mut both = unix_only.clone();
     both.listen.push(ListenAddr::Tcp(TcpListenAddr { socket: address, ipv6_only: false }));
     both.tokens = Arc::new(vec![owner_token("secret")]);
-    let prepared = admin.prepare(Some(&both), None).unwrap();
+    let prepared = admin.prepare(Some(&both), None, Vec::new()).unwrap();
     admin.commit(prepared);
     let mut client = TcpStream::connect(address).await.unwrap();
     let request = b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer secret\r\n\r\n";
     client.write_all(request).await.unwrap();
     let waiting = fixture.received.recv().await.unwrap();
 
-    let prepared = admin.prepare(Some(&unix_only), None).unwrap();
+    let prepared = admin.prepare(Some(&unix_only), None, Vec::new()).unwrap();
     admin.commit(prepared);
     let closed = async {
         while TcpStream::connect(address).await.is_ok() {
@@ -269,7 +269,7 @@ async fn client_whose_reload_moves_the_socket_receives_the_response() {
     let reload = post("/v1/reload", "");
     let owner = async {
         let request = fixture.received.recv().await.unwrap();
-        let prepared = admin.prepare(Some(&settings(&there)), None).unwrap();
+        let prepared = admin.prepare(Some(&settings(&there)), None, Vec::new()).unwrap();
         admin.commit(prepared);
         request.reply.send(AdminResponse::ok(json!({ "result": "applied" }))).unwrap();
     };

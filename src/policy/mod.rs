@@ -337,6 +337,13 @@ impl Snapshot {
         })
     }
 
+    /// The host names of the admin addresses, beside IP addresses: those of the configuration and of their certificates.
+    pub fn admin_host_names(&self) -> Vec<String> {
+        let configured = self.config.admin.iter().flat_map(|admin| admin.hosts.iter().cloned());
+        let servers = self.admin_tls.iter().flat_map(|tls| tls.server.certificates());
+        configured.chain(servers.flat_map(|certificate| certificate.dns_names())).collect()
+    }
+
     /// The TLS that the admin addresses use.
     pub fn admin_server_tls(&self) -> Option<Arc<ServerTls>> {
         self.admin_tls.as_ref().map(|tls| Arc::clone(&tls.server))

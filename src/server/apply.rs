@@ -54,7 +54,8 @@ impl Server {
         let log = &snapshot.config.log;
         let other_audit_file = log.audit_file != current.config.log.audit_file;
         let audit_file = log.audit_file.clone().filter(|_| other_audit_file).map(open_audit_file).transpose()?;
-        let socket = self.admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_server_tls());
+        let hosts = snapshot.admin_host_names();
+        let socket = self.admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_server_tls(), hosts);
         let socket = socket.map_err(|error| {
             self.reloader.force_attempt();
             format!("{}: admin.listen: {error}", snapshot.config.file.display())

@@ -4,6 +4,7 @@ pub(crate) mod admin_handler;
 pub(crate) mod apply;
 pub(crate) mod certificate_expiry;
 pub(crate) mod counts;
+pub(crate) mod history;
 pub(crate) mod published;
 pub(crate) mod reload;
 pub(crate) mod report;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, sleep, timeout};
@@ -43,8 +45,9 @@ use crate::policy::{Built, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
-use crate::server::admin_handler::{AdminHandler, Queues};
+use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
+use crate::server::history::History;
 use crate::server::published::Published;
 use crate::server::reload::change::{BuiltChange, ChangeResult};
 use crate::server::reload::thread::PolicyThread;
@@ -65,6 +68,7 @@ pub(crate) struct Server {
     host_cache: Arc<HostCache>,
     reloader: Reloader,
     expiry: ExpiryWatch,
+    history: History,
     /// Background tasks, aborted when the server is dropped.
     _tasks: JoinSet<()>,
     admin: AdminServer,
@@ -136,7 +140,8 @@ impl Server {
         let mut listeners = Listeners::new(shared, workers);
         let (requests, requested) = mpsc::channel(MAX_ADMIN_REQUESTS);
         let mut admin = AdminServer::new(requests, audit.clone(), Arc::clone(&metrics));
-        let socket = admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_server_tls());
+        let hosts = snapshot.admin_host_names();
+        let socket = admin.prepare(snapshot.config.admin.as_ref(), snapshot.admin_server_tls(), hosts);
         let socket = socket.map_err(StartError::Admin)?;
         let endpoint = metrics_endpoint.prepare(metrics_address(&snapshot)).map_err(StartError::Metrics)?;
         let prepared = listeners.prepare(&snapshot)?;
@@ -162,6 +167,7 @@ impl Server {
             host_cache,
             reloader,
             expiry: ExpiryWatch::default(),
+            history: History::new(),
             _tasks: tasks,
             admin,
             admin_handler,
@@ -225,10 +231,15 @@ impl Server {
             tokio::select! {
                 () = signals.stop.next() => return None,
                 request = self.admin_handler.next() => {
-                    contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
+                    let state = ServerState { listeners: &self.listeners, history: &self.history };
+                    contain(admin_handler::PART, || self.admin_handler.handle(request, current, &state));
                 }
                 () = self.listeners.shields_due() => self.listeners.update_shields(current),
                 _ = expiry_checks.tick() => contain(certificate_expiry::PART, || self.expiry.check(current, &self.audit)),
+                () = self.history.due() => {
+                    let now = OffsetDateTime::now_utc();
+                    contain(history::PART, || self.history.record(current, &self.registry, now));
+                }
                 change = &mut next => return Some(change),
             }
         }
@@ -352,7 +363,8 @@ impl Server {
     async fn handle_while_draining(&mut self, current: &Arc<Snapshot>) {
         loop {
             let request = self.admin_handler.next().await;
-            contain(admin_handler::PART, || self.admin_handler.handle(request, current, &self.listeners));
+            let state = ServerState { listeners: &self.listeners, history: &self.history };
+            contain(admin_handler::PART, || self.admin_handler.handle(request, current, &state));
         }
     }
 }

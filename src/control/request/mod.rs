@@ -2,6 +2,7 @@
 
 pub(crate) mod explain;
 pub(crate) mod json;
+pub(crate) mod panel;
 pub(crate) mod reload;
 pub(crate) mod sources;
 pub(crate) mod tokens;
@@ -29,6 +30,8 @@ pub enum AdminRequest {
     Listener(String),
     /// Certificates, CAs and sources with their use.
     Rotation,
+    /// The sessions and denied connections of the last hour.
+    History,
     /// All certificates with their expiry and use.
     Certificates,
     /// The sessions that a filter selects.

@@ -34,6 +34,7 @@ use crate::proxy::listener::Listeners;
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::changes::find_listener;
 use crate::server::counts::{Count, Counts};
+use crate::server::history::History;
 use crate::server::reload;
 use crate::server::reload::{ReloadReply, ReloadRequest};
 use crate::server::report;
@@ -67,6 +68,13 @@ pub(crate) struct AdminHandler {
 pub(crate) struct Queues {
     pub(crate) requests: mpsc::Receiver<PendingRequest>,
     pub(crate) reload_requests: mpsc::Sender<ReloadRequest>,
+}
+
+/// What the handler reads of the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerState<'a> {
+    pub(crate) listeners: &'a Listeners,
+    pub(crate) history: &'a History,
 }
 
 /// Where a request comes from.
@@ -171,7 +179,8 @@ impl AdminHandler {
     }
 
     /// Handles a request at once or in the background. A reply to a disconnected client is dropped.
-    pub(crate) fn handle(&mut self, request: PendingRequest, current: &Arc<Snapshot>, listeners: &Listeners) {
+    pub(crate) fn handle(&mut self, request: PendingRequest, current: &Arc<Snapshot>, state: &ServerState<'_>) {
+        let ServerState { listeners, history } = *state;
         while self.pending.try_join_next().is_some() {}
         let PendingRequest { request, caller, request_id, reply } = request;
         let origin = Origin { caller, request_id };
@@ -195,6 +204,7 @@ impl AdminHandler {
             AdminRequest::Events { filter, recent } => {
                 AdminResponse::events(self.audit.recent_events().reader(recent, filter))
             }
+            AdminRequest::History => AdminResponse::ok(history.json()),
             AdminRequest::CloseSession(id) => self.close(id, origin),
             AdminRequest::Tokens => AdminResponse::ok(report::tokens::list(current, &self.last_uses)),
             AdminRequest::Denials(DenialFilter { listener, since }) => {
@@ -333,6 +343,7 @@ impl AdminHandler {
             "max_handshakes": policy.max_handshakes,
             "sessions": relaying,
             "sessions_closing": closing,
+            "denied": report::denied(policy),
         })
     }
 

@@ -113,6 +113,12 @@ pub(crate) fn upstreams(policy: &ListenerPolicy) -> Vec<Value> {
     policy.upstream.endpoints.iter().flat_map(endpoints).take(MAX_LISTED).collect()
 }
 
+/// The denied connections since the start of the program, by reason.
+pub(crate) fn denied(policy: &ListenerPolicy) -> Value {
+    let counts = policy.metrics.denied().filter(|(_, count)| *count > 0);
+    counts.map(|(reason, count)| (reason.code().to_owned(), json!(count))).collect::<serde_json::Map<_, _>>().into()
+}
+
 fn is_healthy(health: UpstreamHealth) -> Option<bool> {
     match health {
         UpstreamHealth::Unknown => None,
