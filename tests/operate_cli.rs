@@ -332,6 +332,16 @@ fn new_token_is_printed_alone_works_and_can_be_revoked() {
     assert_fails(&mut operated.at_socket(&["token", "revoke", "ci"]), 1, &["ci"]);
 }
 
+#[test]
+fn new_token_without_networks_is_valid_from_everywhere() {
+    let operated = Operated::start(LOCAL, "");
+    let created = operated.socket(&["token", "new", "--name", "any", "--role", "viewer"]).success();
+    run(&mut operated.remote(created.trim_end(), &["status"])).success();
+    let list = operated.socket(&["token", "list"]).success();
+    let row = list.lines().find(|line| line.starts_with("any ")).unwrap();
+    assert!(row.ends_with("all"), "{list}");
+}
+
 /// A command whose output is read line by line.
 fn follow(mut command: Command) -> (Running, Log, Log) {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

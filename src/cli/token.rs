@@ -83,7 +83,8 @@ fn request(args: &NewArgs) -> Value {
         "name": args.name,
         "role": args.role.code(),
         "ttl": args.ttl.map(|ttl| format!("{}ms", ttl.as_millis())),
-        "sources": args.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        // Without networks, the key is left out: an empty list would be a token for nowhere.
+        "sources": (!args.sources.is_empty()).then(|| args.sources.iter().map(ToString::to_string).collect::<Vec<_>>()),
     })
 }
 
