@@ -32,8 +32,8 @@ demo: ## demonstrate Portcullis in front of a private Redis and PostgreSQL (take
 	scripts/demo
 
 test: ## install the programs that the tests need (Debian, Ubuntu), then run every test
-	scripts/install-test-tools
-	scripts/install-api-clients
+	scripts/install-test-tools chromium
+	scripts/install-test-packages
 	scripts/run-tests $(CARGO) test --locked
 
 lint: ## check formatting, clippy, rustdoc, shell scripts, licences and advisories

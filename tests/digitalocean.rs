@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use crate::api::{OPERATOR, Operated, VIEWER, admin};
 use crate::harness::Request;
 use crate::harness::api::{Api, ApiReply};
-use crate::harness::digitalocean::{Doctl, Godo, GodoRule, Sdk, Terraform, installed, rules, rules_body};
+use crate::harness::digitalocean::{Doctl, Godo, GodoRule, Sdk, Terraform, rules, rules_body};
 use crate::harness::guide::{Rehearsal, blocks, document};
+use crate::harness::packages::Packages;
 use crate::harness::program::{command, free_address, free_port, run, run_with_input};
 use crate::harness::{Listener, Portcullis, Redis, TestDir};
 use crate::revocation::MAX_REVOCATION_TIME;
@@ -434,7 +435,7 @@ fn commands_of_the_guide_do_what_it_states() {
     let redis = Redis::start();
     let guide = document(GUIDE).replace("127.0.0.1:6379", &redis.to_string());
     let guide = guide.replace("6380", &free_port().to_string()).replace("9642", &free_port().to_string());
-    let (pydo, dots) = installed();
+    let Packages { python: pydo, node: dots } = Packages::installed();
     Rehearsal::of(blocks(&guide, |_| true))
         .with_program("python3", "/usr/bin/python3")
         .with_variable("PYTHONPATH", pydo.to_str().unwrap())

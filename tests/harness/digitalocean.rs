@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use portcullis::internals::timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::TestDir;
 use super::api::{Api, ApiReply};
+use super::packages::Packages;
 use super::program::{command, run, tied};
 
 /// The HTTP client that doctl and Terraform's provider share.
@@ -266,7 +267,7 @@ impl SdkClient<'_> {
     /// Performs steps. tests/clients/firewall.py states the form of steps and results.
     pub(crate) fn perform(&self, token: &str, database: &str, steps: &Value) -> Vec<Value> {
         let Self { sdk, site, url } = self;
-        let (pydo, dots) = installed();
+        let Packages { python: pydo, node: dots } = Packages::installed();
         let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
         let mut client = match sdk {
             Sdk::Pydo => {
@@ -290,15 +291,6 @@ impl SdkClient<'_> {
         let output = run(client.args([url, token, database, &steps.to_string()])).success();
         serde_json::from_str(&output).expect("the client prints JSON")
     }
-}
-
-/// The directories of pydo and of `@digitalocean/dots`.
-pub(crate) fn installed() -> (PathBuf, PathBuf) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install-api-clients");
-    let printed = run(tied(&script).arg("--print")).success();
-    let mut directories = printed.lines().map(PathBuf::from);
-    let mut next = || directories.next().expect("two directories");
-    (next(), next())
 }
 
 /// The body of a `PUT` with these values, each as `TYPE:VALUE`.

@@ -14,6 +14,7 @@ pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod nginx;
 pub(crate) mod openssl;
+pub(crate) mod packages;
 pub(crate) mod pki;
 pub(crate) mod portcullis;
 pub(crate) mod postgres;
