@@ -32,7 +32,32 @@ macro_rules! files {
 }
 
 static FILES: &[PanelFile] = files! {
+    "address.js"
+    "api.js"
+    "app.js"
+    "audit.js"
+    "changes.js"
+    "denials.js"
+    "dom.js"
+    "explain.js"
+    "format.js"
+    "icon.svg"
     "index.html"
+    "issues.js"
+    "listener-picker.js"
+    "overview.js"
+    "reload.js"
+    "rotation.js"
+    "router.js"
+    "sessions.js"
+    "signin.js"
+    "sources.js"
+    "state.js"
+    "style.css"
+    "table.js"
+    "theme.js"
+    "tls.js"
+    "tokens.js"
 };
 
 /// What the page may do (W3C Content Security Policy 3, Trusted Types): run its own scripts and reach its own server. A name

@@ -1,0 +1,325 @@
+// Starts the panel: session, shell, views and keys.
+
+import { bus, get, lastActivity, poll, send, staleSince } from './api.js';
+import { announce, button, errorNotice, h, isHTMLInput, openDialog, replace, toast, untrusted } from './dom.js';
+import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
+import { issues } from './issues.js';
+import { go, link, route } from './router.js';
+import { signIn } from './signin.js';
+import { can, state } from './state.js';
+import { auditView } from './audit.js';
+import { denialsView } from './denials.js';
+import { explainView } from './explain.js';
+import { overviewView } from './overview.js';
+import { reloadView } from './reload.js';
+import { rotationView } from './rotation.js';
+import { sessionsView } from './sessions.js';
+import { sourcesView } from './sources.js';
+import { tlsView } from './tls.js';
+import { tokensView } from './tokens.js';
+
+const VIEWS = [
+  { name: 'overview', label: 'Overview', key: 'o', show: overviewView },
+  { name: 'sources', label: 'Trusted sources', key: 's', show: sourcesView, perListener: true },
+  { name: 'denials', label: 'Denials', key: 'd', show: denialsView },
+  { name: 'sessions', label: 'Sessions', key: 'n', show: sessionsView },
+  { name: 'tls', label: 'TLS', key: 't', show: tlsView, perListener: true },
+  { name: 'rotation', label: 'Rotation', key: 'r', show: rotationView },
+  { name: 'explain', label: 'Explain', key: 'e', show: explainView },
+  { name: 'reload', label: 'Reload', key: 'l', show: reloadView },
+  { name: 'audit', label: 'Audit', key: 'a', show: auditView },
+  { name: 'tokens', label: 'Tokens', key: 'k', show: tokensView, role: 'owner' },
+];
+
+const main = document.getElementById('main');
+const nav = document.getElementById('nav');
+const account = document.getElementById('account');
+const menuButton = document.getElementById('menu-button');
+const menu = document.getElementById('shell-menu');
+
+let current = null;
+let statusPoll = null;
+let certificatePoll = null;
+
+// Views ----------------------------------------------------------------------------------------------------------------
+
+const offered = () => VIEWS.filter((view) => !view.role || can(view.role));
+
+function showView({ focus = true } = {}) {
+  const place = route();
+  const view = offered().find((each) => each.name === place.view);
+  current?.destroy?.();
+  current = null;
+  closeMenu();
+  if (!view) {
+    document.title = 'Portcullis';
+    const isForbidden = VIEWS.some((each) => each.name === place.view);
+    replace(main, h('div', { class: 'page' }, h('h1', {}, isForbidden ? 'Not available' : 'No such page'),
+      h('p', {}, isForbidden ? 'Your role does not permit this page. Sign in with a token of an owner.' : 'The address names no page of the panel.'),
+      h('p', {}, h('a', { href: '#/' }, 'Open the overview'))));
+    markCurrent(null);
+    return;
+  }
+  document.title = `${view.label}${place.name ? ` · ${place.name}` : ''} · Portcullis`;
+  markCurrent(view.name);
+  const page = h('div', { class: `page page-${view.name}` });
+  replace(main, page);
+  try {
+    current = view.show(page, place) ?? {};
+  } catch (error) {
+    console.error(error);
+    replace(page, h('h1', {}, view.label), errorNotice(error));
+    current = {};
+  }
+  current.view = view.name;
+  if (focus) {
+    window.scrollTo(0, 0);
+    main.focus({ preventScroll: true });
+    announce(view.label);
+  }
+}
+
+function markCurrent(name) {
+  for (const item of nav.querySelectorAll('a')) {
+    if (item.dataset.view === name) item.setAttribute('aria-current', 'page');
+    else item.removeAttribute('aria-current');
+  }
+}
+
+function showNav() {
+  replace(nav, h('ul', {}, offered().map((view) => h('li', {},
+    h('a', { href: link(view.name), 'data-view': view.name, id: `nav-${view.name}`, 'aria-keyshortcuts': `g ${view.key}` }, h('span', {}, view.label),
+      view.name === 'overview' ? h('span', { class: 'badge', id: 'issue-count', hidden: true }) : null)))));
+}
+
+function showIssueCount() {
+  const badge = document.getElementById('issue-count');
+  if (!badge) return;
+  const urgent = issues(state).filter(({ kind }) => kind !== 'info');
+  badge.hidden = urgent.length === 0;
+  badge.className = `badge ${urgent.some(({ kind }) => kind === 'bad') ? 'bad' : 'warn'}`;
+  replace(badge, h('span', { 'aria-hidden': 'true' }, String(urgent.length)), h('span', { class: 'visually-hidden' }, `, ${urgent.length} to look at`));
+}
+
+// Shell ----------------------------------------------------------------------------------------------------------------
+
+function closeMenu() {
+  menu.classList.remove('open');
+  menuButton.setAttribute('aria-expanded', 'false');
+}
+
+menuButton.addEventListener('click', () => {
+  const isOpen = menu.classList.toggle('open');
+  menuButton.setAttribute('aria-expanded', String(isOpen));
+  if (isOpen) nav.querySelector('a')?.focus();
+});
+
+document.getElementById('skip-link').addEventListener('click', (event) => {
+  // The hash belongs to the router.
+  event.preventDefault();
+  main.focus();
+});
+
+const THEMES = [['auto', 'System'], ['light', 'Light'], ['dark', 'Dark']];
+
+function themeChoice() {
+  const chosen = document.documentElement.dataset.theme ?? 'auto';
+  const choose = (value) => {
+    if (value === 'auto') delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = value;
+    try {
+      if (value === 'auto') localStorage.removeItem('portcullis-theme');
+      else localStorage.setItem('portcullis-theme', value);
+    } catch { /* the choice lasts as long as the page */ }
+  };
+  return h('fieldset', { class: 'theme', id: 'theme' }, h('legend', { class: 'visually-hidden' }, 'Theme'),
+    THEMES.map(([value, label]) => h('label', {}, h('input', { type: 'radio', name: 'theme', value, checked: value === chosen, on: { change: () => choose(value) } }), h('span', {}, label))));
+}
+
+function showAccount() {
+  const { name, role, ends_at: ends } = state.session;
+  replace(account,
+    h('p', { class: 'account-name', id: 'account-name', title: ends ? `The session ends ${dateTime(ends)} at the latest` : null }, untrusted(name, { label: 'name of the token' })),
+    h('p', { class: 'account-role', id: 'account-role' }, role),
+    h('div', { class: 'actions' },
+      button('Sign out', signOut, { kind: 'small', id: 'sign-out' }),
+      button('Shortcuts', showShortcuts, { kind: 'small quiet', id: 'shortcuts', 'aria-keyshortcuts': '?' })),
+    themeChoice());
+}
+
+async function signOut() {
+  try {
+    await send('DELETE', '/ui/session');
+  } catch (error) {
+    if (error.status !== 401) {
+      toast('bad', `Not signed out: ${error.message}`);
+      return;
+    }
+  }
+  stopAll();
+  await start({ reason: 'You are signed out.' });
+}
+
+function showFreshness() {
+  const element = document.getElementById('freshness');
+  const stale = staleSince();
+  element.classList.toggle('stale', stale !== null);
+  element.title = stale ? `${stale.error.message} The panel tries again by itself.` : 'What is shown is up to date.';
+  const text = stale ? `Not up to date since ${clockSeconds(stale.since)}, trying again…` : 'Up to date';
+  if (element.textContent !== text) element.textContent = text;
+}
+
+bus.addEventListener('freshness', showFreshness);
+
+// Session --------------------------------------------------------------------------------------------------------------
+
+function stopAll() {
+  statusPoll?.stop();
+  certificatePoll?.stop();
+  current?.destroy?.();
+  current = null;
+  for (const dialog of document.querySelectorAll('dialog.dialog')) dialog.close();
+  Object.assign(state, { session: null, status: null, certificates: null, undo: null });
+  replace(main);
+}
+
+bus.addEventListener('session-ended', async ({ detail }) => {
+  if (document.getElementById('signin') || !state.session) return;
+  const before = state.session;
+  statusPoll?.stop();
+  certificatePoll?.stop();
+  current?.destroy?.();
+  const session = await signIn({ reason: `Your session has ended: ${detail} Sign in again; you come back to this page.` });
+  // Another person must not see what this one has typed.
+  if (session.name !== before.name || session.role !== before.role) stopAll();
+  begin(session, { focus: false });
+});
+
+async function start({ reason = null } = {}) {
+  document.getElementById('app').hidden = true;
+  let session = null;
+  if (!reason) {
+    try {
+      session = await get('/ui/session');
+    } catch (error) {
+      if (error.status !== 401) {
+        const boot = document.getElementById('boot');
+        boot.hidden = false;
+        replace(boot, errorNotice(error), button('Try again', () => { replace(boot, 'Loading…'); start(); }, { kind: 'primary' }));
+        return;
+      }
+    }
+  }
+  document.getElementById('boot').hidden = true;
+  session ??= await signIn({ reason });
+  begin(session, { focus: true });
+}
+
+function begin(session, { focus }) {
+  state.session = session;
+  document.getElementById('boot').hidden = true;
+  document.getElementById('app').hidden = false;
+  showNav();
+  showAccount();
+  showFreshness();
+  let isShown = false;
+  const onStatus = (status) => {
+    state.status = status;
+    showIssueCount();
+    // The first status names the listeners, which most views need.
+    if (!isShown) {
+      isShown = true;
+      showView({ focus });
+    } else {
+      current?.onStatus?.(status);
+    }
+  };
+  replace(main, h('div', { class: 'page' }, h('p', { class: 'muted' }, 'Loading…')));
+  statusPoll = poll((options) => get('/v1/status', options), 5 * SECOND, {
+    onData: onStatus,
+    onError: (error, { isFirst }) => {
+      if (isFirst && !isShown && error.status !== 401) replace(main, h('div', { class: 'page' }, h('h1', {}, 'No answer'), errorNotice(error), h('p', {}, 'The panel tries again by itself.')));
+    },
+  });
+  certificatePoll = poll((options) => get('/v1/certificates', options), 2 * MINUTE, {
+    onData: ({ certificates }) => {
+      state.certificates = certificates;
+      showIssueCount();
+      current?.onStatus?.(state.status);
+    },
+  });
+}
+
+/** Reads the status at once, after a change. */
+bus.addEventListener('changed', () => {
+  statusPoll?.now();
+  certificatePoll?.now();
+});
+
+// A person who reads or types sends no request, and yet is active.
+for (const event of ['keydown', 'pointerdown']) {
+  document.addEventListener(event, () => {
+    if (state.session && Date.now() - lastActivity() > 5 * MINUTE) send('GET', '/ui/session').catch(() => {});
+  }, { passive: true, capture: true });
+}
+
+// Keys -----------------------------------------------------------------------------------------------------------------
+
+let isGo = false;
+let goTimer = null;
+
+document.addEventListener('keydown', (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || !state.session) return;
+  if (event.key === 'Escape' && menu.classList.contains('open')) {
+    closeMenu();
+    menuButton.focus();
+    return;
+  }
+  if (event.key === 'Escape' && event.target.matches?.('[data-search]') && event.target.value === '') {
+    event.target.blur();
+    return;
+  }
+  if (isHTMLInput(event.target) || document.querySelector('dialog[open]')) return;
+  if (isGo) {
+    isGo = false;
+    clearTimeout(goTimer);
+    const view = offered().find((each) => each.key === event.key);
+    if (view) {
+      event.preventDefault();
+      go(link(view.name));
+    }
+    return;
+  }
+  if (event.key === 'g') {
+    isGo = true;
+    goTimer = setTimeout(() => { isGo = false; }, 1500);
+  } else if (event.key === '/') {
+    const search = main.querySelector('[data-search]');
+    if (search) {
+      event.preventDefault();
+      search.focus();
+      search.select();
+    }
+  } else if (event.key === '?') {
+    event.preventDefault();
+    showShortcuts();
+  }
+});
+
+function showShortcuts() {
+  const key = (...keys) => keys.map((each) => h('kbd', {}, each));
+  openDialog({
+    title: 'Keyboard shortcuts',
+    id: 'shortcuts-dialog',
+    body: h('dl', { class: 'shortcuts' },
+      h('dt', {}, key('/')), h('dd', {}, 'Focus the search'),
+      h('dt', {}, key('?')), h('dd', {}, 'Show the shortcuts'),
+      h('dt', {}, key('Esc')), h('dd', {}, 'Close the dialog'),
+      offered().map((view) => [h('dt', {}, key('g', view.key)), h('dd', {}, view.label)])),
+    actions: (close) => [button('Done', close, { kind: 'primary' })],
+  });
+}
+
+window.addEventListener('hashchange', () => { if (state.session && state.status) showView(); });
+
+start();

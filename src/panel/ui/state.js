@@ -1,0 +1,17 @@
+// What all views share: who is signed in, and the last status of the program.
+
+export const state = {
+  session: null,
+  status: null,
+  certificates: null,
+  /** Undoes the last change of trusted sources: `{ listener, run }`. */
+  undo: null,
+};
+
+const RANK = { viewer: 0, operator: 1, owner: 2 };
+
+/** Whether the role of the session suffices. The server decides; the panel only does not offer what it would refuse. */
+export const can = (role) => (RANK[state.session?.role] ?? -1) >= RANK[role];
+
+export const listeners = () => state.status?.listeners ?? [];
+export const listenerNamed = (name) => listeners().find((each) => each.name === name) ?? null;
