@@ -249,6 +249,7 @@ function summary(event, fields) {
   const parts = [];
   const put = (text, label = 'text') => { if (text !== undefined && text !== null && text !== '') parts.push(parts.length > 0 ? ' · ' : null, h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200)))); };
   put(fields.listener, 'listener');
+  put(fields.generation ? `generation ${fields.generation}` : null, 'policy');
   put(fields.actor, 'actor');
   put(fields.action, 'action');
   put(fields.target, 'target');
@@ -258,6 +259,7 @@ function summary(event, fields) {
   put(fields.sni, 'host name');
   put(fields.rule, 'rule');
   put(fields.key ? `${fields.key}: ${fields.old} → ${fields.new}` : null, 'setting');
+  for (const [key, name] of [['sources_added', 'sources added'], ['sources_removed', 'sources removed'], ['weakened_count', 'settings weaken protection']]) put(fields[key] ? `${fields[key]} ${name}` : null, name);
   put(fields.error, 'error');
   put(fields.detail, 'detail');
   if (fields.bytes_in !== undefined) put(`${bytes(fields.bytes_in)} in, ${bytes(fields.bytes_out ?? 0)} out`, 'bytes');
