@@ -58,7 +58,7 @@ export function explainView(page, { parameters }) {
     const name = listener.value;
     const command = ['portcullis', 'explain', '--listener', name, '--source', address, ...(hasCertificate ? ['--client-cert', 'client.crt'] : [])];
     const isUntrusted = data.reason === 'untrusted_source' && address !== 'unix';
-    replace(result,
+    replace(result, h('h2', { class: 'visually-hidden' }, 'Verdict'),
       h('div', { class: `verdict ${isAdmitted ? 'good' : 'bad'}`, id: 'verdict' }, pill(isAdmitted ? 'good' : 'bad', isAdmitted ? 'admitted' : 'refused'),
         h('strong', {}, isAdmitted ? `${address} can connect to ${name}` : `${address} cannot connect to ${name}`), data.reason ? h('span', {}, words(data.reason)) : null,
         isUntrusted && can('operator') ? button('Allow this source', () => allowDialog({ listener: name, choices: [{ value: address, label: 'only this address' }], intro: null }), { kind: 'small', id: 'explain-allow' }) : null),

@@ -55,7 +55,7 @@ export function rotationView(page, { parameters }) {
   add(page, [
     h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Rotation'), h('p', { class: 'lead' }, 'Add the new one next to the old one, wait until nobody uses the old one, then remove it. Uses are known since the start of the program.'))),
     h('div', { class: 'toolbar' }, listenerFilter(listener, (value) => { listener = value; remember({ listener }); draw(); })),
-    message, groups,
+    message, h('h2', { class: 'section-title' }, 'Certificates'), groups,
     h('h2', { class: 'section-title' }, 'Trusted sources'),
     h('div', { class: 'toolbar' }, searchField({ id: 'search-rotation', label: 'Search sources and users', value: query, onInput: (text) => { query = text; remember({ q: text }); drawSources(); } })),
     h('div', { class: 'bar' }, found.element),

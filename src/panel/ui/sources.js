@@ -361,7 +361,7 @@ function addDialog({ listener, target, text = '', description: initial = '', exp
     h('div', { class: choices ? 'visually-hidden' : 'stack', 'aria-hidden': choices ? 'true' : null, inert: Boolean(choices) },
       field('Sources, one per line', lines, { help: 'An address, a network, or TYPE:VALUE such as dns:app.internal. Text after # is the description of its line.', error: errors })),
     choices ? errors : null,
-    field('Description', description, { help: 'For all lines without their own.' }), expiry.element);
+    field('Description', description, { help: choices ? 'Such as why it is trusted, and who asked for it.' : 'For all lines without their own.' }), expiry.element);
 
   let numbers = [];
   return changeDialog({
