@@ -81,7 +81,8 @@ export function sizeOf(text) {
   if (!network) return null;
   const free = network.bits - network.prefix;
   if (free === 0) return null;
-  return free <= 32 ? (2 ** free).toLocaleString('en') : `2^${free}`;
+  const raised = [...String(free)].map((digit) => '⁰¹²³⁴⁵⁶⁷⁸⁹'[Number(digit)]).join('');
+  return free <= 32 ? (2 ** free).toLocaleString('en') : `2${raised}`;
 }
 
 /** A text whose order is that of the addresses. */

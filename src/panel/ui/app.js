@@ -165,7 +165,7 @@ function showFreshness() {
   const stale = staleSince();
   element.classList.toggle('stale', stale !== null);
   element.title = stale ? `${stale.error.message} The panel tries again by itself.` : 'What is shown is up to date.';
-  const text = stale ? `Not up to date since ${clockSeconds(stale.since)}, trying again…` : 'Up to date';
+  const text = stale ? `Not up to date since ${clockSeconds(stale.since)}` : 'Up to date';
   if (element.textContent !== text) element.textContent = text;
 }
 
@@ -189,7 +189,7 @@ bus.addEventListener('session-ended', async ({ detail }) => {
   statusPoll?.stop();
   certificatePoll?.stop();
   current?.destroy?.();
-  const session = await signIn({ reason: `Your session has ended: ${detail} Sign in again; you come back to this page.` });
+  const session = await signIn({ reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.` });
   // Another person must not see what this one has typed.
   if (session.name !== before.name || session.role !== before.role) stopAll();
   begin(session, { focus: false });

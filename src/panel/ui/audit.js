@@ -2,7 +2,7 @@
 
 import { ApiError, bus, toError } from './api.js';
 import { add, button, commandBox, emptyState, errorNotice, facts, field, h, replace, select, untrusted, visible } from './dom.js';
-import { bytes, clockSeconds, duration, fullTime, number, SECOND, words } from './format.js';
+import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { remember } from './router.js';
 import { searchField } from './table.js';
@@ -249,6 +249,7 @@ function summary(event, fields) {
   const parts = [];
   const put = (text, label = 'text') => { if (text !== undefined && text !== null && text !== '') parts.push(parts.length > 0 ? ' · ' : null, h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200)))); };
   put(fields.listener, 'listener');
+  put(fields.generation ? `generation ${fields.generation}` : null, 'policy');
   put(fields.actor, 'actor');
   put(fields.action, 'action');
   put(fields.target, 'target');
@@ -258,6 +259,9 @@ function summary(event, fields) {
   put(fields.sni, 'host name');
   put(fields.rule, 'rule');
   put(fields.key ? `${fields.key}: ${fields.old} → ${fields.new}` : null, 'setting');
+  put(fields.sources_added ? `${count(fields.sources_added, 'source')} added` : null, 'sources added');
+  put(fields.sources_removed ? `${count(fields.sources_removed, 'source')} removed` : null, 'sources removed');
+  put(fields.weakened_count ? count(fields.weakened_count, 'setting weakens protection', 'settings weaken protection') : null, 'weakened');
   put(fields.error, 'error');
   put(fields.detail, 'detail');
   if (fields.bytes_in !== undefined) put(`${bytes(fields.bytes_in)} in, ${bytes(fields.bytes_out ?? 0)} out`, 'bytes');

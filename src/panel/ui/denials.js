@@ -34,7 +34,7 @@ export function denialsView(page, { parameters }) {
       {
         key: 'actions', label: 'Actions', hiddenLabel: true, className: 'c-actions two',
         cell: (row) => [
-          row.rule && mayChange ? button('Allow this source', () => allow(row), { kind: 'small', 'data-action': 'allow', 'aria-label': `Allow ${row.last_address ?? row.network} at ${row.listener}` }) : null,
+          row.rule && mayChange ? button('Allow this source', () => allow(row), { kind: 'small', 'data-action': 'allow', 'aria-label': `Allow this source: ${row.last_address ?? row.network} at ${row.listener}` }) : null,
           h('a', { class: 'button small', href: link('explain', '', { listener: row.listener, source: row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]) }), 'data-action': 'explain', 'aria-label': `Explain ${row.last_address ?? row.network} at ${row.listener}` }, 'Explain'),
         ],
       },

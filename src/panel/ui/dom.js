@@ -269,6 +269,8 @@ export function toast(kind, text, { action = null } = {}) {
     element.remove();
     if (box.childElementCount === 0 && box.matches(':popover-open')) box.hidePopover();
   };
+  // Only the last change can be undone.
+  if (action) box.querySelector(`[data-action="${action.name}"]`)?.closest('.toast').remove();
   const element = h('div', { class: `toast ${kind}` },
     h('span', { class: 'notice-sign', 'aria-hidden': 'true' }, ICONS[kind] ?? 'i'),
     h('p', {}, text),

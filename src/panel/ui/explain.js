@@ -58,13 +58,15 @@ export function explainView(page, { parameters }) {
     const name = listener.value;
     const command = ['portcullis', 'explain', '--listener', name, '--source', address, ...(hasCertificate ? ['--client-cert', 'client.crt'] : [])];
     const isUntrusted = data.reason === 'untrusted_source' && address !== 'unix';
-    replace(result,
+    replace(result, h('h2', { class: 'visually-hidden' }, 'Verdict'),
       h('div', { class: `verdict ${isAdmitted ? 'good' : 'bad'}`, id: 'verdict' }, pill(isAdmitted ? 'good' : 'bad', isAdmitted ? 'admitted' : 'refused'),
         h('strong', {}, isAdmitted ? `${address} can connect to ${name}` : `${address} cannot connect to ${name}`), data.reason ? h('span', {}, words(data.reason)) : null,
         isUntrusted && can('operator') ? button('Allow this source', () => allowDialog({ listener: name, choices: [{ value: address, label: 'only this address' }], intro: null }), { kind: 'small', id: 'explain-allow' }) : null),
       h('div', { class: 'card' }, h('ol', { class: 'steps' }, (data.steps ?? []).map((step, index, all) => {
-        const kind = index === all.length - 1 && !isAdmitted ? 'bad' : 'good';
-        return h('li', { class: `step ${kind}` }, h('span', { class: 'step-sign', 'aria-hidden': 'true' }, kind === 'bad' ? '✕' : '✓'),
+        // The step that refuses can have several lines; the first one has the cause.
+        const refusing = isAdmitted ? all.length : all.findIndex((each) => each.step === all.at(-1).step);
+        const kind = index < refusing ? 'good' : index === refusing ? 'bad' : 'idle';
+        return h('li', { class: `step ${kind}` }, h('span', { class: 'step-sign', 'aria-hidden': 'true' }, { good: '✓', bad: '✕', idle: '·' }[kind]),
           h('div', {}, h('p', { class: 'step-title' }, words(step.step)), h('p', {}, untrusted(step.text, { wrap: true }))));
       })), data.generation ? h('p', { class: 'small muted' }, `Policy of generation ${data.generation}. `, data.rule ? h('a', { href: link('sources', name, { q: address }) }, 'Show the rule') : null) : null),
       commandSection({ cli: [shellJoin(command)], request }));

@@ -32,7 +32,8 @@ export function duration(milliseconds) {
   if (value < MINUTE) return `${Math.round(value / SECOND)} s`;
   if (value < HOUR) return `${Math.round(value / MINUTE)} min`;
   if (value < 2 * DAY) return `${Math.round(value / HOUR)} h`;
-  return `${number(Math.round(value / DAY))} d`;
+  if (value < 730 * DAY) return `${Math.round(value / DAY)} d`;
+  return `${(value / (365.25 * DAY)).toFixed(0)} y`;
 }
 
 export function relative(text, now = Date.now()) {

@@ -55,7 +55,7 @@ export function rotationView(page, { parameters }) {
   add(page, [
     h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Rotation'), h('p', { class: 'lead' }, 'Add the new one next to the old one, wait until nobody uses the old one, then remove it. Uses are known since the start of the program.'))),
     h('div', { class: 'toolbar' }, listenerFilter(listener, (value) => { listener = value; remember({ listener }); draw(); })),
-    message, groups,
+    message, h('h2', { class: 'section-title' }, 'Certificates'), groups,
     h('h2', { class: 'section-title' }, 'Trusted sources'),
     h('div', { class: 'toolbar' }, searchField({ id: 'search-rotation', label: 'Search sources and users', value: query, onInput: (text) => { query = text; remember({ q: text }); drawSources(); } })),
     h('div', { class: 'bar' }, found.element),
@@ -82,7 +82,8 @@ export function rotationView(page, { parameters }) {
       replace(groups, emptyState('No certificate to rotate', 'Listeners with TLS show their certificates and client CAs here.'));
       return;
     }
-    replace(groups, [...byGroup.values()].map(groupCard));
+    // A rotation that is under way needs attention first.
+    replace(groups, [...byGroup.values()].sort((a, b) => Math.min(b.length, 2) - Math.min(a.length, 2)).map(groupCard));
   }
 
   function drawSources() {
@@ -126,11 +127,8 @@ function groupCard(items) {
     h('span', { class: 'step-sign', 'aria-hidden': 'true' }, { good: '✓', warn: '!', bad: '✕' }[state] ?? '○'),
     h('div', {}, h('p', { class: 'step-title' }, heading, h('span', { class: 'visually-hidden' }, { good: ' (done)', warn: ' (wait)', bad: ' (not yet)' }[state] ?? ' (open)')), evidence));
   if (older.length === 0) {
-    return h('article', { class: 'card cert', 'data-rotation': `${listener} ${kind}` }, h('h3', {}, title), itemLine(newest),
-      h('ol', { class: 'steps' },
-        step('', 'Add the new one', h('p', { class: 'muted' }, 'There is only one. Configure its successor next to it, then reload. Both are valid side by side.')),
-        step('', 'Wait until nobody uses the old one', users(newest)),
-        step('', 'Remove the old one')));
+    return h('article', { class: 'card cert', 'data-rotation': `${listener} ${kind}` }, h('h3', {}, title), itemLine(newest), users(newest),
+      h('p', { class: 'muted small' }, 'To rotate it, configure the new one next to it, then reload. Both are valid side by side.'));
   }
   return h('article', { class: 'card cert', 'data-rotation': `${listener} ${kind}` }, h('h3', {}, title),
     h('ol', { class: 'steps' },

@@ -33,7 +33,7 @@ export function sessionsView(page, { parameters }) {
       { key: 'rule', label: 'Admitted by', className: 'c-wide', cell: (row) => h('span', { class: 'mono untrusted' }, untrusted(row.rule, { label: 'rule' })) },
       { key: 'opened', label: 'Opened', className: 'c-time', cell: (row) => time(row.opened_at) },
       { key: 'state', label: 'State', className: 'c-state', cell: (row) => h('span', { title: row.half_closed_by ? `ended by the ${row.half_closed_by}` : null }, pill(...(STATES[row.state] ?? ['idle', row.state]))) },
-      mayChange ? { key: 'actions', label: 'Actions', hiddenLabel: true, className: 'c-actions', cell: (row) => (row.state === 'closing' ? null : button('Close', () => closeSession(row), { kind: 'small', 'data-action': 'close-session', 'aria-label': `Close session ${row.session}` })) } : null,
+      mayChange ? { key: 'actions', label: 'Actions', hiddenLabel: true, className: 'c-actions one', cell: (row) => (row.state === 'closing' ? null : button('Close', () => closeSession(row), { kind: 'small', 'data-action': 'close-session', 'aria-label': `Close session ${row.session}` })) } : null,
     ].filter(Boolean),
     empty: () => (isFiltered()
       ? emptyState('No session matches', 'Change the filter to see the others.', button('Clear the filter', clear))

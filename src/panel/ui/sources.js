@@ -37,7 +37,7 @@ export function sourcesView(page, { name, parameters }) {
     rowKey: (rule) => rule.uuid,
     rowClass: (rule) => (rule.state === 'expired' ? 'faded' : ''),
     sort: sortKeyName ? { key: sortKeyName, dir: sortDir || 'asc' } : null,
-    onSort: ({ key, dir }) => remember({ sort: `${key}:${dir}` }),
+    onSort: (sort) => remember({ sort: sort ? `${sort.key}:${sort.dir}` : '' }),
     selectable: mayChange ? (rule) => rule.origin !== 'config' : null,
     onSelect: (chosen) => {
       selected = chosen;
@@ -168,23 +168,23 @@ export function sourcesView(page, { name, parameters }) {
       build: ({ rules: current, etag: tag }, input) => {
         const old = current.find((each) => each.uuid === rule.uuid);
         if (!old) throw new FieldError('Somebody removed this rule meanwhile. Close the dialog, and add it again if it is still needed.');
-        const changed = { ...forRequest(old), value: input.value, description: input.description };
-        if (input.value !== old.value) delete changed.uuid;
+        const isMoved = input.value !== old.value;
+        const changed = { ...unchanged(old), value: input.value };
+        // Another value is another rule: it has none of the former fields.
+        if (isMoved) Object.assign(changed, { uuid: undefined, description: old.description, expires_at: old.expires_at });
+        if (input.description !== (old.description ?? '')) changed.description = input.description;
         if ('ttl' in input) {
           delete changed.expires_at;
           changed.ttl = input.ttl;
         } else if ('expires_at' in input) {
           changed.expires_at = input.expires_at;
         }
-        const body = { rules: current.filter(isEditable).map((each) => (each.uuid === rule.uuid ? changed : forRequest(each))) };
-        const fields = Object.fromEntries(Object.entries({ value: changed.value, description: changed.description, expires_at: input.expires_at, ttl: input.ttl })
-          .filter(([key, field]) => field !== undefined && (key !== 'value' || field !== old.value) && (key !== 'description' || field !== (old.description ?? ''))));
-        const isMoved = input.value !== old.value;
-        const edits = `(.rules[] | select(.uuid == ${JSON.stringify(rule.uuid)})) |= (${'ttl' in input ? 'del(.expires_at) | ' : ''}. + ${JSON.stringify(fields)}${isMoved ? ' | del(.uuid)' : ''})`;
+        const body = { rules: current.filter(isEditable).map((each) => (each.uuid === rule.uuid ? changed : unchanged(each))) };
+        const edits = `.rules |= map(if .uuid == ${JSON.stringify(rule.uuid)} then ${JSON.stringify(changed)} else {type, value, uuid, origin} end)`;
         return {
           request: { method: 'PUT', path: target, body, etag: tag },
           before: current.filter(isEditable),
-          changes: [{ old, input }],
+          changes: isMoved ? [] : [{ old, input }],
           cli: isMoved ? [
             appendCommand(listener, [{ type: rule.type, value: input.value }], { description: input.description, ...expiryOf(input, old) }),
             shellJoin(['portcullis', 'sources', 'remove', listener, `${old.type}:${old.value}`]),
@@ -213,10 +213,10 @@ export function sourcesView(page, { name, parameters }) {
         }
         const list = JSON.stringify([...wanted]);
         return {
-          request: { method: 'PUT', path: target, body: { rules: kept.map(forRequest) }, etag: tag },
+          request: { method: 'PUT', path: target, body: { rules: kept.map(unchanged) }, etag: tag },
           before,
           cli,
-          api: editByJq(target, `.rules |= map(select(.uuid as $u | ${list} | index($u) | not))`, tag),
+          api: editByJq(target, `.rules |= map(select(.uuid as $u | ${list} | index($u) | not) | {type, value, uuid, origin})`, tag),
         };
       },
     });
@@ -242,7 +242,7 @@ export function sourcesView(page, { name, parameters }) {
       build: ({ rules: current, etag: tag }) => {
         const now = current.filter(isEditable);
         return {
-          request: { method: 'PUT', path: target, body: { rules: before.map(forRequest) }, etag: tag },
+          request: { method: 'PUT', path: target, body: { rules: restored(before, now) }, etag: tag },
           before: now,
           changes: changedRules(now, before),
           ...commandsBetween(listener, now, before),
@@ -298,9 +298,18 @@ const ORIGINS = { config: 'in the configuration file, not changed here', file: '
 
 export const isEditable = (rule) => rule.origin !== 'config';
 
-/** A rule as a request states it. What only the server knows is left out. */
-function forRequest({ type, value, uuid, description, expires_at }) {
-  return { type, value, uuid, description, expires_at };
+/** A rule that stays as it is. PUT keeps description and expiry where a request does not state them. */
+const unchanged = ({ type, value, uuid }) => ({ type, value, uuid });
+
+/** The rules of an earlier list, as a request that restores them. */
+function restored(before, now) {
+  const present = new Map(now.map((rule) => [rule.uuid, rule]));
+  return before.map((rule) => {
+    const same = present.get(rule.uuid);
+    if (same && same.value === rule.value && same.description === rule.description && same.expires_at === rule.expires_at) return unchanged(rule);
+    const { description, expires_at } = rule;
+    return { ...unchanged(rule), description, expires_at };
+  });
 }
 
 function stateOf(rule) {
@@ -352,7 +361,7 @@ function addDialog({ listener, target, text = '', description: initial = '', exp
     h('div', { class: choices ? 'visually-hidden' : 'stack', 'aria-hidden': choices ? 'true' : null, inert: Boolean(choices) },
       field('Sources, one per line', lines, { help: 'An address, a network, or TYPE:VALUE such as dns:app.internal. Text after # is the description of its line.', error: errors })),
     choices ? errors : null,
-    field('Description', description, { help: 'For all lines without their own.' }), expiry.element);
+    field('Description', description, { help: choices ? 'Such as why it is trusted, and who asked for it.' : 'For all lines without their own.' }), expiry.element);
 
   let numbers = [];
   return changeDialog({
@@ -560,7 +569,7 @@ function newcomers(rules, total) {
     if (rule.type === 'ip_addr') return [h('code', {}, untrusted(rule.value, { label: 'address' })), size ? ` (${size} addresses)` : ''];
     return ['the machines of ', h('code', {}, untrusted(sourceOf(rule), { label: 'rule' }))];
   };
-  return h('ul', { class: 'bullets' }, rules.slice(0, 8).map((rule) => h('li', {}, words(rule), rule.expires_at ? [', until ', time(rule.expires_at)] : null)),
+  return h('ul', { class: 'bullets' }, rules.slice(0, 8).map((rule) => h('li', {}, words(rule), rule.expires_at ? [', until ', time(rule.expires_at, { mode: 'full' })] : null)),
     total > 8 ? h('li', {}, `and ${total - 8} more`) : null);
 }
 

@@ -70,14 +70,14 @@ export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sor
   const nothing = h('div', { class: 'table-empty', hidden: true });
   const sortable = columns.filter((column) => column.sort);
   const order = sortable.length > 0 ? select(
-    sortable.flatMap((column) => [[`${column.key}:asc`, `${column.label}, ascending`], [`${column.key}:desc`, `${column.label}, descending`]]),
+    [...(sort ? [] : [['', 'As listed']]), ...sortable.flatMap((column) => [[`${column.key}:asc`, `${column.label}, ascending`], [`${column.key}:desc`, `${column.label}, descending`]])],
     sort ? `${sort.key}:${sort.dir}` : '',
     {
       id: newId('order'),
       on: {
         change: () => {
           const [key, dir] = order.value.split(':');
-          state.sort = { key, dir };
+          state.sort = key ? { key, dir } : null;
           onSort(state.sort);
           resort();
         },

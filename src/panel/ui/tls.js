@@ -26,10 +26,10 @@ export function tlsView(page, { name }) {
   const authentication = h('section', { class: 'card stack', 'aria-labelledby': 'authentication-title' });
   const pinned = h('div', { class: 'stack' });
   const others = h('div', { class: 'stack' });
-  const actions = h('div', { class: 'actions' });
+  const actions = h('div', { class: 'actions push' });
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'TLS'), h('p', { class: 'lead' }, 'Certificates of the listener, the authorities that it trusts, and the client certificates that it accepts.')), actions),
-    h('div', { class: 'toolbar' }, listenerPicker('tls', listener)),
+    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'TLS'), h('p', { class: 'lead' }, 'Certificates of the listener, the authorities that it trusts, and the client certificates that it accepts.'))),
+    h('div', { class: 'toolbar' }, listenerPicker('tls', listener), actions),
     message, authentication,
     h('h2', { class: 'section-title' }, 'Pinned client certificates'), pinned,
     h('h2', { class: 'section-title' }, 'Certificates and authorities'), others,
@@ -74,7 +74,7 @@ export function tlsView(page, { name }) {
     replace(authentication, h('h2', { id: 'authentication-title' }, 'Client authentication'),
       hasTls ? h('p', {}, pill(kind, text), ' ', effect) : notice('warn', h('p', {}, 'This listener has no TLS. Passwords and data pass in plaintext. Add [listener.tls] to the configuration.')),
       h('p', { class: 'muted small' }, 'Set client_auth in [listener.tls] of the configuration, then ', h('a', { href: link('reload') }, 'reload'), '.'),
-      issuing ? h('p', { class: 'small' }, 'Certificates are issued by ', untrusted(issuing.subject, { label: 'subject' }), ' ', fingerprint(issuing.sha256), ', valid until ', time(issuing.not_after), '.') : null,
+      issuing ? h('p', { class: 'small' }, 'Certificates are issued by ', untrusted(issuing.subject, { label: 'subject' }), ' ', fingerprint(issuing.sha256), ', valid until ', time(issuing.not_after, { mode: 'full' }), '.') : null,
       clients && !clients.list.ca_bundle ? h('p', { class: 'muted small' }, 'To offer the CA bundle for download, set ca_bundle to the file that clients should trust.') : null);
     drawPinned(clients);
     const rest = certificates.filter((each) => each.role !== 'client_certificate' || !clients);
