@@ -82,6 +82,8 @@ mod limits;
 mod metrics;
 /// The commands that operate a running program, over its socket and over TLS.
 mod operate_cli;
+/// The control panel in a real browser.
+mod panel;
 /// The control panel over HTTP: sessions of people, and requests of other pages.
 mod panel_access;
 /// Listeners without TLS: loopback and Unix sockets.

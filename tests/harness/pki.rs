@@ -96,6 +96,10 @@ impl Authority {
         self.issuer.pem()
     }
 
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     pub(crate) fn der(&self) -> &CertificateDer<'static> {
         self.issuer.der()
     }

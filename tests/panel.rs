@@ -1,0 +1,172 @@
+//! The control panel in a real browser: Debian's Chromium, driven by the scenarios in tests/panel/.
+//!
+//! Each scenario has a program, a Redis and, where it needs one, a PostgreSQL of its own.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::json;
+
+use crate::api::{OPERATOR, OWNER, VIEWER};
+use crate::harness::packages::Packages;
+use crate::harness::pki::{Authority, Request};
+use crate::harness::program::{Group, Running, find, free_port, supervised};
+use crate::harness::{Listener, Portcullis, Postgres, Redis, TestDir};
+
+/// A program with listeners for the scenarios.
+struct Panel {
+    portcullis: Portcullis,
+    _redis: Redis,
+    _postgres: Option<Postgres>,
+    base: String,
+}
+
+/// A subject that tries to be markup, and to reverse the direction of the text.
+const HOSTILE: &str = "<img src=x onerror=alert(1)>\u{202e}gnp.exe";
+
+impl Panel {
+    fn start() -> Self {
+        Self::with("", None)
+    }
+
+    fn with(admin_tls: &str, postgres: Option<Postgres>) -> Self {
+        let redis = Redis::start();
+        let site = TestDir::new();
+        let upstream = format!("127.0.0.1:{}", redis.port());
+        let local = "[[rule]]\ntype = \"ip_addr\"\nvalue = \"127.0.0.1\"\n";
+        for listener in ["cache", "solo", "vault"] {
+            site.write(&format!("{listener}.sources"), local);
+        }
+        site.write("ca.key", site.ca.key_pem());
+        let client = |name: &str| site.ca.issue(Request::client(name));
+        site.install("client", &client("panel-client"));
+        site.install("hostile", &client(HOSTILE));
+        site.install("stranger", &Authority::new("Other CA").issue(Request::client("stranger")));
+        let vault_client = client("vault-client");
+        site.install("vault-client", &vault_client);
+        for directory in ["clients", "vault"] {
+            fs::create_dir(site.path(directory)).unwrap();
+        }
+        site.write("vault/first.crt", vault_client.pem());
+
+        let redis_listener = |name: &str| Listener::redis(&upstream).named(name).trusting(&[]);
+        let cache = redis_listener("cache")
+            .trusting(&["192.0.2.0/24"])
+            .key("sources_file = \"cache.sources\"\nca_bundle = \"ca.crt\"")
+            .tls("client_auth = \"optional\"\nclient_ca = \"ca.crt\"\nclient_certificates = \"clients\"")
+            .tls("issuing_ca = { cert = \"ca.crt\", key = \"ca.key\" }");
+        let vault = redis_listener("vault")
+            .key("sources_file = \"vault.sources\"")
+            .tls("client_auth = \"required\"\nclient_certificates = \"vault\"");
+        let solo = redis_listener("solo").key("sources_file = \"solo.sources\"");
+        let orders = postgres.as_ref().map(|postgres| {
+            Listener::postgres(format_args!("unix:{}", postgres.socket().display())).named("orders").to_string()
+        });
+        let port = free_port();
+        let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
+        let config = format!(
+            "{}{admin_tls}{cache}{solo}{vault}{}{}",
+            admin,
+            redis_listener("fixed"),
+            orders.unwrap_or_default()
+        );
+        let portcullis = Portcullis::start(site, config);
+        portcullis.address("cache");
+        let scheme = if admin_tls.is_empty() { "http" } else { "https" };
+        let base = format!("{scheme}://127.0.0.1:{port}");
+        Self { portcullis, _redis: redis, _postgres: postgres, base }
+    }
+
+    /// Runs a scenario in a browser.
+    fn shows(&self, scenario: &str) {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/panel");
+        let site = &self.portcullis.site;
+        let scripts = site.path("scenarios");
+        fs::create_dir(&scripts).unwrap();
+        for script in fs::read_dir(tests).unwrap().map(|entry| entry.unwrap()) {
+            fs::copy(script.path(), scripts.join(script.file_name())).unwrap();
+        }
+        std::os::unix::fs::symlink(Packages::installed().node.join("node_modules"), scripts.join("node_modules"))
+            .unwrap();
+        let facts = json!({
+            "base": self.base,
+            "directory": site.directory(),
+            "cache": self.portcullis.address("cache").to_string(),
+            "vault": self.portcullis.address("vault").to_string(),
+            "tokens": { "viewer": VIEWER, "operator": OPERATOR, "owner": OWNER },
+        });
+        let output = site.path("scenario.out");
+        let file = fs::File::create(&output).unwrap();
+        let mut command = supervised();
+        // In the foreground: another process group would leave that of the supervisor.
+        command.args(["timeout", "--foreground", "-k", "1", "300", "node"]).arg(scripts.join("scenario.mjs"));
+        command.args([scenario, &facts.to_string()]).env("CHROMIUM", find("chromium")).current_dir(site.directory());
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let mut browser = Group(Running::start(&mut command));
+        let code = browser.0.exit_code();
+        drop(browser);
+        let output = String::from_utf8_lossy(&fs::read(output).unwrap()).into_owned();
+        assert_eq!(code, Some(0), "{scenario}:\n{output}");
+    }
+}
+
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            Panel::start().shows(stringify!($name));
+        })*
+    };
+}
+
+scenarios! {
+    signing_in
+    role_is_offered_what_it_may_do
+    revoked_token_ends_the_session
+    tokens_are_created_once_and_revoked
+    sources_are_added_edited_removed_and_restored
+    own_address_is_trusted_with_one_choice
+    dangerous_lists_are_warned_about
+    listener_without_a_file_explains_how_to_add_one
+    two_people_edit_at_once
+    ten_thousand_sources_are_searched
+    denied_source_is_allowed_and_explained
+    session_is_found_and_closed
+    explain_answers_for_any_address_and_certificate
+    reload_is_planned_and_a_rejected_one_names_file_and_line
+    rotation_shows_who_uses_what
+    audit_is_followed_filtered_and_paused
+    names_that_others_choose_stay_text
+    other_pages_can_neither_read_nor_change
+    foreign_name_of_the_address_shows_no_panel
+    failing_api_loses_nothing_that_was_typed
+    outage_of_the_program_is_shown_and_survived
+    stolen_session_ends_with_sign_out
+    no_view_has_a_serious_accessibility_problem
+    every_view_fits_every_width
+    keyboard_reaches_everything
+    times_are_local_with_utc_on_hover
+    pasted_certificate_is_shown_then_accepted_then_removed
+    removing_the_last_certificate_opens_nothing
+    issued_certificate_is_downloaded_once
+    ca_bundle_is_downloaded
+}
+
+#[test]
+fn overview_shows_what_is_connected_and_what_needs_a_person() {
+    let panel = Panel::with("", Some(Postgres::start()));
+    panel.shows("overview_shows_what_is_connected_and_what_needs_a_person");
+}
+
+#[test]
+fn pictures_of_the_documents() {
+    Panel::with("", Some(Postgres::start())).shows("pictures_of_the_documents");
+}
+
+#[test]
+fn cookie_is_tied_to_the_host_under_tls() {
+    let tls = "[admin.tls]\ncertificates = [{ cert = \"server.crt\", key = \"server.key\" }]\n";
+    Panel::with(tls, None).shows("cookie_is_tied_to_the_host_under_tls");
+}

@@ -1,0 +1,109 @@
+// Accessibility, keyboard, widths, themes, and the pictures of the documents.
+
+import fs from 'node:fs';
+import { createRequire } from 'node:module';
+import { assert, dialog, press, until } from './driver.mjs';
+
+const VIEWS = ['#/', '#/sources/cache', '#/denials', '#/sessions', '#/tls/cache', '#/rotation', '#/explain?listener=cache&source=127.0.0.1', '#/reload', '#/audit', '#/tokens'];
+
+async function populated(site) {
+  const clients = [await site.client(), await site.client({ certificate: 'client' })];
+  await site.client({ from: '127.0.0.2' });
+  return () => clients.forEach((client) => client?.socket.destroy());
+}
+
+async function visit(page, site, view) {
+  await page.goto(`${site.base}/ui/${view}`);
+  await page.locator('.page h1').waitFor();
+  await until(`${view} is loaded`, async () => (await page.locator('.skeleton:visible').count()) === 0);
+}
+
+/** Serious findings of axe on every view and one dialog, in both themes. */
+export async function no_view_has_a_serious_accessibility_problem(site) {
+  const release = await populated(site);
+  const { source } = createRequire(import.meta.url)('axe-core');
+  for (const scheme of ['light', 'dark']) {
+    // Only this tool may evaluate text as a script.
+    const page = await site.signedIn('owner', '#/', { scheme, bypassCsp: true });
+    const check = async (what) => {
+      await page.evaluate(source);
+      const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
+      const serious = violations.filter(({ impact }) => ['serious', 'critical'].includes(impact));
+      assert.deepEqual(serious.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map(({ html }) => html.slice(0, 160)).join(' | ')}`), [], `${what}, ${scheme}`);
+    };
+    for (const view of VIEWS) {
+      await visit(page, site, view);
+      await check(view);
+    }
+    await visit(page, site, '#/sources/cache');
+    await page.locator('#add-sources').click();
+    await dialog(page).locator('textarea').fill('203.0.113.7');
+    await check('form');
+    await press(page, 'review');
+    await dialog(page).locator('[data-action=confirm]').waitFor();
+    await check('plan');
+  }
+  release();
+}
+
+export async function every_view_fits_every_width(site) {
+  const release = await populated(site);
+  for (const width of [360, 1280, 3840]) {
+    const page = await site.signedIn('owner', '#/', { width, height: width === 360 ? 740 : 1000 });
+    for (const view of VIEWS) {
+      await visit(page, site, view);
+      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      assert.ok(overflow <= 0, `${view} is ${overflow} px too wide at ${width} px`);
+    }
+  }
+  release();
+}
+
+export async function keyboard_reaches_everything(site) {
+  const page = await site.person();
+  await page.goto(`${site.base}/ui/`);
+  await page.getByLabel('Token', { exact: true }).waitFor();
+  await page.keyboard.type(site.tokens.operator);
+  await page.keyboard.press('Enter');
+  await page.locator('#app:not([hidden]) .page h1').waitFor();
+  await page.keyboard.press('g');
+  await page.keyboard.press('s');
+  await page.getByRole('heading', { level: 1, name: 'Trusted sources' }).waitFor();
+  await page.locator('#sources-table', { hasText: '127.0.0.1' }).waitFor();
+  await page.keyboard.press('/');
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'search-sources');
+  await page.keyboard.press('Escape');
+  await page.locator('#add-sources').focus();
+  await page.keyboard.press('Enter');
+  await dialog(page).locator('textarea').waitFor();
+  await page.keyboard.press('Escape');
+  await until('the dialog is closed', async () => (await page.locator('dialog.dialog[open]').count()) === 0);
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'add-sources', 'the focus returns to the opener');
+  await page.keyboard.press('?');
+  await dialog(page).getByText('Shortcuts', { exact: false }).first().waitFor();
+}
+
+export async function times_are_local_with_utc_on_hover(site) {
+  const page = await site.signedIn('viewer', '#/');
+  const element = page.locator('#program time').first();
+  assert.match(await element.getAttribute('datetime'), /Z$/);
+  assert.match(await element.getAttribute('title'), /UTC/);
+}
+
+/** The pictures of README.md and docs/PANEL.md. Written to the directory in PORTCULLIS_SCREENSHOTS. */
+export async function pictures_of_the_documents(site) {
+  const release = await populated(site);
+  const directory = process.env.PORTCULLIS_SCREENSHOTS ?? `${site.directory}/pictures`;
+  fs.mkdirSync(directory, { recursive: true });
+  const names = { '#/': 'overview', '#/sources/cache': 'sources', '#/denials': 'denials', '#/tls/cache': 'tls', '#/rotation': 'rotation' };
+  for (const scheme of ['light', 'dark']) {
+    const page = await site.signedIn('owner', '#/', { scheme, width: 1280, height: 800 });
+    for (const [view, name] of Object.entries(names)) {
+      await visit(page, site, view);
+      const path = `${directory}/panel-${name}-${scheme}.png`;
+      await page.screenshot({ path });
+      assert.ok(fs.statSync(path).size > 10_000, `${path} shows something`);
+    }
+  }
+  release();
+}
