@@ -242,6 +242,10 @@ impl Exchange {
                 Ok(tail) => (Full::from(text).boxed_unsync(), Some(JSON), tail),
                 Err(response) => return self.into_http(response, None, is_digitalocean),
             },
+            Content::File { bytes, content_type } => match self.memory_for(&bytes) {
+                Ok(tail) => (Full::from(bytes).boxed_unsync(), Some(content_type), tail),
+                Err(response) => return self.into_http(response, None, is_digitalocean),
+            },
             Content::Error { kind, message } => {
                 let (id, message) = if is_digitalocean {
                     (kind.digitalocean_id(), kind.digitalocean_message().unwrap_or(&message))

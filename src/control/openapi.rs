@@ -75,6 +75,10 @@ fn responses(route: &Route) -> Value {
             let schema = json!({ "type": "object", "properties": fields });
             json!({ "description": "done", "content": { "application/json": { "schema": schema } } })
         }
+        SuccessContent::File(content_type) => {
+            let schema = json!({ "type": "string", "format": "binary" });
+            json!({ "description": "a file", "content": { content_type: { "schema": schema } } })
+        }
         SuccessContent::Events => {
             json!({ "description": "audit events", "content": { "text/event-stream": { "schema": { "type": "string" } } } })
         }
@@ -106,6 +110,20 @@ fn body_schema(route: &Route) -> Option<Value> {
             "type": "object",
             "required": ["listener", "source"],
             "properties": { "listener": text(), "source": text(), "client_certificate": text() },
+        })),
+        ("POST", "/v1/listeners/{name}/client-certificates") => Some(json!({
+            "type": "object",
+            "required": ["certificate"],
+            "properties": { "certificate": text() },
+        })),
+        ("POST", "/v1/listeners/{name}/client-certificates/issue") => Some(json!({
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": text(),
+                "days": { "type": "integer" },
+                "dns": { "type": "array", "items": text() },
+            },
         })),
         ("POST", "/v1/reload") => Some(json!({ "type": "object", "properties": { "file": text() } })),
         ("POST", "/v1/tokens") => Some(json!({

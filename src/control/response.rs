@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{ETAG, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_DISPOSITION, ETAG, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::audit::recent::EventReader;
@@ -35,6 +35,11 @@ pub enum Content {
         /// For people, without control characters.
         message: String,
     },
+    /// Bytes of this type.
+    File {
+        bytes: Bytes,
+        content_type: &'static str,
+    },
     /// A stream of audit events that ends with the connection.
     Events(Box<EventReader>),
 }
@@ -60,6 +65,15 @@ impl AdminResponse {
         // A message may repeat a part of the request, which has up to 32 MiB.
         let message = printable::cut_lines(&message.to_string(), MAX_MESSAGE);
         Self::of(kind.status(), Content::Error { kind, message })
+    }
+
+    /// A 200 response that clients save as a file. `name` has letters, digits, dots, underscores, hyphens and @ only.
+    pub(crate) fn file(bytes: impl Into<Bytes>, content_type: &'static str, name: &str) -> Self {
+        let response = Self::of(StatusCode::OK, Content::File { bytes: bytes.into(), content_type });
+        match HeaderValue::from_str(&format!("attachment; filename=\"{name}\"")) {
+            Ok(value) => response.with_header(CONTENT_DISPOSITION, value),
+            Err(_) => response,
+        }
     }
 
     /// A 200 response that sends audit events as they happen.
