@@ -1,4 +1,4 @@
-//! Replaces small files so that a crash at any time leaves the old or the new content, and never a mix.
+//! Replaces and removes small files so that a crash at any time leaves the old or the new content, and never a mix.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
@@ -60,6 +60,22 @@ pub(crate) fn replace_if<E: From<io::Error>>(
     if let Err(error) = directory.sync_all() {
         // The new content is there. After a crash of the machine, the old one may return.
         warn!(file = %file.display(), %error, "cannot flush a directory, a crash of the machine may undo the change of its file");
+    }
+    Ok(())
+}
+
+/// Removes a file, if `check` succeeds. It is called last. A symbolic link is removed and not its target. Concurrent calls wait
+/// for each other as in [`replace`].
+///
+/// # Errors
+/// The error of `check`, or any error of the file system; the file is unchanged then.
+pub(crate) fn remove_if<E: From<io::Error>>(file: &Path, check: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = lock(File::open(parent)?)?;
+    check()?;
+    fs::remove_file(file)?;
+    if let Err(error) = directory.sync_all() {
+        warn!(file = %file.display(), %error, "cannot flush a directory, a crash of the machine may bring back a removed file");
     }
     Ok(())
 }
@@ -218,6 +234,20 @@ mod tests {
         assert_eq!(replace_if(&file, b"three", 0o600, check).unwrap_err().to_string(), "edited");
         assert_eq!(fs::read(&file).unwrap(), b"two");
         assert_eq!(names(directory.path()), ["file"]);
+    }
+
+    #[test]
+    fn file_is_removed_only_if_the_check_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        fs::write(&file, "one").unwrap();
+        symlink(&file, &link).unwrap();
+        assert_eq!(remove_if(&file, || Err(io::Error::other("edited"))).unwrap_err().to_string(), "edited");
+        remove_if(&link, || Ok::<_, io::Error>(())).unwrap();
+        assert_eq!(names(directory.path()), ["file"]);
+        remove_if(&file, || Ok::<_, io::Error>(())).unwrap();
+        assert!(names(directory.path()).is_empty());
+        assert_eq!(remove_if(&file, || Ok::<_, io::Error>(())).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

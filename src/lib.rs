@@ -16,6 +16,7 @@ mod dns;
 mod durable_file;
 mod fault;
 mod identity;
+mod issuing;
 mod limit;
 mod metrics;
 mod outcome;

@@ -229,7 +229,12 @@ fn remote_command_presents_its_client_certificate() {
 #[test]
 fn unknown_listener_is_wrong_usage_in_every_command() {
     let operated = Operated::start(LOCAL, "");
-    let commands: [&[&str]; 9] = [
+    operated.portcullis.site.install("client", &operated.portcullis.site.ca.issue(Request::client("app")));
+    let file = operated.portcullis.site.path("client.crt").display().to_string();
+    let commands: [&[&str]; 12] = [
+        &["certs", "pin", "no-such", &file],
+        &["certs", "unpin", "no-such", &file],
+        &["certs", "issue", "--listener", "no-such", "--name", "app"],
         &["sources", "list", "no-such"],
         &["sources", "append", "no-such", "10.0.0.1"],
         &["sources", "append", "no-such", "10.0.0.1", "--plan"],

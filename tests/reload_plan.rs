@@ -205,6 +205,24 @@ const CHANGES: &[Change] = &[
     ("listener.tls.trusted_clients", "[\"cn:app\", \"uri:spiffe://prod/*\"]", "[]", "!tls.trusted_clients"),
     ("listener.tls.trusted_clients", "\"cn:app\", ", "\"cn:app\", \"cn:jobs\", ", "!tls.trusted_clients"),
     ("listener.tls.trusted_clients", "\"cn:app\", ", "", "tls.trusted_clients"),
+    (
+        "listener.tls.issuing_ca",
+        "ticket_keys =",
+        "issuing_ca = { cert = \"issuing/ca.crt\", key = \"issuing/ca.key\" }\nticket_keys =",
+        "!tls.issuing_ca",
+    ),
+    (
+        "listener.tls.issuing_ca.cert",
+        "ticket_keys =",
+        "issuing_ca = { cert = \"issuing/ca.crt\", key = \"issuing/ca.key\" }\nticket_keys =",
+        "!tls.issuing_ca",
+    ),
+    (
+        "listener.tls.issuing_ca.key",
+        "ticket_keys =",
+        "issuing_ca = { cert = \"issuing/ca.crt\", key = \"issuing/ca.key\" }\nticket_keys =",
+        "!tls.issuing_ca",
+    ),
     ("listener.tls.ticket_keys", "ticket_keys = \"tickets.keys\"", "", "tls.ticket_keys"),
     ("listener.upstream", "upstream = \"127.0.0.1:6379\"", "upstream = \"127.0.0.1:6380\"", "upstream.address"),
     ("listener.upstream", "upstream = \"127.0.0.1:6379\"", "upstream = \"10.0.0.1:6379\"", "!upstream.address"),
@@ -327,6 +345,7 @@ fn running() -> Portcullis {
     let site = site();
     site.write("more.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
     site.write("second.crt", Authority::new("Second CA").pem());
+    run(executable().args(["certs", "init", "issuing"]).current_dir(site.directory())).success();
     for (from, to) in [("server", "copy"), ("clients/app", "clients/copy")] {
         for ending in ["crt", "key"] {
             site.write(&format!("{to}.{ending}"), fs::read_to_string(site.path(&format!("{from}.{ending}"))).unwrap());

@@ -40,6 +40,8 @@ mod certs;
 mod channel_binding;
 /// Client certificates and their authorization.
 mod client_certificates;
+/// Client certificates that the admin API pins, removes and issues.
+mod client_pins;
 /// Dates far in the future, and a wall clock that is set.
 mod clock;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.

@@ -23,6 +23,9 @@ pub(crate) enum Caller<'a> {
 /// What a caller requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AdminActionKind {
+    CertsIssue,
+    CertsPin,
+    CertsUnpin,
     Reload,
     SessionsClose,
     SourcesAppend,
@@ -39,7 +42,7 @@ pub(crate) enum AdminActionKind {
 pub(crate) struct AdminAction<'a> {
     pub caller: Caller<'a>,
     pub kind: AdminActionKind,
-    /// A listener, `LISTENER/UUID` of a rule, the name of a token, or the number of a session.
+    /// A listener, `LISTENER/UUID` of a rule, `LISTENER/SHA256` of a client certificate, the name of a token, or the number of a session.
     pub target: Option<&'a str>,
     /// The `x-request-id` of the response.
     pub request_id: Option<&'a str>,
@@ -112,6 +115,9 @@ impl AdminActionKind {
     /// The name of the command, with a dot, or what a person did in the panel.
     pub(crate) const fn code(self) -> &'static str {
         match self {
+            Self::CertsIssue => "certs.issue",
+            Self::CertsPin => "certs.pin",
+            Self::CertsUnpin => "certs.unpin",
             Self::Reload => "reload",
             Self::SessionsClose => "sessions.close",
             Self::SourcesAppend => "sources.append",

@@ -31,11 +31,13 @@ use crate::cli::client::denials;
 use crate::cli::client::denials::DenialsArgs;
 use crate::cli::client::events;
 use crate::cli::client::events::EventsArgs;
+use crate::cli::client::issued;
+use crate::cli::client::pins;
 use crate::cli::client::reload;
 use crate::cli::client::sessions;
 use crate::cli::client::sessions::SessionsCommand;
 use crate::cli::client::sources;
-use crate::cli::client::sources::SourcesCommand;
+use crate::cli::client::sources::{Place, Plan, SourcesCommand};
 use crate::cli::client::status;
 use crate::cli::explain::ExplainArgs;
 use crate::cli::token::TokenCommand;
@@ -43,6 +45,7 @@ use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
 use crate::config::values::{parse_duration, parse_positive_duration};
 use crate::dns::HostCache;
+use crate::issuing::IssuingError;
 use crate::policy::Built;
 use crate::printable;
 
@@ -138,8 +141,29 @@ enum CertsCommand {
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,
     },
-    /// Issue a client or server certificate
+    /// Issue a client or server certificate with a CA on this machine, or a client certificate by the running program
+    #[command(long_about = ISSUE)]
     Issue(Box<IssueArgs>),
+    /// Admit a client certificate at a listener of the running program
+    Pin {
+        #[command(flatten)]
+        place: Place,
+        /// PEM file of the client certificate; only its first certificate is sent with its chain, never a key
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        plan: Plan,
+    },
+    /// No longer admit a client certificate at a listener of the running program; its sessions are closed
+    Unpin {
+        #[command(flatten)]
+        place: Place,
+        /// SHA-256 fingerprint of the certificate, or a PEM file with it
+        #[arg(value_name = "SHA256|FILE")]
+        certificate: PathBuf,
+        #[command(flatten)]
+        plan: Plan,
+    },
     /// Renew a server or client certificate with a new key
     #[command(long_about = RENEW)]
     Renew(RenewArgs),
@@ -161,17 +185,17 @@ enum CertsCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct IssueArgs {
-    /// Certificate of the issuing CA
-    #[arg(long, value_name = "CRT")]
-    ca: PathBuf,
+    /// Certificate of the issuing CA; without it, the running program issues with the issuing_ca of --listener
+    #[arg(long, value_name = "CRT", requires_all = ["ca_key", "out"], required_unless_present = "listener")]
+    ca: Option<PathBuf>,
     /// Private key of the issuing CA
-    #[arg(long, value_name = "KEY")]
-    ca_key: PathBuf,
+    #[arg(long, value_name = "KEY", requires = "ca")]
+    ca_key: Option<PathBuf>,
     /// Common name, also used as the file name
     #[arg(long, value_name = "CN")]
     name: String,
     /// Issue a server certificate; --name is a host name or IP address and becomes a subject alternative name
-    #[arg(long, conflicts_with_all = ["email", "bundle"])]
+    #[arg(long, requires = "ca", conflicts_with_all = ["email", "bundle"])]
     server: bool,
     /// DNS name of the client or server; may be repeated
     #[arg(long, value_name = "NAME")]
@@ -180,33 +204,66 @@ pub(crate) struct IssueArgs {
     #[arg(long, value_name = "IP", requires = "server")]
     ip: Vec<IpAddr>,
     /// URI of the client or server, such as spiffe://prod/app; may be repeated
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", requires = "ca")]
     uri: Vec<String>,
     /// E-mail address of the client; may be repeated
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", requires = "ca")]
     email: Vec<String>,
     /// Validity in days
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
     /// Also write CN.zip for the client: redis_user.crt, redis_user_private.key and redis_ca.pem, or postgres_… for
     /// PostgreSQL. It contains the CA of --server-ca or --listener, or else the issuing CA
-    #[arg(long)]
+    #[arg(long, requires = "ca")]
     bundle: bool,
     /// CA file for the bundle, with which the client verifies the server
     #[arg(long, value_name = "FILE", requires = "bundle", conflicts_with = "listener")]
     server_ca: Option<PathBuf>,
     /// Listener that the client connects to; sets the CA in the bundle and the protocol in its file names
-    #[arg(long, value_name = "NAME", requires = "bundle")]
+    #[arg(long, value_name = "NAME")]
     listener: Option<String>,
     /// Protocol in the file names of the bundle; default: redis, or the protocol of --listener
     #[arg(long, value_name = "PROTOCOL", requires = "bundle", conflicts_with = "listener",
           value_parser = PossibleValuesParser::new(["redis", "postgres"]))]
     protocol: Option<String>,
     #[command(flatten)]
-    config: ConfigFile,
-    /// Output directory for CN.crt and CN.key
+    running: Running,
+    /// Output directory for CN.crt and CN.key, or for CN.zip of the running program [default there: .]
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
+    /// Print JSON instead of text; only without --ca
+    #[arg(long, conflicts_with = "ca")]
+    json: bool,
+}
+
+/// `certs issue` with a CA on this machine.
+pub(crate) struct LocalIssue<'a> {
+    ca: &'a Path,
+    ca_key: &'a Path,
+    out: &'a Path,
+    args: &'a IssueArgs,
+}
+
+impl<'a> LocalIssue<'a> {
+    /// `None` if the running program issues.
+    fn of(args: &'a IssueArgs) -> Result<Option<Self>, Failure> {
+        let IssueArgs { ca: Some(ca), ca_key: Some(ca_key), out: Some(out), listener, bundle, running, .. } = args
+        else {
+            return Ok(None);
+        };
+        if listener.is_some() && !bundle {
+            return Err(Failure::Usage(
+                "--listener with --ca sets the CA in the bundle; add --bundle, or leave out --ca to ask the running program"
+                    .to_owned(),
+            ));
+        }
+        if running.socket.is_some() || running.remote.url.is_some() {
+            return Err(Failure::Usage(
+                "--socket and --url ask the running program; leave out --ca to issue there".to_owned(),
+            ));
+        }
+        Ok(Some(Self { ca, ca_key, out, args }))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -271,7 +328,9 @@ impl Cli {
             Command::Events(args) => events::events(&args),
             Command::Token(command) => token::run(&command),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
-            Command::Certs(CertsCommand::Issue(args)) => certs::issue(&args),
+            Command::Certs(CertsCommand::Issue(args)) => issue(&args),
+            Command::Certs(CertsCommand::Pin { place, file, plan }) => pins::pin(&place, &file, plan),
+            Command::Certs(CertsCommand::Unpin { place, certificate, plan }) => pins::unpin(&place, &certificate, plan),
             Command::Certs(CertsCommand::Renew(args)) => renew::renew(&args),
             Command::Certs(CertsCommand::Inspect { files }) => inspect::inspect(&files),
             Command::Certs(CertsCommand::List { running, json }) => certificates::list(&running, json),
@@ -283,6 +342,21 @@ impl Cli {
             Err(failure) => failure.report(),
         }
     }
+}
+
+fn issue(args: &IssueArgs) -> Result<(), Failure> {
+    match LocalIssue::of(args)? {
+        Some(local) => certs::issue(&local),
+        None => issue_remotely(args),
+    }
+}
+
+fn issue_remotely(args: &IssueArgs) -> Result<(), Failure> {
+    let IssueArgs { name, dns, days, listener, running, out, json, .. } = args;
+    // clap requires it where --ca is missing.
+    let listener = listener.as_deref().ok_or_else(|| Failure::Usage("--listener is missing".to_owned()))?;
+    let request = issued::Request { listener, name, dns, days: *days };
+    issued::issue(running, &request, out.as_deref().unwrap_or(Path::new(".")), *json)
 }
 
 fn parse_source(text: &str) -> Result<ClientAddr, AddrParseError> {
@@ -325,6 +399,12 @@ impl Failure {
 
     fn file(path: &Path, why: impl std::fmt::Display) -> Self {
         Self::Failed(format!("{}: {why}", path.display()))
+    }
+}
+
+impl From<IssuingError> for Failure {
+    fn from(error: IssuingError) -> Self {
+        Self::Failed(error.to_string())
     }
 }
 
@@ -405,6 +485,11 @@ TLS-terminating connection proxy for Redis and PostgreSQL that enforces trusted 
 A connection reaches the database only from a trusted source, over TLS, and with a valid client certificate where one is required. \
 Certificates, CA bundles, sources and listeners are reloaded when their files change, on SIGHUP, or with `portcullis reload`. \
 A reload applies completely or not at all.";
+
+const ISSUE: &str = "\
+Issue a client or server certificate. With --ca, this command reads the CA and its key from files of this machine and writes \
+CN.crt and CN.key. Without it, the running program issues a client certificate with the issuing_ca of --listener, and the \
+command writes CN.zip. No file is overwritten.";
 
 const RENEW: &str = "\
 Renew a server or client certificate. The subject, names, key usages and key type stay the same; the key and the validity \

@@ -33,10 +33,29 @@ pub struct Files {
     read: BTreeMap<Location, Content>,
     /// Patterns and the files that match them.
     matched: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
+    /// Files that are about to be created or removed, which patterns list as if they already were.
+    planned: BTreeMap<PathBuf, Existence>,
     /// The root certificates of the system, if the configuration needs them.
     system_roots: Option<Result<Vec<CertificateDer<'static>>, String>>,
     /// The rules of `sources_file`s that are known by their text.
     pub(crate) rules: RuleCache,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Existence {
+    Created,
+    Removed,
+}
+
+/// How a path of `client_certificates` names files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PathKind {
+    /// One file by its path.
+    File,
+    /// All files that match `*` and `?` in the last component.
+    Pattern,
+    /// All files in a directory.
+    Directory,
 }
 
 /// Whether a file is in a Kubernetes volume. The files of a Secret or ConfigMap are links to `..data` in their directory.
@@ -97,7 +116,17 @@ impl Files {
     pub(crate) fn set_content(&mut self, path: &Path, bytes: &[u8]) {
         let location = Location::from(path);
         let mode = self.read.get(&location).map_or(0, |content| content.mode);
+        if self.read.get(&location).is_some_and(|content| content.is_missing) {
+            self.planned.insert(path.to_owned(), Existence::Created);
+        }
         self.read.insert(location, Content { bytes: Ok(Bytes::Kept(bytes.into())), is_missing: false, mode });
+    }
+
+    /// Marks a file that is about to be removed. Later calls of [`Self::read`] fail, and no pattern lists it.
+    pub(crate) fn set_removed(&mut self, path: &Path) {
+        self.planned.insert(path.to_owned(), Existence::Removed);
+        let bytes = Err("cannot be read: the change would remove it".to_owned());
+        self.read.insert(Location::from(path), Content { bytes, is_missing: true, mode: 0 });
     }
 
     /// Returns the content of a file as [`Self::read`] does, and `None` if there is no such file. A file that appears later is a
@@ -128,8 +157,35 @@ impl Files {
         if !is_pattern(path) {
             return Ok(vec![path.to_owned()]);
         }
-        let matched = self.matched.entry(path.to_owned()).or_insert_with(|| list(path)).clone()?;
+        let matched = self.listed(path)?;
         if matched.is_empty() { Err(NO_FILE.to_owned()) } else { Ok(matched) }
+    }
+
+    /// Returns the files that `path` names, sorted, and how it names them: as [`Self::matching`], or all files of a directory,
+    /// which may have none. Names that start with a dot and directories in it are skipped.
+    ///
+    /// # Errors
+    /// A message that completes a sentence about the path.
+    pub(crate) fn named(&mut self, path: &Path) -> Result<(PathKind, Vec<PathBuf>), String> {
+        if is_pattern(path) {
+            return Ok((PathKind::Pattern, self.matching(path)?));
+        }
+        if path.is_dir() {
+            let mut files = self.listed(&path.join(ANY))?;
+            files.retain(|file| !file.is_dir());
+            return Ok((PathKind::Directory, files));
+        }
+        if !path.exists() {
+            // A directory that appears there is a change, which the failed read of a file does not show.
+            let _ = self.listed(&path.join(ANY));
+        }
+        Ok((PathKind::File, vec![path.to_owned()]))
+    }
+
+    fn listed(&mut self, pattern: &Path) -> Result<Vec<PathBuf>, String> {
+        let planned = &self.planned;
+        let listed = || list(pattern).map(|files| with_planned(files, pattern, planned));
+        self.matched.entry(pattern.to_owned()).or_insert_with(listed).clone()
     }
 
     /// Returns the root certificates of the system, from the places where OpenSSL searches.
@@ -295,6 +351,25 @@ fn read_system_roots() -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found.certs)
 }
 
+/// The files after the planned changes.
+fn with_planned(mut files: Vec<PathBuf>, pattern: &Path, planned: &BTreeMap<PathBuf, Existence>) -> Vec<PathBuf> {
+    for (path, existence) in planned {
+        files.retain(|file| file != path);
+        if *existence == Existence::Created && is_match(pattern, path) {
+            files.push(path.clone());
+        }
+    }
+    files.sort_unstable();
+    files
+}
+
+/// Whether [`list`] lists an existing file for the pattern.
+pub(crate) fn is_match(pattern: &Path, file: &Path) -> bool {
+    let (Some(wanted), Some(name)) = (pattern.file_name(), file.file_name()) else { return false };
+    let name = name.as_encoded_bytes();
+    pattern.parent() == file.parent() && !name.starts_with(b".") && matches_pattern(wanted.as_encoded_bytes(), name)
+}
+
 fn is_pattern(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().any(|byte| b"*?".contains(byte)))
 }
@@ -375,6 +450,9 @@ fn with_line_breaks(text: Vec<u8>) -> Vec<u8> {
 }
 
 const CHANGED: &str = "changed while the configuration was being read; reload again";
+
+/// The pattern that all names match.
+const ANY: &str = "*";
 
 const NO_FILE: &str = "matches no file; add a file or remove the pattern";
 
@@ -468,6 +546,47 @@ mod tests {
         std::fs::write(path("c.crt"), "x").unwrap();
         assert_ne!(before.now(), before);
         assert!(before.directories().any(|path| path == directory.path()));
+    }
+
+    #[test]
+    fn directory_lists_its_files_and_may_be_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let clients = directory.path().join("clients");
+        let mut files = Files::default();
+        assert_eq!(files.named(&clients), Ok((PathKind::File, vec![clients.clone()])), "it is missing");
+        let missing = files.fingerprint();
+        std::fs::create_dir(&clients).unwrap();
+        assert_ne!(missing.now(), missing);
+
+        let mut files = Files::default();
+        assert_eq!(files.named(&clients), Ok((PathKind::Directory, vec![])));
+        let empty = files.fingerprint();
+        assert_eq!(empty.now(), empty);
+        for name in ["b.crt", "a", ".a.new"] {
+            std::fs::write(clients.join(name), "x").unwrap();
+        }
+        std::fs::create_dir(clients.join("lost+found")).unwrap();
+        assert_ne!(empty.now(), empty);
+        let mut files = Files::default();
+        assert_eq!(files.named(&clients).unwrap().1, [clients.join("a"), clients.join("b.crt")]);
+        assert!(files.read(&clients).is_err(), "other keys must not name a directory");
+    }
+
+    #[test]
+    fn planned_changes_are_listed_as_if_they_were_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("a.crt"), "a").unwrap();
+        let mut files = Files::default();
+        assert_eq!(files.read_if_present(&path("b.crt")), Ok(None));
+        files.set_content(&path("b.crt"), b"b");
+        files.set_removed(&path("a.crt"));
+        assert_eq!(files.matching(&path("*.crt")), Ok(vec![path("b.crt")]));
+        assert_eq!(files.named(directory.path()).unwrap().1, [path("b.crt")]);
+        assert_eq!((&*files.read(&path("b.crt")).unwrap(), files.read(&path("a.crt")).is_err()), (&b"b"[..], true));
+        std::fs::write(path("b.crt"), "b").unwrap();
+        std::fs::remove_file(path("a.crt")).unwrap();
+        assert_eq!(files.fingerprint().now(), files.fingerprint(), "the change itself is not another change");
     }
 
     #[test]

@@ -264,8 +264,8 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
 }
 
 /// Keys of the tables inside a listener whose names identify their table.
-const OF_TLS: [&str; 6] =
-    ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients"];
+const OF_TLS: [&str; 7] =
+    ["certificates", "client_auth", "client_ca", "client_certificates", "client_crl", "trusted_clients", "issuing_ca"];
 const OF_LIMITS: [&str; 8] = [
     "max_connections",
     "max_connections_per_source",

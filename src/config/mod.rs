@@ -148,11 +148,13 @@ pub struct Tls {
     pub crl_expired: CrlExpired,
     /// Whether the validity dates of the certificates in `client_ca` are enforced.
     pub anchor_validity: AnchorValidity,
-    /// Pinned client certificates, which need no CA. With `client_auth` other than none, there is a pinned certificate or a trust
-    /// anchor.
+    /// Files, patterns and directories of pinned client certificates, which need no CA. With `client_auth` other than none,
+    /// this or `client_ca` is set.
     pub client_certificates: Vec<SourcedFile>,
     /// Which clients with a valid certificate are admitted.
     pub trusted_clients: TrustedClients,
+    /// The CA with which the admin API issues client certificates.
+    pub issuing_ca: Option<CertificateFiles>,
     /// Session ticket keys that several replicas share.
     pub ticket_keys: Option<SourcedFile>,
 }
@@ -200,6 +202,9 @@ impl SourcedPem {
     /// Returns a problem for each file that cannot be read, or for a pattern that matches no file.
     fn unreadable_files(&self, files: &mut Files) -> Vec<Problem> {
         let locations = match &self.location {
+            Location::File(path) if self.key.contains(DIRECTORY_KEY) => {
+                files.named(path).map(|(_, paths)| paths.into_iter().map(Location::File).collect())
+            }
             Location::File(path) => files.matching(path).map(|paths| paths.into_iter().map(Location::File).collect()),
             Location::Variable(_) => Ok(vec![self.location.clone()]),
         };
@@ -217,6 +222,9 @@ impl SourcedPem {
         self.problem(with_fix(why, &self.key, &self.location))
     }
 }
+
+/// The key that may name a directory.
+const DIRECTORY_KEY: &str = ".client_certificates";
 
 /// A file, with the key and position that name it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,10 +25,11 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     let crl_expired = section.get("crl_expired").and_then(|node| node.choice(&CRL_EXPIRED));
     let anchor_validity = section.get("anchor_validity").and_then(|node| anchor_validity(&node));
     let trusted_clients = section.get("trusted_clients");
+    let issuing_ca = section.get("issuing_ca");
     match (client_auth, &auth_node) {
         (Some(ClientAuth::None), _) => {
             let names_some = trusted_clients.as_ref().filter(|node| !node.one_or_list().is_empty());
-            let files = [&client_ca, &client_crl, &client_certificates].map(Option::as_ref);
+            let files = [&client_ca, &client_crl, &client_certificates, &issuing_ca].map(Option::as_ref);
             for node in files.into_iter().chain([names_some]).flatten() {
                 node.problem(CLIENT_AUTH_NONE);
             }
@@ -54,6 +55,10 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     let files = |node: Option<Node<'_>>| node.map(|node| node.named_files(directory)).unwrap_or_default();
     let [client_ca, client_crl, client_certificates] = [client_ca, client_crl, client_certificates].map(files);
     let trusted_clients = trusted_clients.map(|node| patterns(&node)).unwrap_or_default();
+    let issuing_ca = match issuing_ca {
+        Some(node) => certificate(&node, directory).map(Some),
+        None => Some(None),
+    };
     Some(Tls {
         certificates: certificates?,
         min_version: min_version.unwrap_or(MinTlsVersion::Tls12),
@@ -64,6 +69,7 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
         anchor_validity: anchor_validity.unwrap_or_default(),
         client_certificates,
         trusted_clients,
+        issuing_ca: issuing_ca?,
         ticket_keys,
     })
 }

@@ -201,7 +201,7 @@ impl Exchange {
             Operation::Paths => return Ok(AdminResponse::ok(openapi::paths())),
             Operation::OpenApi => return Ok(AdminResponse::ok(openapi::description())),
             Operation::OpenPanel => return Ok(AdminResponse::see_other(PANEL_PATH)),
-            Operation::PanelFile(file) => return Ok(AdminResponse::file(file)),
+            Operation::PanelFile(file) => return Ok(AdminResponse::panel_file(file)),
             Operation::SignIn(token) => return Ok(self.sign_in(head, &token)?),
             Operation::PanelSession(operation) => return Ok(self.panel_session(head, operation)?),
             Operation::Request(request) => request,
@@ -295,10 +295,13 @@ impl Exchange {
         let AdminResponse { status, content, headers } = admin;
         let (body, content_type, tail) = match content {
             Content::Empty => (empty(), None, None),
-            Content::File(file) => (Full::from(file.content).boxed_unsync(), Some(file.content_type()), None),
             Content::Json(value) => (full(&value), Some(JSON), None),
             Content::Text(text) => match self.memory_for(&text) {
                 Ok(tail) => (Full::from(text).boxed_unsync(), Some(JSON), tail),
+                Err(response) => return self.into_http(response, None, is_digitalocean),
+            },
+            Content::File { bytes, content_type } => match self.memory_for(&bytes) {
+                Ok(tail) => (Full::from(bytes).boxed_unsync(), Some(content_type), tail),
                 Err(response) => return self.into_http(response, None, is_digitalocean),
             },
             Content::Error { kind, message } => {

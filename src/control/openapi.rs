@@ -34,7 +34,7 @@ pub(crate) fn description() -> Value {
 
 /// All routes of the API. The files of the panel are for browsers only.
 fn described() -> impl Iterator<Item = &'static Route> {
-    ROUTES.iter().filter(|route| route.success.content != SuccessContent::File)
+    ROUTES.iter().filter(|route| route.success.content != SuccessContent::Page)
 }
 
 fn operation(route: &Route) -> Value {
@@ -74,11 +74,15 @@ fn role(route: &Route) -> Option<&'static str> {
 
 fn responses(route: &Route) -> Value {
     let success = match route.success.content {
-        SuccessContent::Empty | SuccessContent::File => json!({ "description": "done" }),
+        SuccessContent::Empty | SuccessContent::Page => json!({ "description": "done" }),
         SuccessContent::Object(names) => {
             let fields: Map<_, _> = names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
             let schema = json!({ "type": "object", "properties": fields });
             json!({ "description": "done", "content": { "application/json": { "schema": schema } } })
+        }
+        SuccessContent::File(content_type) => {
+            let schema = json!({ "type": "string", "format": "binary" });
+            json!({ "description": "a file", "content": { content_type: { "schema": schema } } })
         }
         SuccessContent::Events => {
             json!({ "description": "audit events", "content": { "text/event-stream": { "schema": { "type": "string" } } } })
@@ -116,6 +120,20 @@ fn body_schema(route: &Route) -> Option<Value> {
             "type": "object",
             "required": ["token"],
             "properties": { "token": text() },
+        })),
+        ("POST", "/v1/listeners/{name}/client-certificates") => Some(json!({
+            "type": "object",
+            "required": ["certificate"],
+            "properties": { "certificate": text() },
+        })),
+        ("POST", "/v1/listeners/{name}/client-certificates/issue") => Some(json!({
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": text(),
+                "days": { "type": "integer" },
+                "dns": { "type": "array", "items": text() },
+            },
         })),
         ("POST", "/v1/reload") => Some(json!({ "type": "object", "properties": { "file": text() } })),
         ("POST", "/v1/tokens") => Some(json!({

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{ETAG, HeaderName, HeaderValue, LOCATION};
+use hyper::header::{CONTENT_DISPOSITION, ETAG, HeaderName, HeaderValue, LOCATION};
 use serde_json::{Value, json};
 
 use crate::audit::recent::EventReader;
@@ -29,14 +29,17 @@ pub enum Content {
     /// No body.
     Empty,
     Json(Value),
-    /// A file of the panel.
-    File(&'static PanelFile),
     /// JSON that is written already, with a line feed at its end.
     Text(Bytes),
     Error {
         kind: ErrorKind,
         /// For people, without control characters.
         message: String,
+    },
+    /// Bytes of this type.
+    File {
+        bytes: Bytes,
+        content_type: &'static str,
     },
     /// A stream of audit events that ends with the connection.
     Events(Box<EventReader>),
@@ -54,8 +57,9 @@ impl AdminResponse {
     }
 
     /// A 200 response with a file of the panel.
-    pub(crate) fn file(file: &'static PanelFile) -> Self {
-        Self::of(StatusCode::OK, Content::File(file))
+    pub(crate) fn panel_file(file: &'static PanelFile) -> Self {
+        let (bytes, content_type) = (Bytes::from_static(file.content), file.content_type());
+        Self::of(StatusCode::OK, Content::File { bytes, content_type })
     }
 
     /// A 303 response that shows another page.
@@ -73,6 +77,15 @@ impl AdminResponse {
         // A message may repeat a part of the request, which has up to 32 MiB.
         let message = printable::cut_lines(&message.to_string(), MAX_MESSAGE);
         Self::of(kind.status(), Content::Error { kind, message })
+    }
+
+    /// A 200 response that clients save as a file. `name` has letters, digits, dots, underscores, hyphens and @ only.
+    pub(crate) fn file(bytes: impl Into<Bytes>, content_type: &'static str, name: &str) -> Self {
+        let response = Self::of(StatusCode::OK, Content::File { bytes: bytes.into(), content_type });
+        match HeaderValue::from_str(&format!("attachment; filename=\"{name}\"")) {
+            Ok(value) => response.with_header(CONTENT_DISPOSITION, value),
+            Err(_) => response,
+        }
     }
 
     /// A 200 response that sends audit events as they happen.

@@ -1,5 +1,6 @@
 //! The form of a route, and how a request finds it. [`ROUTES`] has all of them.
 
+use hyper::header::IF_MATCH;
 use hyper::{HeaderMap, Method};
 
 use crate::control::AdminRequest;
@@ -99,7 +100,9 @@ pub(crate) enum SuccessContent {
     Object(&'static [&'static str]),
     Events,
     /// A file of the panel, which is no part of the API.
-    File,
+    Page,
+    /// Bytes of this type, which clients save as a file.
+    File(&'static str),
 }
 
 /// A request whose route is known, and whose caller may use it.
@@ -117,6 +120,27 @@ impl Call<'_> {
     pub(crate) fn segment(&self, index: usize) -> String {
         self.path.get(index).cloned().unwrap_or_default()
     }
+
+    /// The tag in `If-Match`, without quotes; `None` if there is none or any matches.
+    ///
+    /// # Errors
+    /// A 412 response for a tag of another form, which matches nothing.
+    pub(crate) fn if_match(&self) -> Result<Option<String>, AdminResponse> {
+        self.headers.get(IF_MATCH).map_or(Ok(None), |value| entity_tag(value.as_bytes()))
+    }
+}
+
+/// The tag in `If-Match` (RFC 9110 §13.1.1); `None` for `*`.
+fn entity_tag(value: &[u8]) -> Result<Option<String>, AdminResponse> {
+    let text = value.trim_ascii();
+    if text == b"*" {
+        return Ok(None);
+    }
+    let tag = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\""));
+    let tag = tag.filter(|tag| tag.iter().all(u8::is_ascii_alphanumeric)).and_then(|tag| std::str::from_utf8(tag).ok());
+    // A tag of another form matches nothing.
+    tag.map(|tag| Some(tag.to_owned()))
+        .ok_or_else(|| AdminResponse::error(ErrorKind::PreconditionFailed, "If-Match must be one ETag from the list"))
 }
 
 /// What a request asks for.

@@ -4,7 +4,9 @@ use crate::audit::recent::EventFilter;
 use crate::config::values::parse_duration;
 use crate::control::AdminRequest;
 use crate::control::parameters::{Parameters, invalid};
-use crate::control::request::{DenialFilter, SessionFilter, explain, panel, reload, sources, tokens};
+use crate::control::request::{
+    DenialFilter, SessionFilter, client_certificates, explain, panel, reload, sources, tokens,
+};
 use crate::control::response::AdminResponse;
 use crate::control::route::{
     BodyLimit, Call, Operation, PanelSessionOperation, Parameter, Parse, Route, RouteAccess, Success, SuccessContent,
@@ -78,6 +80,51 @@ pub(crate) static ROUTES: &[Route] = &[
             Verb::Delete,
             "/v1/listeners/{name}/sources/{uuid}",
             "Removes a rule from the sources_file of a listener",
+        )
+    },
+    get(
+        |call| request(AdminRequest::ClientCertificates { listener: call.segment(0) }),
+        "/v1/listeners/{name}/client-certificates",
+        VIEWER,
+        "Lists the pinned client certificates of a listener, with an ETag",
+        &["client_auth", "writable", "reason", "location", "issuing_ca", "ca_bundle", "certificates"],
+    ),
+    Route {
+        query: PLAN,
+        success: Success { status: 201, content: SuccessContent::Object(CERTIFICATE) },
+        ..change(
+            client_certificates::pin,
+            Verb::Post,
+            "/v1/listeners/{name}/client-certificates",
+            "Pins a client certificate, so that the listener admits it without a CA",
+        )
+    },
+    Route {
+        query: PLAN,
+        ..change(
+            client_certificates::unpin,
+            Verb::Delete,
+            "/v1/listeners/{name}/client-certificates/{sha256}",
+            "Removes a pinned client certificate",
+        )
+    },
+    Route {
+        success: Success { status: 200, content: SuccessContent::File("application/zip") },
+        ..change(
+            client_certificates::issue,
+            Verb::Post,
+            "/v1/listeners/{name}/client-certificates/issue",
+            "Issues a client certificate with the issuing_ca of a listener, and sends it with its key this once",
+        )
+    },
+    Route {
+        success: Success { status: 200, content: SuccessContent::File("application/x-pem-file") },
+        ..get(
+            |call| request(AdminRequest::CaBundleFile { listener: call.segment(0) }),
+            "/v1/listeners/{name}/ca-bundle",
+            VIEWER,
+            "Sends the file with the certificates that clients should trust",
+            &[],
         )
     },
     Route {
@@ -233,11 +280,11 @@ pub(crate) static ROUTES: &[Route] = &[
     },
     // Last: it matches the path of the session too.
     Route {
-        success: Success { status: 200, content: SuccessContent::File },
+        success: Success { status: 200, content: SuccessContent::Page },
         ..get(panel::file, "/ui/{file}", RouteAccess::Browser, "Returns a file of the control panel", &[])
     },
     Route {
-        success: Success { status: 303, content: SuccessContent::File },
+        success: Success { status: 303, content: SuccessContent::Page },
         ..get(|_| Ok(Operation::OpenPanel), "/ui", RouteAccess::Browser, "Shows the control panel", &[])
     },
 ];
@@ -323,6 +370,7 @@ const OWNER: RouteAccess = RouteAccess::Role(Role::Owner);
 
 const PLAN: &[Parameter] = &[Parameter { name: "plan", text: "true: show what would change, and change nothing" }];
 const RULES: &[&str] = &["rules"];
+const CERTIFICATE: &[&str] = &["subject", "issuer", "names", "not_before", "not_after", "sha256", "sessions", "file"];
 const STATUS: &[&str] = &["version", "generation", "last_reload", "listeners"];
 const PANEL_SESSION: &[&str] = &["name", "role", "expires_at", "source", "idle_timeout_seconds", "ends_at"];
 const EXPLAIN: &[&str] = &["steps", "verdict", "reason", "rule"];

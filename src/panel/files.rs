@@ -2,7 +2,7 @@
 
 /// A file under `/ui/`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct PanelFile {
+pub(crate) struct PanelFile {
     pub(crate) name: &'static str,
     pub(crate) content: &'static [u8],
 }

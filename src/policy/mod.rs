@@ -11,6 +11,7 @@ pub(crate) mod explain;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod history;
+pub(crate) mod pins;
 pub(crate) mod shield_filter;
 pub(crate) mod usage;
 
@@ -28,6 +29,7 @@ use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached, Handsha
 use crate::limit::rate_limiter::{RateDecision, RateExceeded, RateLimiter};
 use crate::metrics::listener::ListenerMetrics;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
+use crate::policy::pins::Pins;
 use crate::policy::usage::Usage;
 use crate::upstream::Upstream;
 
@@ -39,6 +41,7 @@ use crate::config::{Config, Limits, Loaded, Revoke, Shield};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
+use crate::issuing::authority::Authority;
 use crate::limit::sessions::{LimitReached, SessionLimiter, SessionLimits, SessionPermit};
 use crate::policy::builder::Builder;
 use crate::policy::builder::reader::Reader;
@@ -122,7 +125,9 @@ pub struct ListenerPolicy {
     /// The trust anchors for client certificates, in the order of the files.
     pub anchors: Vec<Certificate>,
     /// The pinned client certificates.
-    pub pinned: Vec<Certificate>,
+    pub pins: Pins,
+    /// The CA with which the admin API issues client certificates.
+    pub(crate) issuing: Option<Arc<Authority>>,
     pub upstream: Arc<Upstream>,
     pub limits: Limits,
     /// Shared by all generations, as are `handshakes`, `usage` and `metrics`.
@@ -369,7 +374,7 @@ impl ListenerPolicy {
 
     /// The certificates used towards clients, with their role: `server`, `client_ca` or `client_certificate`.
     pub fn client_facing_certificates(&self) -> impl Iterator<Item = (&'static str, &Certificate)> {
-        with_roles(self.server_certificates(), &self.anchors, &self.pinned)
+        with_roles(self.server_certificates(), &self.anchors, &self.pins)
     }
 
     /// The leaf certificates presented to clients.
@@ -384,6 +389,11 @@ impl ListenerPolicy {
     /// The `trusted_clients` patterns; `None` if TLS is off.
     pub fn trusted_clients(&self) -> Option<&TrustedClients> {
         Some(self.tls.as_deref()?.trust().clients())
+    }
+
+    /// The chains presented to clients, leaf first.
+    pub(crate) fn server_chains(&self) -> &[Vec<CertificateDer<'static>>] {
+        self.tls_inputs.as_ref().map(|inputs| inputs.chains.as_slice()).unwrap_or_default()
     }
 
     /// The trust anchors as DER, in the order of [`Self::anchors`].
@@ -471,11 +481,11 @@ impl ListenerPolicy {
 fn with_roles<'a>(
     server: &'a [Arc<Certificate>],
     anchors: &'a [Certificate],
-    pinned: &'a [Certificate],
+    pins: &'a Pins,
 ) -> impl Iterator<Item = (&'static str, &'a Certificate)> {
     let server = server.iter().map(|certificate| ("server", &**certificate));
     let anchors = anchors.iter().map(|certificate| ("client_ca", certificate));
-    server.chain(anchors).chain(pinned.iter().map(|certificate| ("client_certificate", certificate)))
+    server.chain(anchors).chain(pins.certificates.iter().map(|pin| ("client_certificate", &pin.certificate)))
 }
 
 /// Removed listeners whose counters are kept.

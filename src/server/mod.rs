@@ -5,6 +5,7 @@ pub(crate) mod apply;
 pub(crate) mod certificate_expiry;
 pub(crate) mod counts;
 pub(crate) mod history;
+pub(crate) mod pins;
 pub(crate) mod published;
 pub(crate) mod reload;
 pub(crate) mod report;

@@ -17,6 +17,7 @@ pub(crate) mod key_kind;
 pub(crate) mod key_pair;
 pub(crate) mod name;
 pub(crate) mod pem;
+pub(crate) mod pinned;
 pub(crate) mod prehash;
 pub(crate) mod raw_certificate;
 pub(crate) mod signed;

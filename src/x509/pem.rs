@@ -107,6 +107,41 @@ pub(crate) fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, PemErr
     }
 }
 
+/// Whether a text mentions a private key, even if it is not valid PEM.
+pub(crate) fn mentions_private_key(bytes: &[u8]) -> bool {
+    find(bytes, PRIVATE_KEY).is_some()
+}
+
+/// A PEM file without some of its certificates. All other bytes stay as they are.
+///
+/// # Errors
+/// The same as of [`certificates`].
+pub(crate) fn without_certificates(
+    bytes: &[u8],
+    is_removed: impl Fn(&CertificateDer<'_>) -> bool,
+) -> Result<Vec<u8>, PemError> {
+    let mut all = certificates(bytes)?.into_iter();
+    let (mut kept, mut is_inside, mut is_after_end) = (Vec::with_capacity(bytes.len()), false, false);
+    // Each block was read before, so every BEGIN line has its END line.
+    for line in bytes.split_inclusive(|byte| b"\r\n".contains(byte)) {
+        let text = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+        if text.starts_with(BEGIN_CERTIFICATE) {
+            is_inside = all.next().is_some_and(|der| is_removed(&der));
+            if is_inside && text.len() < line.len() {
+                kept.extend_from_slice(BYTE_ORDER_MARK);
+            }
+        }
+        // The second byte of the line break after a removed block.
+        let is_break = is_after_end && line == b"\n";
+        if !is_inside && !is_break {
+            kept.extend_from_slice(line);
+        }
+        is_after_end = is_inside && text.starts_with(END_CERTIFICATE);
+        is_inside &= !is_after_end;
+    }
+    Ok(kept)
+}
+
 /// The number of private keys in a PEM file, including unusable ones.
 pub(crate) fn count_private_keys(bytes: &[u8]) -> usize {
     labels(bytes).unwrap_or_default().iter().filter(|label| label.ends_with(PRIVATE_KEY)).count()
@@ -206,6 +241,8 @@ fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
 const DER_SEQUENCE: &[u8] = b"\x30\x82";
 
 const BEGIN: &[u8] = b"-----BEGIN ";
+const BEGIN_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+const END_CERTIFICATE: &[u8] = b"-----END CERTIFICATE-----";
 
 /// The end of the label of every private key.
 const PRIVATE_KEY: &[u8] = b"PRIVATE KEY";
@@ -267,6 +304,19 @@ mod tests {
             BLOCK.replace('\n', "\r\n")
         );
         assert_eq!(count(&decorated), Ok(2));
+    }
+
+    #[test]
+    fn removed_certificate_leaves_all_other_bytes() {
+        let other = BLOCK.replace("AAEC", "AwQF");
+        let is_first = |der: &CertificateDer<'_>| **der == [0, 1, 2];
+        let without = |text: &str| String::from_utf8(without_certificates(text.as_bytes(), is_first).unwrap()).unwrap();
+        assert_eq!(without(&format!("# a\n{BLOCK}# b\r\n{other}tail")), format!("# a\n# b\r\n{other}tail"));
+        assert_eq!(without(&format!("{other}{BLOCK}{LIST}{BLOCK}")), format!("{other}{LIST}"));
+        assert_eq!(without(&format!("{BLOCK}{other}").replace('\n', "\r\n")), other.replace('\n', "\r\n"));
+        assert_eq!(without(&format!("\u{feff}{BLOCK}{other}")), format!("\u{feff}{other}"));
+        assert_eq!(without(&format!("{other}{}", BLOCK.trim_end())), other);
+        assert_eq!(without(&other), other);
     }
 
     #[test]

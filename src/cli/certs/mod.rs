@@ -2,25 +2,24 @@
 //!
 //! Keys are ECDSA P-256 and written with mode 0600. No file is overwritten.
 
-pub(crate) mod authority;
-pub(crate) mod bundle;
+pub(crate) mod ca_files;
 pub(crate) mod inspect;
 pub(crate) mod renew;
 pub(crate) mod server_ca;
 
 use std::path::Path;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
-};
-use time::{Duration, OffsetDateTime};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 
-use crate::cli::certs::authority::{Authority, Signed, generation_failure};
-use crate::cli::certs::bundle::bundle;
+use crate::cli::certs::ca_files::read_authority;
 use crate::cli::certs::server_ca::ServerCa;
 use crate::cli::output::{Output, join_paths, write_all};
-use crate::cli::{Failure, IssueArgs, print};
+use crate::cli::{Failure, IssueArgs, LocalIssue, print};
+use crate::issuing::IssuingError;
+use crate::issuing::authority::{Authority, Signed};
+use crate::issuing::bundle::bundle;
+use crate::issuing::params;
+use crate::issuing::params::{client_params, dated, named, new_key};
 
 pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
     let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
@@ -30,7 +29,7 @@ pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
         }
     }
     let ca_key = new_key()?;
-    let ca = ca_params().self_signed(&ca_key).map_err(|error| generation_failure(&error))?;
+    let ca = ca_params().self_signed(&ca_key).map_err(IssuingError::certificate)?;
     let mut outputs = vec![Output::public("ca.crt", ca.pem()), Output::secret("ca.key", ca_key.serialize_pem())];
     let authority = Authority::new(ca.der(), ca_key)?;
     outputs.extend(files(&authority.sign(&server_params(&names)?, new_key()?, None)?, "server"));
@@ -43,14 +42,15 @@ pub(crate) fn init(directory: &Path, hosts: &[String]) -> Result<(), Failure> {
     ))
 }
 
-pub(crate) fn issue(args: &IssueArgs) -> Result<(), Failure> {
+pub(crate) fn issue(local: &LocalIssue<'_>) -> Result<(), Failure> {
+    let args = local.args;
     if args.name.is_empty() || args.name.starts_with('.') || args.name.chars().any(|c| c == '/' || c.is_control()) {
         return Err(Failure::Usage(format!(
             "--name {:?} is not a valid file name; use a name without slashes",
             args.name
         )));
     }
-    let authority = Authority::read(&args.ca, &args.ca_key)?;
+    let authority = read_authority(local.ca, local.ca_key)?;
     let mut params =
         if args.server { server_params(&server_names(args))? } else { client_params(&args.name, args.days) };
     params.not_after = dated(args.days.into()).not_after;
@@ -63,25 +63,24 @@ pub(crate) fn issue(args: &IssueArgs) -> Result<(), Failure> {
     ];
     let mut hint = "";
     if args.bundle {
-        let (protocol, server_ca) = match ServerCa::find(args)? {
+        let (protocol, server_ca) = match ServerCa::find(local)? {
             Some(ServerCa { protocol, pem }) => (protocol, pem),
             None => {
                 hint = SAME_CA;
                 (args.protocol.as_deref().unwrap_or("redis").to_owned(), authority.bundle_pem())
             }
         };
-        outputs.push(Output::secret(&format!("{}.zip", args.name), bundle(&signed, &protocol, server_ca)?));
+        outputs.push(Output::secret(
+            &format!("{}.zip", args.name),
+            bundle(&signed, "", &protocol, server_ca.into_bytes())?,
+        ));
     }
-    let paths = write_all(&args.out, &outputs)?;
+    let paths = write_all(local.out, &outputs)?;
     print(&format!("Created {}, valid for {} days\n{hint}", join_paths(&paths), args.days))
 }
 
 fn files(signed: &Signed, name: &str) -> [Output; 2] {
     [Output::public(&format!("{name}.crt"), signed.pem()), Output::secret(&format!("{name}.key"), signed.key_pem())]
-}
-
-fn new_key() -> Result<KeyPair, Failure> {
-    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|error| generation_failure(&error))
 }
 
 fn ca_params() -> CertificateParams {
@@ -107,21 +106,7 @@ fn server_name(name: &str) -> Result<SanType, Failure> {
 }
 
 fn dns_name(name: &str) -> Result<SanType, Failure> {
-    let plain = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
-    };
-    let usage = || Failure::Usage(format!("{name:?} is neither a host name nor an IP address"));
-    if name.len() > 253 || !name.split('.').all(plain) {
-        return Err(usage());
-    }
-    name.try_into().map(SanType::DnsName).map_err(|_| usage())
-}
-
-fn client_params(name: &str, days: u32) -> CertificateParams {
-    let mut params = named(name, days);
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params
+    params::dns_name(name).ok_or_else(|| Failure::Usage(format!("{name:?} is neither a host name nor an IP address")))
 }
 
 /// The names and addresses of a server certificate, starting with `--name`.
@@ -148,25 +133,6 @@ fn additional_names(args: &IssueArgs) -> Result<Vec<SanType>, Failure> {
         if is_address { email.as_str().try_into().map(SanType::Rfc822Name).map_err(|_| bad()) } else { Err(bad()) }
     });
     dns.chain(uri).chain(email).collect()
-}
-
-fn named(common_name: &str, days: u32) -> CertificateParams {
-    let mut params = dated(days.into());
-    let mut subject = DistinguishedName::new();
-    subject.push(DnType::CommonName, common_name);
-    params.distinguished_name = subject;
-    params
-}
-
-/// Common parameters. The validity starts 5 minutes ago, for clients whose clock is slow.
-pub(crate) fn dated(days: i64) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now.saturating_sub(Duration::minutes(5));
-    params.not_after = now.saturating_add(Duration::days(days));
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.use_authority_key_identifier_extension = true;
-    params
 }
 
 const SAME_CA: &str = "The bundle contains the CA that issued the client certificate. If another CA issued the server certificate, \

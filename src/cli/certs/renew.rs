@@ -10,12 +10,14 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::X509Extension;
 use x509_parser::public_key::PublicKey;
 
-use crate::cli::certs::authority::{Authority, certificate_pem, generation_failure, parsed};
-use crate::cli::certs::dated;
+use crate::cli::certs::ca_files::read_authority;
 use crate::cli::certs::inspect::read_certificates;
 use crate::cli::check::lifetime;
 use crate::cli::output::{Output, join_paths, write_all};
 use crate::cli::{Failure, RenewArgs, print};
+use crate::issuing::IssuingError;
+use crate::issuing::authority::{Authority, certificate_pem, parsed};
+use crate::issuing::params::dated;
 use crate::x509::certificate::Certificate;
 
 pub(crate) fn renew(args: &RenewArgs) -> Result<(), Failure> {
@@ -31,7 +33,7 @@ pub(crate) fn renew(args: &RenewArgs) -> Result<(), Failure> {
     if facts.ca {
         return Err(Failure::file(file, format_args!("{} is a CA; {NO_CA}", facts.subject)));
     }
-    let authority = Authority::read(&args.ca, &args.ca_key)?;
+    let authority = read_authority(&args.ca, &args.ca_key)?;
     let certificate = parsed(old)?;
     let days = args.days.map_or_else(|| validity_days(&facts), i64::from);
     let (params, omitted) = renewed_params(&certificate, days)?;
@@ -77,7 +79,7 @@ fn renewed_params(old: &X509Certificate<'_>, days: i64) -> Result<(CertificatePa
 
 fn verbatim(extension: &X509Extension<'_>) -> Result<CustomExtension, Failure> {
     let oid: Option<Vec<u64>> = extension.oid.iter().map(Iterator::collect);
-    let oid = oid.ok_or_else(|| generation_failure(&"the OID of an extension is too large"))?;
+    let oid = oid.ok_or_else(|| IssuingError::certificate("the OID of an extension is too large"))?;
     let mut same = CustomExtension::from_oid_content(&oid, extension.value.to_vec());
     same.set_criticality(extension.critical);
     Ok(same)
@@ -100,7 +102,7 @@ fn generate_similar_key(old: &X509Certificate<'_>) -> Result<KeyPair, Failure> {
         }
         _ => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
     };
-    key.map_err(|error| generation_failure(&error))
+    key.map_err(|error| IssuingError::certificate(error).into())
 }
 
 /// The validity period of the old certificate in whole days.
@@ -110,7 +112,7 @@ fn validity_days(old: &Certificate) -> i64 {
 }
 
 fn summary(old: &Certificate, new: &CertificateDer<'_>, authority: &Authority) -> Result<String, Failure> {
-    let new = Certificate::parse(new).map_err(|error| generation_failure(&error))?;
+    let new = Certificate::parse(new).map_err(IssuingError::certificate)?;
     let issuer = authority.facts();
     let mut text = format!("Renewed {}\n", new.subject);
     for (which, certificate) in [("old", old), ("new", &new)] {

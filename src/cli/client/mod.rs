@@ -6,8 +6,10 @@ pub(crate) mod certificates;
 pub(crate) mod denials;
 pub(crate) mod events;
 pub(crate) mod http;
+pub(crate) mod issued;
 pub(crate) mod json_view;
 pub(crate) mod listeners;
+pub(crate) mod pins;
 pub(crate) mod reload;
 pub(crate) mod remote;
 pub(crate) mod reply;
@@ -26,7 +28,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use hyper::Method;
-use hyper::header::ETAG;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, ETAG};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -97,6 +100,28 @@ impl AdminClient {
             ));
         }
         Ok(reply)
+    }
+
+    /// Sends a request whose success is a file of this type, and returns its bytes.
+    pub(crate) fn download(&self, call: Call<'_>, content_type: &str) -> Result<Bytes, Failure> {
+        let exchange = async {
+            let opened = self.request(call).await?;
+            if !opened.response.status().is_success() {
+                self.read(opened).await?.into_listener_body()?;
+                return Err(self.failure("the reply is neither a file nor an error; check the version of the program"));
+            }
+            let is_expected = opened.response.headers().get(CONTENT_TYPE).is_some_and(|found| found == content_type);
+            if !is_expected {
+                return Err(
+                    self.failure(format_args!("the reply is not of the type {content_type}; check the address"))
+                );
+            }
+            opened.collect().await.map_err(|error| self.broken(&error))
+        };
+        let exchange = async { timeout(REPLY_TIMEOUT, exchange).await };
+        self.runtime.block_on(exchange).unwrap_or_else(|_| {
+            Err(self.failure(format_args!("the program did not reply within {REPLY_TIMEOUT:?}; check its log")))
+        })
     }
 
     /// Runs a future that uses [`open`](Self::open).

@@ -30,12 +30,7 @@ impl Output {
 pub(crate) fn write_all(directory: &Path, files: &[Output]) -> Result<Vec<PathBuf>, Failure> {
     fs::create_dir_all(directory).map_err(|error| Failure::file(directory, error))?;
     let paths: Vec<PathBuf> = files.iter().map(|file| directory.join(&file.name)).collect();
-    if let Some(existing) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
-        return Err(Failure::file(
-            existing,
-            "the file already exists and is not overwritten; remove it or choose another directory",
-        ));
-    }
+    refuse_existing(&paths)?;
     for (file, path) in files.iter().zip(&paths) {
         let written = File::options().write(true).create_new(true).mode(file.mode).open(path).and_then(|mut out| {
             out.write_all(&file.content)?;
@@ -44,6 +39,17 @@ pub(crate) fn write_all(directory: &Path, files: &[Output]) -> Result<Vec<PathBu
         written.map_err(|error| Failure::file(path, error))?;
     }
     Ok(paths)
+}
+
+/// Fails if one of the files exists.
+pub(crate) fn refuse_existing(paths: &[PathBuf]) -> Result<(), Failure> {
+    match paths.iter().find(|path| path.symlink_metadata().is_ok()) {
+        None => Ok(()),
+        Some(existing) => Err(Failure::file(
+            existing,
+            "the file already exists and is not overwritten; remove it or choose another directory",
+        )),
+    }
 }
 
 /// `a, b and c`.

@@ -1,5 +1,6 @@
 //! What a request asks for, parsed and checked.
 
+pub(crate) mod client_certificates;
 pub(crate) mod explain;
 pub(crate) mod json;
 pub(crate) mod panel;
@@ -16,8 +17,10 @@ use time::OffsetDateTime;
 use crate::addr::ClientAddr;
 use crate::audit::recent::EventFilter;
 use crate::config::edit::sources::SourcesChange;
+use crate::issuing::client_request::ClientRequest;
 use crate::source::rule::Network;
 use crate::token::Role;
+use crate::x509::pinned::ClientPem;
 
 /// A parsed request of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +76,20 @@ pub enum AdminRequest {
         /// Name or UUID of the listener.
         listener: String,
     },
+    /// The same as a file.
+    CaBundleFile {
+        /// Name or UUID of the listener.
+        listener: String,
+    },
+    /// The pinned client certificates of a listener.
+    ClientCertificates {
+        /// Name or UUID of the listener.
+        listener: String,
+    },
+    /// Pin a client certificate, or no longer.
+    ChangePins(ChangePins),
+    /// Issue a client certificate.
+    IssueCertificate(IssueCertificate),
     /// All tokens, without their texts.
     Tokens,
     /// Create a token.
@@ -98,6 +115,35 @@ pub struct ChangeSources {
     pub if_match: Option<String>,
     /// Whether to show only what would change.
     pub plan: bool,
+}
+
+/// A change of the pinned client certificates of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangePins {
+    /// Name or UUID of the listener.
+    pub listener: String,
+    pub change: PinRequest,
+    /// The entity tag that the list must have, without quotes; `None` for any.
+    pub if_match: Option<String>,
+    /// Whether to show only what would change.
+    pub plan: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PinRequest {
+    Pin(Box<ClientPem>),
+    Unpin {
+        /// Lower-case hex.
+        sha256: String,
+    },
+}
+
+/// A client certificate to issue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssueCertificate {
+    /// Name or UUID of the listener.
+    pub listener: String,
+    pub request: ClientRequest,
 }
 
 /// Which sessions to list.

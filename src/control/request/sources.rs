@@ -8,7 +8,6 @@ use uuid::Uuid;
 use crate::config::edit::sources::{Field, NewRule, SourcesChange};
 use crate::config::values::parse_positive_duration;
 use crate::control::AdminRequest;
-use crate::control::error::ErrorKind;
 use crate::control::parameters::invalid;
 use crate::control::request::{ChangeSources, json};
 use crate::control::response::AdminResponse;
@@ -127,30 +126,13 @@ fn rules(body: &[u8]) -> Result<Vec<NewRule>, AdminResponse> {
 }
 
 fn change(call: &Call<'_>, change: SourcesChange) -> Result<Operation, AdminResponse> {
-    let if_match = match call.headers.get(hyper::header::IF_MATCH) {
-        None => None,
-        Some(value) => entity_tag(value.as_bytes())?,
-    };
+    let if_match = call.if_match()?;
     Ok(Operation::Request(AdminRequest::ChangeSources(ChangeSources {
         listener: call.segment(0),
         change,
         if_match,
         plan: call.query.flag("plan")?,
     })))
-}
-
-/// The tag in `If-Match` (RFC 9110 §13.1.1); `None` for `*`.
-fn entity_tag(value: &[u8]) -> Result<Option<String>, AdminResponse> {
-    let text = value.trim_ascii();
-    if text == b"*" {
-        return Ok(None);
-    }
-    let tag = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\""));
-    let tag = tag.filter(|tag| tag.iter().all(u8::is_ascii_alphanumeric)).and_then(|tag| std::str::from_utf8(tag).ok());
-    // A tag of another form matches nothing.
-    tag.map(|tag| Some(tag.to_owned())).ok_or_else(|| {
-        AdminResponse::error(ErrorKind::PreconditionFailed, "If-Match must be one ETag from the list of sources")
-    })
 }
 
 /// Rules of one request. Putting more in force would delay other callers and the next revocation for seconds.

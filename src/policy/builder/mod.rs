@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod chains;
+pub(crate) mod issuing;
 pub(crate) mod proxies;
 pub(crate) mod reader;
 pub(crate) mod server;
@@ -55,14 +56,14 @@ impl Builder<'_> {
         let shown = inputs.map(|inputs| inputs.chains.as_slice()).unwrap_or_default();
         let upstream_tls = self.upstream(before, shown);
         let ca_bundle = self.ca_bundle();
-        let (Server { tls, anchors, pinned, inputs }, upstream_tls) = (server?, upstream_tls?);
+        let (Server { tls, anchors, pins, issuing, inputs }, upstream_tls) = (server?, upstream_tls?);
         self.warn_about_listener();
         self.warn_about_proxies();
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
         let sources = self.sources();
         let history =
-            CertificateHistory::after(before, self.now, with_roles(server, &anchors, &pinned), &sources.trusted);
+            CertificateHistory::after(before, self.now, with_roles(server, &anchors, &pins), &sources.trusted);
         let policy = ListenerPolicy {
             bind_addrs: bind_addrs(listener, &name),
             socket_files: listener.socket_files.clone(),
@@ -73,7 +74,8 @@ impl Builder<'_> {
             shield: listener.shield,
             tls,
             anchors,
-            pinned,
+            pins,
+            issuing,
             upstream: Arc::new(Upstream::new(listener, upstream_tls, before.map(|before| &*before.upstream))),
             limits: listener.limits,
             handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),

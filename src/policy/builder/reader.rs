@@ -3,7 +3,7 @@
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
-use crate::config::files::{Files, Location, is_in_volume};
+use crate::config::files::{Files, Location, PathKind, is_in_volume};
 use crate::config::problem::Problem;
 use crate::config::{CertificateFiles, SourcedFile, SourcedPem};
 use crate::identity::client_verifier::ClientVerifier;
@@ -50,6 +50,13 @@ impl Reader<'_> {
     pub(crate) fn matching(&mut self, pattern: &SourcedFile) -> Option<Vec<SourcedFile>> {
         let paths = self.files.matching(&pattern.path).map_err(|error| self.problems.push(pattern.problem(error)));
         Some(paths.ok()?.into_iter().map(|path| SourcedFile { path, ..pattern.clone() }).collect())
+    }
+
+    /// Returns the files of a path that may be a directory, and how it names them.
+    pub(crate) fn named(&mut self, named: &SourcedFile) -> Option<(PathKind, Vec<SourcedFile>)> {
+        let found = self.files.named(&named.path).map_err(|error| self.problems.push(named.problem(error)));
+        let (kind, paths) = found.ok()?;
+        Some((kind, paths.into_iter().map(|path| SourcedFile { path, ..named.clone() }).collect()))
     }
 
     pub(crate) fn parse<T, E: std::fmt::Display>(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::config::files::Location;
@@ -9,7 +10,9 @@ use crate::config::{Revoke, SourcedFile, Tls};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::settings::ClientAuth;
+use crate::issuing::authority::Authority;
 use crate::policy::builder::{Builder, Certificates};
+use crate::policy::pins::{PinPlace, PinnedCertificate, Pins};
 use crate::policy::{ListenerPolicy, TlsInputs};
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
@@ -19,25 +22,27 @@ use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
 use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::Crl;
-use crate::x509::error::BuildError;
 use crate::x509::key_pair::CertifiedKeyPair;
 use crate::x509::pem;
+use crate::x509::pinned::pinned;
 
 /// The inputs of client certificate verification.
 #[derive(Default)]
 struct Clients {
     anchors: Certificates,
-    pinned: Certificates,
+    pins: Pins,
+    /// The pinned certificates, in the order of `pins`.
+    pinned: Vec<CertificateDer<'static>>,
     lists: Vec<Crl>,
 }
 
 impl Clients {
     fn settings(&self, tls: &Tls) -> ClientAuthSettings {
-        let ders = |certificates: &Certificates| certificates.iter().map(|(der, _)| der.clone()).collect();
+        let anchors = self.anchors.iter().map(|(der, _)| der.clone()).collect();
         ClientAuthSettings {
             auth: tls.client_auth,
-            anchors: ders(&self.anchors),
-            pinned: ders(&self.pinned),
+            anchors,
+            pinned: self.pinned.clone(),
             crls: self.lists.clone(),
             crl_expired: tls.crl_expired,
             anchor_validity: tls.anchor_validity,
@@ -56,7 +61,8 @@ pub(crate) struct Server {
     /// `None` if TLS is off.
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) anchors: Vec<Certificate>,
-    pub(crate) pinned: Vec<Certificate>,
+    pub(crate) pins: Pins,
+    pub(crate) issuing: Option<Arc<Authority>>,
     pub(crate) inputs: Option<TlsInputs>,
 }
 
@@ -67,7 +73,8 @@ impl Builder<'_> {
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.reader.certificate(files, ShownTo::Clients)).collect();
         // Checks everything before returning, so that all problems are reported.
-        let clients = self.clients(tls)?;
+        let (clients, issuing) = (self.clients(tls), self.issuing_ca(tls));
+        let (clients, issuing) = (clients?, issuing?);
         let settings = clients.settings(tls);
         let trust = self.trust(tls, &settings, before)?;
         if certificates.len() < tls.certificates.len() {
@@ -88,8 +95,11 @@ impl Builder<'_> {
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
         self.warn_about_anchors(&clients.anchors, built.trust());
-        let [anchors, pinned] = [clients.anchors, clients.pinned].map(parsed);
-        Some(Server { tls: Some(built), anchors, pinned, inputs: Some(inputs) })
+        if let Some(authority) = &issuing {
+            self.warn_about_issuing(tls, authority, built.trust());
+        }
+        let (anchors, pins) = (parsed(clients.anchors), clients.pins);
+        Some(Server { tls: Some(built), anchors, pins, issuing, inputs: Some(inputs) })
     }
 
     /// Reads everything that client certificates are verified with.
@@ -102,11 +112,8 @@ impl Builder<'_> {
                 None => is_complete = false,
             }
         }
-        for file in &tls.client_certificates {
-            match self.pinned(file) {
-                Some(pinned) => clients.pinned.extend(pinned),
-                None => is_complete = false,
-            }
+        for named in &tls.client_certificates {
+            is_complete &= self.pins(named, &mut clients).is_some();
         }
         for file in &tls.client_crl {
             match self.lists(tls, file, &clients.anchors) {
@@ -117,30 +124,21 @@ impl Builder<'_> {
         is_complete.then_some(clients)
     }
 
-    /// Reads pinned client certificates: all of each file except those that issued another one of the file.
-    fn pinned(&mut self, pattern: &SourcedFile) -> Option<Certificates> {
-        let mut pinned = Vec::new();
-        for file in self.reader.matching(pattern)? {
+    /// Reads the pinned client certificates that a path names.
+    fn pins(&mut self, named: &SourcedFile, clients: &mut Clients) -> Option<()> {
+        let (kind, files) = self.reader.named(named)?;
+        clients.pins.places.push(PinPlace { path: named.path.clone(), kind });
+        for file in files {
             let ders = self.reader.parse(&file, pem::certificates)?;
-            let parsed: Result<Vec<_>, BuildError> = ders
-                .iter()
-                .map(|der| {
-                    let certificate = Certificate::parse(der)?;
-                    certificate.require_v3()?;
-                    Ok(certificate)
-                })
-                .collect();
-            let parsed = parsed.map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
-            let has_issued = |one: &Certificate| {
-                parsed.iter().any(|other| !other.self_signed && other.issuer_digest == one.subject_digest)
-            };
-            for (der, parsed) in ders.into_iter().zip(&parsed).filter(|(_, parsed)| !has_issued(parsed)) {
-                self.reader.warn_about_dates("client certificate", parsed);
-                self.reader.warn_about_key("client certificate", &der, parsed);
-                pinned.push((der, parsed.clone()));
+            let pinned = pinned(ders).map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
+            for (der, certificate) in pinned {
+                self.reader.warn_about_dates("client certificate", &certificate);
+                self.reader.warn_about_key("client certificate", &der, &certificate);
+                clients.pins.certificates.push(PinnedCertificate { certificate, file: file.path.clone() });
+                clients.pinned.push(der);
             }
         }
-        Some(pinned)
+        Some(())
     }
 
     fn lists(&mut self, tls: &Tls, pattern: &SourcedFile, anchors: &Certificates) -> Option<Vec<Crl>> {
@@ -246,6 +244,16 @@ impl Builder<'_> {
         }
         if self.listener.revoke == Revoke::Keep {
             self.reader.warn("revoke = \"keep\": open sessions continue after their source or certificate is no longer admitted; set \"disconnect\" to close them");
+        }
+        if clients.pins.certificates.is_empty() && !clients.pins.places.is_empty() {
+            let meaning = match (tls.client_auth, clients.anchors.is_empty()) {
+                (ClientAuth::Required, true) => "every client is rejected",
+                _ => "it admits no client",
+            };
+            self.reader.warn(format_args!(
+                "client_certificates holds no certificate, so {meaning}; pin one with: portcullis certs pin {} FILE",
+                self.listener.name
+            ));
         }
         if clients.lists.is_empty() {
             return;

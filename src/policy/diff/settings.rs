@@ -135,6 +135,7 @@ fn of_tls(tls: &Tls, policy: &ListenerPolicy) -> Vec<Setting> {
         anchor_validity,
         client_certificates,
         trusted_clients,
+        issuing_ca,
         ticket_keys,
     } = tls;
     let (version, version_degree) = match min_version {
@@ -158,6 +159,7 @@ fn of_tls(tls: &Tls, policy: &ListenerPolicy) -> Vec<Setting> {
         list("tls.client_certificates", files(client_certificates)),
         list("tls.trusted_clients", patterns.iter().map(ToString::to_string).collect())
             .exposing(Exposure::Clients(patterns.to_vec())),
+        issuing(issuing_ca.as_ref(), policy),
         tickets(ticket_keys.as_ref(), policy),
     ]
 }
@@ -305,6 +307,14 @@ fn revocation_lists(named: &[SourcedFile], policy: &ListenerPolicy) -> Setting {
     let anchors = anchors.iter().filter_map(|anchor| key_digest(anchor)).collect();
     list("tls.client_crl", files(named).into_iter().chain(shown).collect())
         .exposing(Exposure::Revocation { lists: newest, anchors })
+}
+
+/// The files of the CA, and the CA in them, because a file may be replaced under its old name.
+fn issuing(named: Option<&CertificateFiles>, policy: &ListenerPolicy) -> Setting {
+    let sha256 = policy.issuing.as_ref().map(|authority| authority.facts().sha256.as_str()).unwrap_or_default();
+    let shown = named.map(|files| format!("{} (sha256 {})", certificate(files), sha256.get(..SHORT).unwrap_or(sha256)));
+    // Whoever gets the key can issue certificates for every client.
+    optional("tls.issuing_ca", shown).exposing(Exposure::degree(named.is_some()))
 }
 
 fn tickets(named: Option<&SourcedFile>, policy: &ListenerPolicy) -> Setting {

@@ -18,7 +18,7 @@ use crate::policy::{ListenerPolicy, Snapshot};
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::{AdminHandler, Origin};
 use crate::server::reload::ReloadRequest;
-use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, EditedText, FileChange, unknown_listener};
+use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener};
 use crate::server::report;
 use crate::source::id::listener_uuid;
 use crate::token::secret::TokenSecret;
@@ -51,18 +51,20 @@ impl AdminHandler {
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
         let listener = name.clone();
-        let edit: Box<Edit> = Box::new(move |path: &Path, text: &str, current: &Snapshot, cache: &mut RuleCache| {
-            let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
-            if let Some(wanted) = if_match
-                && wanted != report::sources::etag(policy)
-            {
-                let message = "the rules have changed since they were read (ETag); read them again";
-                return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
-            }
-            let target = Target { file: path, listener: &listener, rules: policy.sources.trusted.rules() };
-            let edited = apply(text, &target, &change, OffsetDateTime::now_utc(), cache).map_err(edit_error)?;
-            Ok(EditedText { text: edited.text, affected: edited.affected })
-        });
+        let edit: Box<Edit> =
+            Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
+                let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
+                if let Some(wanted) = if_match
+                    && wanted != report::sources::etag(policy)
+                {
+                    let message = "the rules have changed since they were read (ETag); read them again";
+                    return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
+                }
+                let target = Target { file: path, listener: &listener, rules: policy.sources.trusted.rules() };
+                let edited = apply(text_of(path, content)?, &target, &change, OffsetDateTime::now_utc(), cache)
+                    .map_err(edit_error)?;
+                Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
+            });
         let file = ChangedFile::Sources { listener: name.clone() };
         let registry = Arc::clone(&self.registry);
         let before = Arc::clone(current);
@@ -115,9 +117,9 @@ impl AdminHandler {
         let detail = format!("role {}", role.code());
         let action = origin.action(AdminActionKind::TokenNew, Some(name), Some(detail));
         let added = token.clone();
-        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot, _: &mut RuleCache| {
-            let text = with_token(text, &added).map_err(|error| token_error(&error))?;
-            Ok(EditedText { text, affected: Vec::new() })
+        let edit: Box<Edit> = Box::new(move |path: &Path, content: Option<&[u8]>, _: &Snapshot, _: &mut RuleCache| {
+            let text = with_token(text_of(path, content)?, &added).map_err(|error| token_error(&error))?;
+            Ok(Edited { content: Some(text.into_bytes()), affected: Vec::new() })
         });
         self.send_change(of_tokens(edit, action), reply, move |_| {
             let mut body = report::tokens::token(&token, None);
@@ -150,15 +152,15 @@ impl AdminHandler {
             return drop(reply.send(AdminResponse::error(kind, message)));
         }
         let action = origin.action(AdminActionKind::TokenRevoke, Some(name.clone()), None);
-        let edit: Box<Edit> = Box::new(move |_: &Path, text: &str, _: &Snapshot, _: &mut RuleCache| {
-            let text = without_token(text, &name).map_err(|error| token_error(&error))?;
-            Ok(EditedText { text, affected: Vec::new() })
+        let edit: Box<Edit> = Box::new(move |path: &Path, content: Option<&[u8]>, _: &Snapshot, _: &mut RuleCache| {
+            let text = without_token(text_of(path, content)?, &name).map_err(|error| token_error(&error))?;
+            Ok(Edited { content: Some(text.into_bytes()), affected: Vec::new() })
         });
         self.send_change(of_tokens(edit, action), reply, |_| AdminResponse::no_content());
     }
 
     /// Sends a change to the reloader. `respond` makes the response from its result, on a separate thread.
-    fn send_change(
+    pub(super) fn send_change(
         &mut self,
         change: FileChange,
         reply: oneshot::Sender<AdminResponse>,

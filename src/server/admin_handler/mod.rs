@@ -2,6 +2,7 @@
 
 pub(crate) mod action;
 pub(crate) mod changes;
+pub(crate) mod client_certificates;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -221,6 +222,8 @@ impl AdminHandler {
             AdminRequest::Reload => return self.reload(origin, reply),
             AdminRequest::Plan { file } => return self.plan(file, &origin, current, reply),
             AdminRequest::ChangeSources(change) => return self.change_sources(change, origin, current, reply),
+            AdminRequest::ChangePins(change) => return self.change_pins(change, origin, current, reply),
+            AdminRequest::IssueCertificate(request) => return self.issue_certificate(request, origin, current, reply),
             AdminRequest::NewToken(token) => return self.new_token(token, origin, current, reply),
             AdminRequest::RevokeToken(name) => return self.revoke_token(name, origin, current, reply),
             AdminRequest::Explain { listener, source, chain } => {
@@ -228,25 +231,20 @@ impl AdminHandler {
                 return self.handle_in_background(reply, move || explain(&current, &listener, source, &chain));
             }
             // These can be long.
-            AdminRequest::Sources { listener } => {
-                return self.read(current, reply, move |current, registry, host_cache| {
-                    let policy = find_listener(current, &listener)?;
-                    let body = report::sources::list(policy, registry, host_cache);
-                    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
-                });
-            }
-            AdminRequest::Firewall { listener } => {
-                return self.read(current, reply, move |current, _, _| {
-                    let policy = find_listener(current, &listener)?;
-                    let body = report::sources::firewall(policy);
-                    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
-                });
-            }
+            AdminRequest::Sources { listener } => return self.read_listener(listener, current, reply, sources),
+            AdminRequest::Firewall { listener } => return self.read_listener(listener, current, reply, firewall),
             AdminRequest::CaBundle { listener } => {
-                return self.read(current, reply, move |current, _, _| {
-                    let policy = find_listener(current, &listener)?;
+                return self.read_listener(listener, current, reply, |policy, _, _| {
                     report::certificates::ca_bundle(policy).map(AdminResponse::ok)
                 });
+            }
+            AdminRequest::CaBundleFile { listener } => {
+                return self.read_listener(listener, current, reply, |policy, _, _| {
+                    report::certificates::ca_bundle_file(policy)
+                });
+            }
+            AdminRequest::ClientCertificates { listener } => {
+                return self.read_listener(listener, current, reply, client_certificates::list);
             }
             AdminRequest::Rotation => {
                 return self.read(current, reply, |current, registry, _| {
@@ -290,6 +288,19 @@ impl AdminHandler {
                 with_draining(response, draining)
             };
             let _ = reply.send(in_background(work).await);
+        });
+    }
+
+    /// The same for a request about one listener.
+    fn read_listener(
+        &mut self,
+        listener: String,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+        report: ListenerReport,
+    ) {
+        self.read(current, reply, move |current, registry, host_cache| {
+            report(find_listener(current, &listener)?, registry, host_cache)
         });
     }
 
@@ -420,6 +431,23 @@ impl AdminHandler {
     }
 }
 
+/// Reports about one listener.
+type ListenerReport = fn(&ListenerPolicy, &ConnectionRegistry, &HostCache) -> Result<AdminResponse, AdminResponse>;
+
+fn sources(
+    policy: &ListenerPolicy,
+    registry: &ConnectionRegistry,
+    host_cache: &HostCache,
+) -> Result<AdminResponse, AdminResponse> {
+    let body = report::sources::list(policy, registry, host_cache);
+    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
+}
+
+fn firewall(policy: &ListenerPolicy, _: &ConnectionRegistry, _: &HostCache) -> Result<AdminResponse, AdminResponse> {
+    let body = report::sources::firewall(policy);
+    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
+}
+
 async fn in_background(work: impl FnOnce() -> AdminResponse + Send + 'static) -> AdminResponse {
     let failed = |fault| AdminResponse::error(ErrorKind::ServerError, fault);
     fault::contained_blocking(PART, || work().written()).await.unwrap_or_else(failed)
@@ -432,6 +460,8 @@ fn is_change(request: &AdminRequest) -> bool {
         AdminRequest::Reload
             | AdminRequest::Plan { .. }
             | AdminRequest::ChangeSources(_)
+            | AdminRequest::ChangePins(_)
+            | AdminRequest::IssueCertificate(_)
             | AdminRequest::NewToken(_)
             | AdminRequest::RevokeToken(_)
     )

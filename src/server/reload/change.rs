@@ -1,4 +1,4 @@
-//! A change of a file that the configuration names, requested by the admin API.
+//! A change of a file that the configuration names, requested by the admin API: the file is edited, created or removed.
 //!
 //! The policy is built from the changed text before the file is written. So a change that leads to an invalid policy changes
 //! nothing, and one that is answered is in force and in the file.
@@ -18,6 +18,8 @@ use crate::dns::HostCache;
 use crate::durable_file;
 use crate::policy::{Built, Snapshot};
 use crate::server::admin_handler::action::Action;
+use crate::server::pins;
+use crate::server::pins::PinChange;
 use crate::server::reload::build_from;
 
 /// A file that the API may change.
@@ -27,6 +29,8 @@ pub(crate) enum ChangedFile {
     Sources { listener: String },
     /// `[admin] tokens_file`.
     Tokens,
+    /// The file of `client_certificates` of a listener that holds a certificate, or that is to hold it.
+    Pin { listener: String, change: PinChange },
 }
 
 /// A change of a file.
@@ -42,17 +46,29 @@ pub(crate) struct FileChange {
     pub(crate) action: Action,
 }
 
-/// Edits a text. Receives the path of the file, its text, the policy in force and the rules that are known by their text.
-pub(crate) type Edit = dyn FnOnce(&Path, &str, &Snapshot, &mut RuleCache) -> Result<EditedText, AdminResponse> + Send;
+/// Edits a file. Receives its path, its content (`None` if it does not exist), the policy in force and the rules that are known
+/// by their text.
+pub(crate) type Edit =
+    dyn FnOnce(&Path, Option<&[u8]>, &Snapshot, &mut RuleCache) -> Result<Edited, AdminResponse> + Send;
 
 pub(crate) type ChangeReply = oneshot::Sender<Result<ChangeResult, AdminResponse>>;
 
-/// An edited text.
+/// An edited file.
 #[derive(Debug)]
-pub(crate) struct EditedText {
-    pub(crate) text: String,
+pub(crate) struct Edited {
+    /// `None` removes the file.
+    pub(crate) content: Option<Vec<u8>>,
     /// The rules that the change names.
     pub(crate) affected: Vec<Uuid>,
+}
+
+/// The text of a file; a missing file has none.
+///
+/// # Errors
+/// A 409 response if it is not UTF-8.
+pub(crate) fn text_of<'c>(path: &Path, content: Option<&'c [u8]>) -> Result<&'c str, AdminResponse> {
+    std::str::from_utf8(content.unwrap_or_default())
+        .map_err(|error| conflict(format_args!("{} is not UTF-8: {error}", path.display())))
 }
 
 /// The result of a change.
@@ -79,9 +95,20 @@ pub(crate) struct BuiltChange {
 #[derive(Debug)]
 pub(crate) struct FileWrite {
     path: PathBuf,
-    /// The text that was edited; `None` if the file did not exist.
+    /// The content that was edited; `None` if the file did not exist.
     before: Option<Arc<[u8]>>,
-    after: String,
+    /// `None` removes the file.
+    after: Option<Vec<u8>>,
+    links: Links,
+}
+
+/// Whether a file may be written through a symbolic link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Links {
+    /// The operator has named the file, so its link is meant.
+    Followed,
+    /// Whoever writes to a directory must not redirect the program out of it.
+    Refused,
 }
 
 impl std::fmt::Debug for FileChange {
@@ -114,12 +141,28 @@ impl ChangedFile {
                     AdminResponse::error(ErrorKind::Conflict, message)
                 })
             }
+            Self::Pin { listener, change } => {
+                let policy = current.named(listener).ok_or_else(|| unknown_listener(listener, current))?;
+                pins::file(policy, change)
+            }
         }
     }
 
-    /// Whether a configuration that was read again still names the file.
-    fn is_named_by(&self, snapshot: &Snapshot, path: &Path) -> bool {
-        self.path(snapshot).is_ok_and(|named| named == path)
+    /// Whether the policy of a configuration that was read again has the change.
+    fn is_effective_in(&self, snapshot: &Snapshot, path: &Path) -> bool {
+        match self {
+            Self::Sources { .. } | Self::Tokens => self.path(snapshot).is_ok_and(|named| named == path),
+            Self::Pin { listener, change } => {
+                snapshot.named(listener).is_some_and(|policy| pins::is_effective(policy, change))
+            }
+        }
+    }
+
+    const fn links(&self) -> Links {
+        match self {
+            Self::Sources { .. } | Self::Tokens => Links::Followed,
+            Self::Pin { .. } => Links::Refused,
+        }
     }
 }
 
@@ -140,39 +183,44 @@ pub(crate) fn build(
     if let Some(known) = known
         && !known.has_same_content(&path, &files)
     {
-        let message = "the file was edited by hand and is not in force yet; read the rules again";
+        let message = "the file was edited by hand and is not in force yet; read it again";
         return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
     }
-    let text = std::str::from_utf8(before.as_deref().unwrap_or_default())
-        .map_err(|error| conflict(format_args!("{} is not UTF-8: {error}", path.display())))?;
-    let EditedText { text: after, affected } = edit(&path, text, current, &mut files.rules)?;
-    // The next start could not read a larger file.
-    if after.len() as u64 > MAX_FILE_SIZE {
-        let message = format_args!(
-            "{} would have {} MiB; the limit is {} MiB, so nothing was changed",
-            path.display(),
-            after.len() >> 20,
-            MAX_FILE_SIZE >> 20
-        );
-        return Err(AdminResponse::error(ErrorKind::Unprocessable, message));
+    let Edited { content: after, affected } = edit(&path, before.as_deref(), current, &mut files.rules)?;
+    let links = file.links();
+    if before.as_deref() != after.as_deref() {
+        links.check(&path)?;
     }
-    files.set_content(&path, after.as_bytes());
+    match &after {
+        // The next start could not read a larger file.
+        Some(after) if after.len() as u64 > MAX_FILE_SIZE => {
+            let message = format_args!(
+                "{} would have {} MiB; the limit is {} MiB, so nothing was changed",
+                path.display(),
+                after.len() >> 20,
+                MAX_FILE_SIZE >> 20
+            );
+            return Err(AdminResponse::error(ErrorKind::Unprocessable, message));
+        }
+        Some(after) => files.set_content(&path, after),
+        None => files.set_removed(&path),
+    }
     let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
     let built = built.map_err(|problems| {
         let message = format_args!("the configuration is not valid, so nothing was changed:\n{problems}");
         AdminResponse::error(ErrorKind::ReloadRejected, message)
     })?;
-    if !file.is_named_by(&built.snapshot, &path) {
+    if !file.is_effective_in(&built.snapshot, &path) {
         return Err(conflict("the configuration file was edited and names another file now; reload first"));
     }
-    Ok((Box::new(built), fingerprint, FileWrite { path, before, after }, affected))
+    Ok((Box::new(built), fingerprint, FileWrite { path, before, after, links }, affected))
 }
 
 fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc<[u8]>>, AdminResponse> {
     let text = match file {
         ChangedFile::Sources { .. } => files.read(path).map(Some),
-        // The first token creates the file.
-        ChangedFile::Tokens => files.read_if_present(path),
+        // The first token creates the file, and each new pin has a file of its own.
+        ChangedFile::Tokens | ChangedFile::Pin { .. } => files.read_if_present(path),
     };
     text.map_err(|why| conflict(format_args!("{} {why}", path.display())))
 }
@@ -183,7 +231,7 @@ impl FileWrite {
     /// # Errors
     /// The response to the caller: the file cannot be written, or was edited meanwhile.
     pub(crate) fn run(self) -> Result<(), AdminResponse> {
-        let Self { path, before, after } = self;
+        let Self { path, before, after, links } = self;
         let is_unchanged = || {
             // Reads neither a FIFO nor an endless file that may have taken the name meanwhile.
             let now = Files::default().read_if_present(&path);
@@ -193,15 +241,34 @@ impl FileWrite {
             }
             Err(conflict(format_args!("{} was edited meanwhile; try again", path.display())))
         };
-        if before.as_deref() == Some(after.as_bytes()) {
+        if before.as_deref() == after.as_deref() {
             return is_unchanged();
         }
-        let check = || is_unchanged().map_err(WriteError::Refused);
-        match durable_file::replace_if(&path, after.as_bytes(), NEW_FILE_MODE, check) {
+        let check = || links.check(&path).and_then(|()| is_unchanged()).map_err(WriteError::Refused);
+        let written = match &after {
+            Some(after) => durable_file::replace_if(&path, after, NEW_FILE_MODE, check),
+            None => durable_file::remove_if(&path, check),
+        };
+        match written {
             Ok(()) => Ok(()),
             Err(WriteError::Refused(response)) => Err(response),
             Err(WriteError::Disk(error)) => Err(cannot_be_written(&path, &error)),
         }
+    }
+}
+
+impl Links {
+    /// # Errors
+    /// A 409 response if the path is a symbolic link that must not be followed.
+    fn check(self, path: &Path) -> Result<(), AdminResponse> {
+        if self == Self::Refused && path.is_symlink() {
+            let message = format_args!(
+                "{} is a symbolic link, which the API does not follow; change the file by hand",
+                path.display()
+            );
+            return Err(conflict(message));
+        }
+        Ok(())
     }
 }
 
@@ -237,6 +304,6 @@ pub(crate) fn unknown_listener(listener: &str, current: &Snapshot) -> AdminRespo
     AdminResponse::error(ErrorKind::NotFound, message)
 }
 
-fn conflict(message: impl std::fmt::Display) -> AdminResponse {
+pub(crate) fn conflict(message: impl std::fmt::Display) -> AdminResponse {
     AdminResponse::error(ErrorKind::Conflict, message)
 }

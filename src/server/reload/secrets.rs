@@ -33,7 +33,7 @@ trusted_sources = [
 ]
 sources_file = "orders.sources"
 ca_bundle = "ca.crt"
-tls = { certificates = [{ cert = "server.crt", key = "server.key", key_passphrase_file = "right.txt" }], min_version = "1.2", client_auth = "optional", client_ca = ["ca.crt"], client_crl = "ca.crl", crl_expired = "refuse", anchor_validity = "enforce", client_certificates = "client*.crt", trusted_clients = ["cn:client", "email:app@example.com"], ticket_keys = "tickets.keys" }
+tls = { certificates = [{ cert = "server.crt", key = "server.key", key_passphrase_file = "right.txt" }], min_version = "1.2", client_auth = "optional", client_ca = ["ca.crt"], client_crl = "ca.crl", crl_expired = "refuse", anchor_validity = "enforce", client_certificates = "client*.crt", trusted_clients = ["cn:client", "email:app@example.com"], issuing_ca = { cert = "ca.crt", key = "ca.key" }, ticket_keys = "tickets.keys" }
 upstream = { address = ["127.0.0.1:5432", "unix:pg.sock"], connect_timeout = "5s", dial_retry = "2s", target = "any", tls = "verify-full", ca = "redis_ca.pem", anchor_validity = "enforce", cert = "user.crt", key = "user.key", key_passphrase_file = "user.txt", server_name = "db.internal", negotiation = "postgres", proxy_protocol = "off" }
 proxy_protocol = { trusted = ["10.9.0.5"], health_checks = ["10.9.0.5"] }
 limits = { max_connections = 1000, max_connections_per_source = 50, connection_rate_per_source = "20/s", handshake_timeout = "10s", idle_timeout = "0s", half_close_timeout = "5m", dead_peer_timeout = "5m", max_handshakes = 0 }

@@ -41,10 +41,18 @@ fn certificate_json(
     sessions: Option<u64>,
     last_used: Option<String>,
 ) -> Value {
+    let mut body = facts(certificate, sessions, last_used);
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("listener".to_owned(), json!(listener));
+        fields.insert("role".to_owned(), json!(role));
+    }
+    body
+}
+
+/// A certificate with its use.
+pub(crate) fn facts(certificate: &Certificate, sessions: Option<u64>, last_used: Option<String>) -> Value {
     let Certificate { subject, issuer, sans, not_before, not_after, sha256, self_signed, .. } = certificate;
     json!({
-        "listener": listener,
-        "role": role,
         "subject": subject,
         "issuer": issuer,
         "self_signed": self_signed,
@@ -71,12 +79,24 @@ pub(crate) fn next_expiry(policy: &ListenerPolicy) -> Value {
 /// # Errors
 /// A 404 response without a `ca_bundle`.
 pub(crate) fn ca_bundle(policy: &ListenerPolicy) -> Result<Value, AdminResponse> {
-    let Some(bundle) = &policy.ca_bundle else {
+    Ok(json!({ "ca": { "certificate": STANDARD.encode(bundle(policy)?) } }))
+}
+
+/// The `ca_bundle` of a listener as a file.
+///
+/// # Errors
+/// A 404 response without a `ca_bundle`.
+pub(crate) fn ca_bundle_file(policy: &ListenerPolicy) -> Result<AdminResponse, AdminResponse> {
+    let name = format!("{}-ca.pem", policy.name);
+    Ok(AdminResponse::file(bundle(policy)?.to_vec(), "application/x-pem-file", &name))
+}
+
+fn bundle(policy: &ListenerPolicy) -> Result<&[u8], AdminResponse> {
+    policy.ca_bundle.as_deref().ok_or_else(|| {
         let message = format_args!(
             "listener {} has no ca_bundle; set ca_bundle to the file that clients should trust",
             policy.name
         );
-        return Err(AdminResponse::error(ErrorKind::NotFound, message));
-    };
-    Ok(json!({ "ca": { "certificate": STANDARD.encode(bundle) } }))
+        AdminResponse::error(ErrorKind::NotFound, message)
+    })
 }

@@ -3,6 +3,7 @@
 //! Pure functions of a snapshot and the connection registry. docs/ADMIN.md describes the JSON.
 
 pub(crate) mod certificates;
+pub(crate) mod client_certificates;
 pub(crate) mod denials;
 pub(crate) mod sources;
 #[cfg(test)]
@@ -344,6 +345,16 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
 fn planned_session(live: &LiveConnection, info: &SessionInfo, outcome: &Outcome) -> Value {
     let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
     with_session(facts, live, &info.session)
+}
+
+/// The sessions that a policy would end, up to [`MAX_LISTED`], and their number.
+fn sessions_ended(snapshot: &Snapshot, registry: &ConnectionRegistry) -> (Vec<Value>, usize) {
+    let ended: Vec<(SessionInfo, _, Outcome)> = revocation::preview(snapshot, registry)
+        .into_iter()
+        .filter_map(|(live, outcome)| Some((relaying(&live)?, live, outcome)))
+        .collect();
+    let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| planned_session(live, info, outcome));
+    (listed.collect(), ended.len())
 }
 
 /// The changed settings, up to [`MAX_DIFFERENCES`].

@@ -10,14 +10,12 @@ use uuid::Uuid;
 
 use crate::digest::hex;
 use crate::dns::HostCache;
-use crate::outcome::Outcome;
 use crate::policy::usage::Item;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::printable;
-use crate::server::report::{MAX_LISTED, planned_session, relaying};
+use crate::server::report::{MAX_LISTED, relaying, sessions_ended};
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionInfo;
-use crate::session::revocation;
 use crate::source::id::listener_uuid;
 use crate::source::rule::{Origin, Rule, Source};
 use crate::source::trusted::Enforcement;
@@ -111,16 +109,7 @@ pub(crate) fn plan(snapshot: &Snapshot, current: &Snapshot, listener: &str, regi
         (added.map(|(_, rule)| rule).collect(), removed.map(|(_, rule)| rule).collect());
     let warnings: Vec<_> = added.iter().filter_map(|rule| warning(rule)).collect();
     let (added_count, removed_count) = (added.len(), removed.len());
-    let ended: Vec<(SessionInfo, _, Outcome)> = revocation::preview(snapshot, registry)
-        .into_iter()
-        .filter_map(|(live, outcome)| Some((relaying(&live)?, live, outcome)))
-        .collect();
-    let ended_count = ended.len();
-    let ended: Vec<_> = ended
-        .into_iter()
-        .take(MAX_LISTED)
-        .map(|(info, live, outcome)| planned_session(&live, &info, &outcome))
-        .collect();
+    let (ended, ended_count) = sessions_ended(snapshot, registry);
     json!({
         "rules_added": shown(added),
         "rules_added_count": added_count,
@@ -138,7 +127,7 @@ fn warning(rule: &Rule) -> Option<String> {
     (network.net().prefix_len() == 0).then(|| format!("{rule} trusts every address of its family"))
 }
 
-fn admits_nobody(policy: &ListenerPolicy) -> bool {
+pub(crate) fn admits_nobody(policy: &ListenerPolicy) -> bool {
     policy.sources.enforcement == Enforcement::Enforce
         && policy.sources.trusted.live_networks(OffsetDateTime::now_utc()).next().is_none()
 }

@@ -111,7 +111,7 @@ impl Rules {
 }
 
 impl Place {
-    fn client(&self) -> Result<AdminClient, Failure> {
+    pub(crate) fn client(&self) -> Result<AdminClient, Failure> {
         AdminClient::find(&self.running)
     }
 

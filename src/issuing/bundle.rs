@@ -6,27 +6,36 @@ use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter, crc32};
 use time::OffsetDateTime;
 
-use crate::cli::Failure;
-use crate::cli::certs::authority::Signed;
+use crate::issuing::IssuingError;
+use crate::issuing::authority::Signed;
 
-/// Creates the ZIP file of a client: certificate, key and server CA. The file names start with `protocol`.
-pub(crate) fn bundle(client: &Signed, protocol: &str, server_ca: String) -> Result<Vec<u8>, Failure> {
+/// Creates the ZIP file of a client: its certificate followed by `intermediates`, its key, and the server CA. The file names
+/// start with `protocol`.
+///
+/// # Errors
+/// If the archive cannot be written.
+pub(crate) fn bundle(
+    client: &Signed,
+    intermediates: &str,
+    protocol: &str,
+    server_ca: Vec<u8>,
+) -> Result<Vec<u8>, IssuingError> {
     let entries = [
-        (format!("{protocol}_user.crt"), 0o644, client.pem()),
-        (format!("{protocol}_user_private.key"), 0o600, client.key_pem()),
+        (format!("{protocol}_user.crt"), 0o644, (client.pem() + intermediates).into_bytes()),
+        (format!("{protocol}_user_private.key"), 0o600, client.key_pem().into_bytes()),
         (format!("{protocol}_ca.pem"), 0o644, server_ca),
     ];
-    zip(&entries).map_err(|error| Failure::Failed(format!("cannot create the ZIP file: {error}")))
+    zip(&entries).map_err(IssuingError::archive)
 }
 
-fn zip(entries: &[(String, u32, String)]) -> Result<Vec<u8>, rawzip::Error> {
+fn zip(entries: &[(String, u32, Vec<u8>)]) -> Result<Vec<u8>, rawzip::Error> {
     let mut archive = ZipArchiveWriter::new(Vec::new());
     let now = UtcDateTime::from_unix(OffsetDateTime::now_utc().unix_timestamp());
     for (name, mode, content) in entries {
         let entry = archive.new_file(name).unix_permissions(*mode).last_modified(now);
         let (mut entry, _) = entry.compression_method(CompressionMethod::DEFLATE).start()?;
-        entry.write_all(&uncompressed(content.as_bytes()))?;
-        entry.finish(DataDescriptorOutput::new(crc32(content.as_bytes()), content.len() as u64))?;
+        entry.write_all(&uncompressed(content))?;
+        entry.finish(DataDescriptorOutput::new(crc32(content), content.len() as u64))?;
     }
     archive.finish()
 }

@@ -1,20 +1,18 @@
 //! A local certificate authority, and the certificates that it signs.
 
-use std::path::Path;
+use std::fmt;
 
 use ::pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateParams, Issuer, KeyIdMethod, KeyPair, SigningKey as _};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::asn1_rs::{Any, BitString, FromDer as _, Sequence, ToDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 
-use crate::cli::Failure;
-use crate::cli::certs::inspect::read_certificates;
-use crate::config::files::Files;
+use crate::issuing::IssuingError;
+use crate::x509::ca_properties::{CaFault, CaProperties, Purpose};
 use crate::x509::certificate::Certificate;
 use crate::x509::key_pair::CertifiedKeyPair;
-use crate::x509::pem;
 
 /// A CA certificate with its private key.
 pub(crate) struct Authority {
@@ -25,41 +23,62 @@ pub(crate) struct Authority {
     bundle: Vec<CertificateDer<'static>>,
 }
 
+/// Never shows the key.
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("subject", &self.facts.subject).finish_non_exhaustive()
+    }
+}
+
+/// Why a certificate file and a key are not a CA. The texts follow the name of the certificate file, except of `Key`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AuthorityError {
+    #[error("no certificate in this file matches the key; use the key of one of them")]
+    OtherKey,
+    #[error("{subject} is not a CA and cannot issue certificates; use a CA certificate")]
+    NotACa { subject: String },
+    #[error("the private key is not usable: {0}")]
+    Key(String),
+    #[error(transparent)]
+    Certificate(#[from] IssuingError),
+}
+
+/// A new certificate with its key.
 pub(crate) struct Signed {
     pub(crate) certificate: CertificateDer<'static>,
     key: KeyPair,
 }
 
 impl Authority {
-    /// Reads the CA certificate, whose file may contain further certificates, and its key.
-    pub(crate) fn read(cert: &Path, key: &Path) -> Result<Self, Failure> {
-        let bundle = read_certificates(cert)?;
-        let bytes = Files::default().read(key).map_err(|error| Failure::file(key, error))?;
-        let private = pem::private_key(&bytes).map_err(|error| Failure::file(key, error))?;
-        let unusable = |error| Failure::file(key, format_args!("the private key is not usable: {error}"));
-        let pair = KeyPair::try_from(&private).map_err(unusable)?;
+    /// The CA of `key` among the certificates of its file.
+    ///
+    /// # Errors
+    /// If none of them has the key, or the one that has it is not a CA.
+    pub(crate) fn of_bundle(
+        bundle: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'static>,
+    ) -> Result<Self, AuthorityError> {
+        let pair = KeyPair::try_from(key).map_err(|error| AuthorityError::Key(error.to_string()))?;
         // Without this check, a wrong key would issue certificates that no one can verify.
         let fits =
-            |der: &&CertificateDer<'static>| CertifiedKeyPair::new(vec![(*der).clone()], private.clone_key()).is_ok();
-        let Some(own) = bundle.iter().find(fits) else {
-            return Err(Failure::file(
-                cert,
-                format_args!(
-                    "no certificate in this file matches the key {}; use the key of one of them",
-                    key.display()
-                ),
-            ));
-        };
-        let facts = Certificate::parse(own).map_err(|error| Failure::file(cert, error))?;
-        if !facts.ca {
-            let reason =
-                format_args!("{} is not a CA and cannot issue certificates; use a CA certificate", facts.subject);
-            return Err(Failure::file(cert, reason));
+            |der: &&CertificateDer<'static>| CertifiedKeyPair::new(vec![(*der).clone()], key.clone_key()).is_ok();
+        let own = bundle.iter().find(fits).cloned().ok_or(AuthorityError::OtherKey)?;
+        let authority = Self::from_parts(own, pair, bundle)?;
+        if !authority.facts.ca {
+            return Err(AuthorityError::NotACa { subject: authority.facts.subject });
         }
-        Self::from_parts(own.clone(), pair, bundle.clone())
+        Ok(authority)
     }
 
-    pub(crate) fn new(certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Self, Failure> {
+    /// Why the CA must not issue client certificates.
+    pub(crate) fn fault(&self) -> Option<CaFault> {
+        match CaProperties::read(&self.certificate, Purpose::ClientAuth) {
+            Some(properties) => properties.fault,
+            None => Some(CaFault::NotACa),
+        }
+    }
+
+    pub(crate) fn new(certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Self, IssuingError> {
         Self::from_parts(certificate.clone(), key, vec![certificate.clone()])
     }
 
@@ -67,8 +86,8 @@ impl Authority {
         certificate: CertificateDer<'static>,
         key: KeyPair,
         bundle: Vec<CertificateDer<'static>>,
-    ) -> Result<Self, Failure> {
-        let facts = Certificate::parse(&certificate).map_err(|error| generation_failure(&error))?;
+    ) -> Result<Self, IssuingError> {
+        let facts = Certificate::parse(&certificate).map_err(IssuingError::certificate)?;
         let mut params = CertificateParams::default();
         if let Some(id) = subject_key_identifier(&parsed(&certificate)?) {
             params.key_identifier_method = KeyIdMethod::PreSpecified(id.to_vec());
@@ -89,22 +108,32 @@ impl Authority {
         self.bundle.iter().map(certificate_pem).collect()
     }
 
-    /// The intermediates that a server sends after its certificate: this CA, if it is not self-signed, and the intermediates
+    /// The certificates of the CA file.
+    pub(crate) fn bundle(&self) -> &[CertificateDer<'static>] {
+        &self.bundle
+    }
+
+    /// The intermediates that a peer sends after its certificate: this CA, if it is not self-signed, and the intermediates
     /// of its file up to the root.
-    pub(crate) fn intermediates_pem(&self) -> String {
+    pub(crate) fn intermediates(&self) -> Vec<&CertificateDer<'static>> {
         let parsed: Vec<_> = self.bundle.iter().filter_map(|der| Some((der, Certificate::parse(der).ok()?))).collect();
-        let mut chain = String::new();
+        let mut chain = Vec::new();
         let (mut der, mut facts) = (&self.certificate, &self.facts);
         for _ in 0..=parsed.len() {
             if facts.self_signed {
                 break;
             }
-            chain.push_str(&certificate_pem(der));
+            chain.push(der);
             let above = parsed.iter().find(|(_, above)| above.subject_digest == facts.issuer_digest);
             let Some((next, next_facts)) = above else { break };
             (der, facts) = (next, next_facts);
         }
         chain
+    }
+
+    /// The same as PEM.
+    pub(crate) fn intermediates_pem(&self) -> String {
+        self.intermediates().into_iter().map(certificate_pem).collect()
     }
 
     /// Issues a certificate for `key`. A `subject` (DER of a Name) replaces the subject of `params`.
@@ -113,8 +142,8 @@ impl Authority {
         params: &CertificateParams,
         key: KeyPair,
         subject: Option<&[u8]>,
-    ) -> Result<Signed, Failure> {
-        let draft = params.signed_by(&key, &self.issuer).map_err(|error| generation_failure(&error))?;
+    ) -> Result<Signed, IssuingError> {
+        let draft = params.signed_by(&key, &self.issuer).map_err(IssuingError::certificate)?;
         let certificate = self.with_names(draft.der(), subject)?;
         Ok(Signed { certificate, key })
     }
@@ -127,17 +156,17 @@ impl Authority {
         &self,
         draft: &CertificateDer<'_>,
         subject: Option<&[u8]>,
-    ) -> Result<CertificateDer<'static>, Failure> {
+    ) -> Result<CertificateDer<'static>, IssuingError> {
         let issuer = parsed(&self.certificate)?;
         let issuer = issuer.subject().as_raw();
-        let broken = || generation_failure(&"the draft is not a certificate");
+        let broken = || IssuingError::certificate("the draft is not a certificate");
         let outer = pieces(draft).ok_or_else(broken)?;
         let [tbs, algorithm, _] = outer.as_slice() else { return Err(broken()) };
         let inner = pieces(tbs).ok_or_else(broken)?;
         let [version, serial, signature, _, validity, own, rest @ ..] = inner.as_slice() else { return Err(broken()) };
         let head = [*version, *serial, *signature, issuer, *validity, subject.unwrap_or(own)];
         let tbs = der(&Sequence::new([head.concat(), rest.concat()].concat().into()))?;
-        let signature = self.issuer.key().sign(&tbs).map_err(|error| generation_failure(&error))?;
+        let signature = self.issuer.key().sign(&tbs).map_err(IssuingError::certificate)?;
         let signature = der(&BitString::new(0, &signature))?;
         let certificate = der(&Sequence::new([tbs.as_slice(), *algorithm, &signature].concat().into()))?;
         Ok(certificate.into())
@@ -145,6 +174,10 @@ impl Authority {
 }
 
 impl Signed {
+    pub(crate) fn der(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
     pub(crate) fn pem(&self) -> String {
         certificate_pem(&self.certificate)
     }
@@ -154,12 +187,8 @@ impl Signed {
     }
 }
 
-pub(crate) fn generation_failure(error: &dyn std::fmt::Display) -> Failure {
-    Failure::Failed(format!("cannot create a certificate: {error}"))
-}
-
-pub(crate) fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Failure> {
-    X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(|error| generation_failure(&error))
+pub(crate) fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IssuingError> {
+    X509Certificate::from_der(der).map(|(_, certificate)| certificate).map_err(IssuingError::certificate)
 }
 
 pub(crate) fn certificate_pem(der: &CertificateDer<'_>) -> String {
@@ -187,6 +216,6 @@ fn pieces(sequence: &[u8]) -> Option<Vec<&[u8]>> {
     Some(pieces)
 }
 
-fn der(value: &impl ToDer) -> Result<Vec<u8>, Failure> {
-    value.to_der_vec().map_err(|error| generation_failure(&error))
+fn der(value: &impl ToDer) -> Result<Vec<u8>, IssuingError> {
+    value.to_der_vec().map_err(IssuingError::certificate)
 }

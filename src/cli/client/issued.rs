@@ -1,0 +1,42 @@
+//! `portcullis certs issue` by the running program.
+
+use std::path::Path;
+
+use hyper::Method;
+use serde_json::json;
+
+use crate::cli::client::AdminClient;
+use crate::cli::client::args::Running;
+use crate::cli::client::http::{Call, encoded};
+use crate::cli::output::{Output, join_paths, refuse_existing, write_all};
+use crate::cli::{Failure, print, print_json};
+
+/// The certificate to issue.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) listener: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) dns: &'a [String],
+    pub(crate) days: u32,
+}
+
+/// Asks the program for the certificate and writes `NAME.zip`.
+pub(crate) fn issue(running: &Running, request: &Request<'_>, out: &Path, as_json: bool) -> Result<(), Failure> {
+    let Request { listener, name, dns, days } = request;
+    if name.is_empty() || name.starts_with('.') || name.contains('/') {
+        return Err(Failure::Usage(format!("--name {name:?} is not a valid file name; use a name without slashes")));
+    }
+    let file = format!("{name}.zip");
+    // The program shows the key once, so a file in the way is found before.
+    refuse_existing(&[out.join(&file)])?;
+    let client = AdminClient::find(running)?;
+    let target = format!("/v1/listeners/{}/client-certificates/issue", encoded(listener));
+    let body = json!({ "name": name, "days": days, "dns": dns });
+    let call = Call { method: Method::POST, target: &target, body: Some(&body), if_match: None };
+    let archive = client.download(call, "application/zip")?;
+    let paths = write_all(out, &[Output::secret(&file, archive.to_vec())])?;
+    if as_json {
+        return print_json(&json!({ "file": paths.first() }));
+    }
+    print(&format!("{listener}: issued a certificate for {name}\nCreated {}\n", join_paths(&paths)))
+}

@@ -1,0 +1,127 @@
+//! Parses requests about client certificates of a listener.
+//!
+//! A caller may send a private key by mistake. So no error repeats a part of a body here.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::control::AdminRequest;
+use crate::control::error::ErrorKind;
+use crate::control::parameters::invalid;
+use crate::control::request::{ChangePins, IssueCertificate, PinRequest, json};
+use crate::control::response::{AdminResponse, Content};
+use crate::control::route::{Call, Operation};
+use crate::issuing::client_request::ClientRequest;
+use crate::x509::pem;
+use crate::x509::pinned::{ClientPem, ClientPemError};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PinBody {
+    /// PEM.
+    certificate: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IssueBody {
+    name: String,
+    #[serde(default)]
+    days: Option<u64>,
+    #[serde(default)]
+    dns: Option<Vec<String>>,
+}
+
+/// `POST …/client-certificates`
+///
+/// # Errors
+/// A response with status 400, 412 or 422.
+pub(crate) fn pin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
+    let PinBody { certificate } = object(call.body, "the body must be {\"certificate\": \"PEM text\"}")?;
+    let certificate =
+        ClientPem::parse(certificate.as_bytes()).map_err(|error| invalid(format_args!("certificate: {error}")))?;
+    change(call, PinRequest::Pin(Box::new(certificate)))
+}
+
+/// `DELETE …/client-certificates/{sha256}`
+///
+/// # Errors
+/// A response with status 412 or 422.
+pub(crate) fn unpin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
+    let sha256 = call.segment(1).to_ascii_lowercase();
+    if sha256.len() != 64 || !sha256.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(invalid(format_args!(
+            "{sha256:?} is not the SHA-256 of a certificate in 64 hexadecimal digits; take one from the list"
+        )));
+    }
+    change(call, PinRequest::Unpin { sha256 })
+}
+
+/// `POST …/client-certificates/issue`
+///
+/// # Errors
+/// A response with status 400 or 422.
+pub(crate) fn issue(call: &Call<'_>) -> Result<Operation, AdminResponse> {
+    let expected =
+        "the body must be {\"name\": \"app\", \"days\": 90, \"dns\": [\"app.internal\"]}; days and dns are optional";
+    let IssueBody { name, days, dns } = object(call.body, expected)?;
+    let request = ClientRequest::new(name, days, dns.unwrap_or_default()).map_err(invalid)?;
+    Ok(Operation::Request(AdminRequest::IssueCertificate(IssueCertificate { listener: call.segment(0), request })))
+}
+
+fn change(call: &Call<'_>, change: PinRequest) -> Result<Operation, AdminResponse> {
+    Ok(Operation::Request(AdminRequest::ChangePins(ChangePins {
+        listener: call.segment(0),
+        change,
+        if_match: call.if_match()?,
+        plan: call.query.flag("plan")?,
+    })))
+}
+
+/// Reads a JSON object; `expected` replaces messages that could repeat a part of it.
+fn object<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, AdminResponse> {
+    if pem::mentions_private_key(body) {
+        return Err(invalid(format_args!("the body {}", ClientPemError::PrivateKey)));
+    }
+    json::object(body).map_err(|error| match error.content {
+        Content::Error { kind: ErrorKind::Unprocessable, .. } => invalid(expected),
+        _ => error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message<T: DeserializeOwned>(body: &str) -> String {
+        match object::<T>(body.as_bytes(), "expected").map(drop).unwrap_err().content {
+            Content::Error { message, .. } => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn error_repeats_no_part_of_the_body() {
+        for body in [
+            r#""hunter2""#,
+            r#"["hunter2"]"#,
+            r#"{"certificate": ["hunter2"]}"#,
+            r#"{"hunter2": 1}"#,
+            r#"{"certificate": 1, "hunter2": 2}"#,
+            r#"{"certificate": "hunter2"#,
+            r#"{"certificate": "-----BEGIN PRIVATE KEY-----\nhunter2"}"#,
+            r#"-----BEGIN RSA PRIVATE KEY----- hunter2"#,
+        ] {
+            let message = message::<PinBody>(body);
+            assert!(!message.contains("hunter2"), "{body}: {message}");
+            assert_eq!(message.contains("private key"), body.contains("PRIVATE KEY"), "{body}: {message}");
+        }
+        for body in [
+            r#"{"name": "app", "days": "hunter2"}"#,
+            r#"{"name": ["hunter2"]}"#,
+            r#"{"name": "app", "dns": "hunter2"}"#,
+        ] {
+            assert_eq!(message::<IssueBody>(body), "expected", "{body}");
+        }
+    }
+}

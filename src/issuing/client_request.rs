@@ -1,0 +1,130 @@
+//! A request for a client certificate, as the admin API accepts it.
+
+use aws_lc_rs::rand;
+use rcgen::{CertificateParams, SanType, SerialNumber};
+use time::OffsetDateTime;
+
+use crate::issuing::IssuingError;
+use crate::issuing::authority::{Authority, Signed};
+use crate::issuing::params::{client_params, dns_name, new_key};
+
+/// The names and the validity of a client certificate to issue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientRequest {
+    name: String,
+    days: u32,
+    dns: Vec<String>,
+}
+
+/// Why a request is invalid. The texts follow the name of the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ClientRequestError {
+    #[error(
+        "name must have 1 to {MAX_NAME} letters, digits, dots, underscores, hyphens and @, and begin with a letter or digit"
+    )]
+    Name,
+    #[error("days must be a number from 1 to {MAX_DAYS}")]
+    Days,
+    #[error("dns must be a list of at most {MAX_DNS} host names")]
+    Dns,
+}
+
+impl ClientRequest {
+    /// # Errors
+    /// If a name or the number of days is not allowed.
+    pub(crate) fn new(name: String, days: Option<u64>, dns: Vec<String>) -> Result<Self, ClientRequestError> {
+        if !is_safe(&name) {
+            return Err(ClientRequestError::Name);
+        }
+        let days = days.map_or(Ok(DEFAULT_DAYS), u32::try_from);
+        let days = days.ok().filter(|days| (1..=MAX_DAYS).contains(days)).ok_or(ClientRequestError::Days)?;
+        if dns.len() > MAX_DNS || dns.iter().any(|name| dns_name(name).is_none()) {
+            return Err(ClientRequestError::Dns);
+        }
+        Ok(Self { name, days, dns })
+    }
+
+    /// The common name. It is also a valid part of a file name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Issues the certificate with a new key. It does not outlive the CA.
+    ///
+    /// # Errors
+    /// If the crypto provider fails.
+    pub(crate) fn issue(&self, authority: &Authority) -> Result<Signed, IssuingError> {
+        let mut params = self.params(authority.facts().not_after);
+        params.serial_number = Some(random_serial()?);
+        authority.sign(&params, new_key()?, None)
+    }
+
+    fn params(&self, end_of_ca: OffsetDateTime) -> CertificateParams {
+        let mut params = client_params(&self.name, self.days);
+        params.not_after = params.not_after.min(end_of_ca);
+        let dns: Vec<SanType> = self.dns.iter().filter_map(|name| dns_name(name)).collect();
+        params.subject_alt_names = dns;
+        params
+    }
+}
+
+/// A positive number of 16 bytes (RFC 5280 §4.1.2.2), of which 126 bits are random.
+fn random_serial() -> Result<SerialNumber, IssuingError> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).map_err(|_| IssuingError::certificate("the system has no random numbers"))?;
+    let [first, ..] = &mut bytes;
+    *first = *first & 0x3f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+fn is_safe(name: &str) -> bool {
+    name.len() <= MAX_NAME
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte))
+}
+
+/// Bytes: the upper bound of a common name (RFC 5280, ub-common-name).
+const MAX_NAME: usize = 64;
+const MAX_DAYS: u32 = 3650;
+const DEFAULT_DAYS: u32 = 90;
+const MAX_DNS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+
+    fn request(name: &str, days: Option<u64>, dns: &[&str]) -> Result<ClientRequest, ClientRequestError> {
+        ClientRequest::new(name.to_owned(), days, dns.iter().map(|&name| name.to_owned()).collect())
+    }
+
+    #[test]
+    fn unsafe_names_and_validities_are_rejected() {
+        let longest = "a".repeat(MAX_NAME);
+        for name in ["app", "app-1.internal", "app@example.com", "9_x", &longest] {
+            assert_eq!(request(name, None, &[]).unwrap().name(), name);
+        }
+        let too_long = "a".repeat(MAX_NAME + 1);
+        for name in ["", ".app", "-app", "a/b", "a b", "a\"b", "a\r\nx: y", "caf\u{e9}", "a\0", "a,CN=b", &too_long] {
+            assert_eq!(request(name, None, &[]), Err(ClientRequestError::Name), "{name:?}");
+        }
+        for (days, is_valid) in [(0, false), (1, true), (3650, true), (3651, false), (u64::MAX, false)] {
+            assert_eq!(request("app", Some(days), &[]).is_ok(), is_valid, "{days}");
+        }
+        assert!(request("app", None, &["app.internal"]).is_ok());
+        for dns in [vec![""], vec!["a b"], vec!["a..b"], vec!["a"; MAX_DNS + 1]] {
+            assert_eq!(request("app", None, &dns), Err(ClientRequestError::Dns), "{dns:?}");
+        }
+    }
+
+    #[test]
+    fn certificate_does_not_outlive_its_ca() {
+        let now = OffsetDateTime::now_utc();
+        let request = request("app", Some(90), &["app.internal"]).unwrap();
+        let (soon, late) = (now + Duration::days(3), now + Duration::days(900));
+        assert_eq!(request.params(soon).not_after, soon);
+        assert!(request.params(late).not_after < now + Duration::days(91));
+        assert_eq!(request.params(late).subject_alt_names.len(), 1);
+    }
+}

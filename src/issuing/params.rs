@@ -1,0 +1,47 @@
+//! Parameters of new certificates.
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SanType};
+use time::{Duration, OffsetDateTime};
+
+use crate::issuing::IssuingError;
+
+pub(crate) fn new_key() -> Result<KeyPair, IssuingError> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(IssuingError::certificate)
+}
+
+pub(crate) fn client_params(name: &str, days: u32) -> CertificateParams {
+    let mut params = named(name, days);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+pub(crate) fn named(common_name: &str, days: u32) -> CertificateParams {
+    let mut params = dated(days.into());
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, common_name);
+    params.distinguished_name = subject;
+    params
+}
+
+/// Common parameters. The validity starts 5 minutes ago, for clients whose clock is slow.
+pub(crate) fn dated(days: i64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now.saturating_sub(Duration::minutes(5));
+    params.not_after = now.saturating_add(Duration::days(days));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// A DNS name, which may have a wildcard; `None` for other text.
+pub(crate) fn dns_name(name: &str) -> Option<SanType> {
+    let plain = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
+    };
+    if name.len() > 253 || !name.split('.').all(plain) {
+        return None;
+    }
+    name.try_into().map(SanType::DnsName).ok()
+}

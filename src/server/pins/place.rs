@@ -1,0 +1,166 @@
+//! Where the API writes a pinned certificate: the first directory or pattern of `client_certificates` that can be written to.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::config::files::{PathKind, is_match};
+use crate::identity::settings::ClientAuth;
+use crate::permissions;
+use crate::policy::ListenerPolicy;
+use crate::policy::pins::PinPlace;
+
+/// A directory or pattern that can hold further certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WritablePlace {
+    path: PathBuf,
+    kind: NamedBy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NamedBy {
+    Directory,
+    Pattern,
+}
+
+/// Why no certificate can be pinned by the API, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NotWritable(String);
+
+impl fmt::Display for NotWritable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl WritablePlace {
+    /// As configured.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file for a certificate. Nothing in its name comes from the certificate's owner.
+    pub(crate) fn file_of(&self, sha256: &str) -> PathBuf {
+        match self.kind {
+            NamedBy::Directory => self.path.join(format!("{sha256}.crt")),
+            // The name was tried with another fingerprint.
+            NamedBy::Pattern => matching(&self.path, sha256).unwrap_or_else(|| self.path.clone()),
+        }
+    }
+
+    fn directory(&self) -> &Path {
+        match self.kind {
+            NamedBy::Directory => &self.path,
+            NamedBy::Pattern => {
+                self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+            }
+        }
+    }
+
+    fn of(place: &PinPlace) -> Option<Self> {
+        let PinPlace { path, kind } = place;
+        let kind = match kind {
+            PathKind::File => return None,
+            PathKind::Directory => NamedBy::Directory,
+            PathKind::Pattern => matching(path, EXAMPLE).map(|_| NamedBy::Pattern)?,
+        };
+        Some(Self { path: path.clone(), kind })
+    }
+}
+
+/// Where a new certificate is written.
+///
+/// # Errors
+/// Why none can be.
+pub(crate) fn writable(policy: &ListenerPolicy) -> Result<WritablePlace, NotWritable> {
+    let name = &policy.name;
+    if policy.tls.is_none() {
+        return Err(NotWritable(format!(
+            "listener {name} has tls = \"off\", so its clients present no certificate; configure [listener.tls] with \
+             client_auth and client_certificates, and reload"
+        )));
+    }
+    if policy.client_auth() == ClientAuth::None {
+        return Err(NotWritable(format!(
+            "listener {name} has client_auth = \"none\", so its clients present no certificate; set client_auth = \
+             \"required\" and client_certificates to a directory, and reload"
+        )));
+    }
+    if policy.pins.places.is_empty() {
+        return Err(NotWritable(format!(
+            "listener {name} has no client_certificates; create a directory that the program can write to, set \
+             client_certificates = \"{name}.clients\" in [listener.tls], and reload"
+        )));
+    }
+    let mut why = None;
+    for place in policy.pins.places.iter().filter_map(WritablePlace::of) {
+        match obstacle(place.directory()) {
+            None => return Ok(place),
+            Some(obstacle) => _ = why.get_or_insert_with(|| format!("{} {obstacle}", place.directory().display())),
+        }
+    }
+    Err(NotWritable(why.unwrap_or_else(|| {
+        format!(
+            "client_certificates of listener {name} names no directory and no pattern with * that can have further files; \
+             add a directory to the list, and reload"
+        )
+    })))
+}
+
+/// Why no file can be created in a directory.
+fn obstacle(directory: &Path) -> Option<String> {
+    if !directory.is_dir() {
+        return Some("is not a directory; create it".to_owned());
+    }
+    if let Some(why) = permissions::read_only(directory) {
+        return Some(format!("cannot be written to: {why}"));
+    }
+    let fix = permissions::fix_for_creating(directory)?;
+    Some(format!("cannot be written to as user {}; run: {fix}", permissions::user()))
+}
+
+/// A file that the pattern matches, with the fingerprint in place of its first `*`.
+fn matching(pattern: &Path, sha256: &str) -> Option<PathBuf> {
+    let name = pattern.file_name()?.to_str()?;
+    let (before, after) = name.split_once('*')?;
+    let name = format!("{before}{sha256}{}", after.replace('*', "")).replace('?', "0");
+    let file = pattern.with_file_name(&name);
+    (name.len() <= MAX_NAME && is_match(pattern, &file)).then_some(file)
+}
+
+/// As long as every fingerprint.
+const EXAMPLE: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Bytes: NAME_MAX of Linux without the dot and the ending of a temporary name.
+const MAX_NAME: usize = 250;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pattern_yields_a_name_that_it_matches() {
+        let name = |pattern: &str| {
+            let file = matching(Path::new(pattern), EXAMPLE)?;
+            Some(file.to_str().unwrap().replace(EXAMPLE, "FP"))
+        };
+        let long = format!("clients/*{}", "x".repeat(200));
+        let cases = [
+            ("clients/*.crt", Some("clients/FP.crt")),
+            ("*", Some("FP")),
+            ("/etc/x/app-*-?.p*m", Some("/etc/x/app-FP-0.pm")),
+            ("clients/?.crt", None),
+            ("clients/.hidden*", None),
+            (&long, None),
+        ];
+        for (pattern, expected) in cases {
+            assert_eq!(name(pattern).as_deref(), expected, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn directory_must_exist() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(obstacle(directory.path()), None);
+        assert!(obstacle(&directory.path().join("missing")).unwrap().contains("create it"));
+    }
+}

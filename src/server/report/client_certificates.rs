@@ -1,0 +1,125 @@
+//! The JSON of the pinned client certificates of a listener.
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::identity::settings::ClientAuth;
+use crate::policy::pins::PinnedCertificate;
+use crate::policy::usage::Item;
+use crate::policy::{ListenerPolicy, Snapshot};
+use crate::server::pins::place;
+use crate::server::report::{ActiveUse, certificates, sessions_ended, sources};
+use crate::session::registry::ConnectionRegistry;
+use crate::timestamp::seconds;
+use crate::x509::certificate::Certificate;
+use crate::x509::pinned::ClientPem;
+
+/// The pinned certificates with their use, and what the API can do with them.
+pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry) -> Value {
+    let active_use = ActiveUse::from_registry(registry);
+    let pins: Vec<_> = policy.pins.certificates.iter().map(|pin| pinned(policy, pin, &active_use)).collect();
+    let place = place::writable(policy);
+    let issuing = policy.issuing.as_ref().map(|authority| {
+        let Certificate { subject, not_after, sha256, .. } = authority.facts();
+        json!({ "subject": subject, "not_after": seconds(*not_after), "sha256": sha256 })
+    });
+    json!({
+        "client_auth": policy.client_auth().to_string(),
+        "writable": place.is_ok(),
+        "reason": place.as_ref().err().map(ToString::to_string),
+        "location": place.as_ref().ok().map(|place| place.path().display().to_string()),
+        "issuing_ca": issuing,
+        "ca_bundle": policy.ca_bundle.is_some(),
+        "certificates": pins,
+    })
+}
+
+/// One pinned certificate; `None` if it is not pinned.
+pub(crate) fn one(policy: &ListenerPolicy, sha256: &str, registry: &ConnectionRegistry) -> Option<Value> {
+    let pin = policy.pins.of(sha256).next()?;
+    Some(pinned(policy, pin, &ActiveUse::from_registry(registry)))
+}
+
+fn pinned(policy: &ListenerPolicy, pin: &PinnedCertificate, active_use: &ActiveUse) -> Value {
+    let PinnedCertificate { certificate, file } = pin;
+    let item = Item::Certificate(certificate.sha256.as_str().into());
+    let last_used = policy.usage.of(&item).map(|used| seconds(used.last));
+    let mut body = certificates::facts(certificate, Some(active_use.sessions(policy, item)), last_used);
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("file".to_owned(), json!(file.display().to_string()));
+    }
+    body
+}
+
+/// The entity tag of the pinned certificates: it changes with each of them and its file.
+pub(crate) fn etag(policy: &ListenerPolicy) -> String {
+    let mut context = Context::new(&SHA256);
+    for PinnedCertificate { certificate, file } in &policy.pins.certificates {
+        let file = file.as_os_str().as_encoded_bytes();
+        context.update(certificate.sha256.as_bytes());
+        // With its length, a path cannot be mistaken for the next certificate.
+        context.update(&file.len().to_be_bytes());
+        context.update(file);
+    }
+    context.finish().as_ref().iter().take(ETAG_BYTES).fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// A change of the pinned certificates of a listener that is not in force.
+pub(crate) struct PlannedChange<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) before: &'a ListenerPolicy,
+    pub(crate) after: &'a ListenerPolicy,
+    pub(crate) sha256: &'a str,
+}
+
+/// What a change does. `client` is the certificate to pin.
+pub(crate) fn plan(change: &PlannedChange<'_>, client: Option<&ClientPem>, registry: &ConnectionRegistry) -> Value {
+    let PlannedChange { snapshot, before, after, sha256 } = *change;
+    let holder = if client.is_some() { after } else { before };
+    let (ended, ended_count) = sessions_ended(snapshot, registry);
+    json!({
+        "certificate": one(holder, sha256, registry),
+        "is_new": client.is_some() && !before.pins.contain(sha256),
+        "sessions_ended": ended,
+        "sessions_ended_count": ended_count,
+        "admits_nobody": admits_nobody(after),
+        "warnings": client.map(|client| warnings(&client.certificate, after)).unwrap_or_default(),
+    })
+}
+
+fn admits_nobody(policy: &ListenerPolicy) -> bool {
+    let requires = policy.client_auth() == ClientAuth::Required;
+    sources::admits_nobody(policy) || requires && policy.pins.certificates.is_empty() && policy.anchors.is_empty()
+}
+
+/// Why the holder of a pinned certificate may still be rejected, or why it may be the wrong certificate.
+fn warnings(certificate: &Certificate, policy: &ListenerPolicy) -> Vec<String> {
+    let Certificate { subject, not_before, not_after, ca, .. } = certificate;
+    let (now, mut warnings) = (OffsetDateTime::now_utc(), Vec::new());
+    if now > *not_after {
+        warnings.push(format!("{subject} expired at {}, so it is rejected; pin a valid one", seconds(*not_after)));
+    } else if now < *not_before {
+        warnings.push(format!("{subject} is not valid before {}, so it is rejected until then", seconds(*not_before)));
+    }
+    if *ca {
+        warnings.push(format!(
+            "{subject} is marked as a CA (basicConstraints CA:TRUE); only its holder is admitted, not the clients that it issues \
+             certificates to"
+        ));
+    }
+    let patterns = policy.trusted_clients().filter(|clients| !clients.trust(certificate.names()));
+    if patterns.is_some() {
+        warnings
+            .push(format!("{subject} matches no pattern of trusted_clients, so it is rejected; add one, and reload"));
+    }
+    warnings
+}
+
+/// Bytes of the digest that an entity tag shows.
+const ETAG_BYTES: usize = 16;
