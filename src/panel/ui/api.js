@@ -60,7 +60,7 @@ export async function toError(response) {
 }
 
 /**
- * Sends a request. Answers `{ data, etag, response }`.
+ * Sends a request. Returns `{ data, etag, response }`.
  *
  * `raw` leaves the body of the answer unread, for downloads.
  */

@@ -93,9 +93,9 @@ export class FieldError extends Error {
  * Shows a form (if there is one), then the plan of a change, and makes the change once it is confirmed.
  *
  * - `form`: `{ element, read(), fail?(error), reviewLabel? }`; `read` throws a `FieldError`, `fail` may show an error at its field
- * - `load()`: reads what the change is based on, again after a 412. Answers the context
+ * - `load()`: reads what the change is based on, again after a 412. Returns the context
  * - `build(context, input)`: `{ request: { method, path, body, etag }, cli, cliNote, api, ... }`
- * - `plan(change, context)`: answers the plan, by default the same request with `plan=true`; `null` for a change without one
+ * - `plan(change, context)`: returns the plan, by default the same request with `plan=true`; `null` for a change without one
  * - `show({ plan, change, context, input })`: `{ nodes, confirm, danger, isEmpty }`
  * - `apply(change)`: makes the change, by default by its request
  * - `done({ result, change, context, input })`: after the change; may return nodes that replace the content

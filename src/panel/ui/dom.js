@@ -54,7 +54,7 @@ export const visible = (text) => String(text ?? '').replace(HIDDEN, escapeOne);
 
 // A title is for a glance; the dialog has all of it.
 const MAX_TITLE = 300;
-const LONG = 60;
+const LONG = 40;
 
 /**
  * A name or text that a client, a certificate or a colleague chose: isolated from the direction of the text around it, in
@@ -253,7 +253,7 @@ function focusAgain(element) {
 const live = h('p', { class: 'visually-hidden', 'aria-live': 'polite', id: 'announcer' });
 document.body.append(live);
 
-/** Lets a screen reader say something that is visible elsewhere. */
+/** Announces to screen readers what is visible elsewhere. */
 export function announce(text) {
   // A modal dialog makes the rest of the page silent.
   const host = [...document.querySelectorAll('dialog[open]')].at(-1) ?? document.body;

@@ -24,7 +24,7 @@ export function listenerFilter(value, onChange) {
   return field('Listener', choice);
 }
 
-/** The listener of a view: the one in the address, else the first. Answers `null` if there is none, and says what to do. */
+/** The listener of a view: the one in the address, else the first. Returns `null` if there is none, and says what to do. */
 export function chosenListener(page, view, name) {
   const first = listeners()[0]?.name;
   if (name) return name;
