@@ -55,7 +55,7 @@ export async function explain_answers_for_any_address_and_certificate(site) {
   assert.equal(await page.locator('#explain-allow').count(), 0, 'a viewer cannot allow it');
   await page.locator('#explain-my-address').click();
   await page.locator('#verdict', { hasText: 'admitted' }).waitFor();
-  await page.getByLabel('Client certificate').fill(site.read('stranger.crt'));
+  await page.getByLabel('Client certificate').fill(site.read('foreign.crt'));
   await page.locator('#explain-submit').click();
   await page.locator('#verdict', { hasText: 'refused' }).waitFor();
 }
