@@ -121,7 +121,7 @@ fn audit_file_is_reopened_on_sighup() {
     let ports = mixed_company(&portcullis);
     arrives(&file, ports[1]);
     fs::rename(&file, &rotated).unwrap();
-    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.applies(|| portcullis.hang_up());
     let ports = mixed_company(&portcullis);
     arrives(&file, ports[1]);
     assert!(!lines(&rotated).iter().any(|event| event["source_port"] == ports[1]));

@@ -60,7 +60,7 @@ fn fifo_that_loses_its_reader_does_not_stop_traffic() {
     let mut portcullis = Portcullis::start(site, config);
     portcullis.client().connect().ask(b"hello", b"hello");
     drop(reader);
-    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.applies(|| portcullis.hang_up());
     portcullis.client().connect().ask(b"hello", b"hello");
     assert_eq!(portcullis.stop().0, Some(0));
 }
@@ -127,7 +127,7 @@ fn audit_file_that_becomes_a_symlink_is_not_reopened_on_sighup() {
     let (file, rotated) = (shared.join("audit.log"), shared.join("audit.log.1"));
     fs::rename(&file, &rotated).unwrap();
     symlink(&target, &file).unwrap();
-    portcullis.process.signal("HUP");
+    portcullis.hang_up();
     let warned = |event: &Event| event.0["error"].as_str().is_some_and(|words| words.contains("is a symbolic link"));
     let warning = portcullis.event("a warning", warned);
     assert_eq!(warning.text("message"), "cannot reopen audit_file, continuing with the previous one");

@@ -214,7 +214,7 @@ fn resumed_session_is_authorized_again_after_a_reload() {
 
         portcullis.applies(|| {
             portcullis.site.replace("clients.pem", Authority::new("Another CA").pem());
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         });
         let (port, connection) = client.attempt();
         connection.unwrap_err();
@@ -262,7 +262,7 @@ fn denial_names_the_reload_that_removed_the_ca() {
     let change = |bundle: &str| {
         portcullis.applies(|| {
             portcullis.site.replace("clients.pem", bundle);
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         })
     };
     assert_eq!(change(&Authority::new("Other CA").pem()).number("generation"), 3);

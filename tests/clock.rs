@@ -43,7 +43,7 @@ fn expiry_beyond_the_year_9999_in_a_reload_trusts_the_source() {
         // Also removes the rules again, because the audit names added and removed rules.
         portcullis.applies(|| {
             portcullis.site.replace("sources.toml", rules);
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         });
     }
     assert_lives(before);
@@ -125,7 +125,7 @@ fn rule_expiry_follows_a_clock_that_is_set() {
         portcullis.set(offset);
         assert_ended(&portcullis, session, "rule_expired");
         denied(&portcullis, &ending, "untrusted_source");
-        portcullis.applies(|| portcullis.process.signal("HUP"));
+        portcullis.applies(|| portcullis.hang_up());
         denied(&portcullis, &ending, "untrusted_source");
         portcullis.set(Duration::ZERO);
         assert_lives(ending.attempt().1.unwrap());
@@ -133,7 +133,7 @@ fn rule_expiry_follows_a_clock_that_is_set() {
     for offset in [-Duration::hours(2), -40 * YEAR] {
         portcullis.set(offset);
         let session = ending.attempt().1.unwrap();
-        portcullis.applies(|| portcullis.process.signal("HUP"));
+        portcullis.applies(|| portcullis.hang_up());
         assert_lives(session);
         assert_eq!(portcullis.status()["name"], "main");
         portcullis.set(Duration::ZERO);
@@ -246,7 +246,7 @@ fn expiring_certificate_is_reported_once_per_clock_change() {
     let upstream = Upstream::echo();
     let mut portcullis = ClockedPortcullis::start(TestDir::new(), format!("{ON_SIGHUP}{}", Listener::redis(&upstream)));
     portcullis.address("main");
-    let reload = || portcullis.applies(|| portcullis.process.signal("HUP"));
+    let reload = || portcullis.applies(|| portcullis.hang_up());
     let reports = || portcullis.events().iter().filter(|event| event.is("certificate.expiring")).count();
     assert_eq!(reports(), 0);
     for turn in 1..=3 {

@@ -36,7 +36,7 @@ fn app(authority: &Authority) -> Leaf {
 fn put(portcullis: &Portcullis, file: &str, text: &str) -> Event {
     portcullis.applies(|| {
         portcullis.site.replace(file, text);
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     })
 }
 
@@ -331,7 +331,7 @@ fn expired_crl_gives_a_warning_in_each_mode() {
         }
         // A reload reports it again.
         let seen = portcullis.seen();
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
         portcullis.event_after(seen, "the warning", of_it);
     }
 }
@@ -450,7 +450,7 @@ fn replaced_large_crls_are_in_memory_twice_at_most() {
     for version in versions.iter().rev().cycle().take(8) {
         portcullis.applies(|| {
             put(&portcullis.site, version);
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         });
     }
     let grown = portcullis.peak_resident() - started;

@@ -32,7 +32,7 @@ fn sigterm_waits_for_a_running_session_and_refuses_new_ones() {
         inside.ask(b"still here", b"still here");
     }
     // A reload during a drain is harmless.
-    portcullis.process.signal("HUP");
+    portcullis.hang_up();
     inside.ask(b"still here", b"still here");
     assert!(portcullis.process.0.try_wait().unwrap().is_none(), "it did not wait");
     inside.finish_sending();
@@ -188,7 +188,7 @@ fn starting(upstream: &Upstream) -> Portcullis {
 fn sighup_during_the_start_reloads_after_it() {
     let upstream = Upstream::echo();
     let portcullis = starting(&upstream);
-    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.applies(|| portcullis.hang_up());
     portcullis.client().connect().ask(b"hello", b"hello");
 }
 

@@ -69,7 +69,7 @@ impl Panel {
         let config = format!(
             "{}{admin_tls}{cache}{solo}{vault}{}{}",
             admin,
-            redis_listener("fixed"),
+            redis_listener("fixed").trusting(&["10.0.0.0/8"]),
             orders.unwrap_or_default()
         );
         let portcullis = Portcullis::start(site, config);

@@ -180,7 +180,7 @@ fn certificate_and_key_are_read_from_the_environment() {
     let portcullis = Portcullis::start_by(command, site, format!("{ON_CHANGE}{listener}"));
     portcullis.client().connect().ask(b"hello", b"hello");
     // A reload finds them again.
-    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.applies(|| portcullis.hang_up());
     assert_eq!(served(&portcullis), leaf.sha256());
     let log: String = portcullis.events().iter().map(|event| event.0.to_string()).collect();
     assert!(!log.contains("WARN"), "{log}");

@@ -31,7 +31,7 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
     let before = served(portcullis);
     let rejected = portcullis.reload_after(|| {
         breaking();
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     assert!(rejected.is("reload.rejected"), "{file}: {}", rejected.0);
     assert!(rejected.text("error").contains(file), "{file} is not named: {}", rejected.0);
@@ -42,7 +42,7 @@ fn assert_survives(portcullis: &Portcullis, file: &str, breaking: impl FnOnce(),
     assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     portcullis.applies(|| {
         portcullis.site.replace(file, mended);
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     portcullis.client().connect().ask(b"hello", b"hello");
 }
@@ -167,7 +167,7 @@ fn many_broken_rules_are_rejected_with_a_short_error() {
     portcullis.address("main");
     let rejected = portcullis.reload_after(|| {
         portcullis.site.replace("sources.toml", broken_rules(40_000));
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     assert!(rejected.is("reload.rejected"), "{}", rejected.0);
     let error = rejected.text("error");

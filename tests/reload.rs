@@ -54,7 +54,7 @@ fn sighup_without_a_change_keeps_all_sessions() {
     let mut inside = portcullis.client().connect();
     inside.ask(b"hello", b"hello");
     for _ in 0..3 {
-        portcullis.applies(|| portcullis.process.signal("HUP"));
+        portcullis.applies(|| portcullis.hang_up());
         inside.ask(b"hello", b"hello");
         portcullis.client().connect().ask(b"hello", b"hello");
     }
@@ -93,7 +93,7 @@ fn two_quick_reloads_end_with_the_newest_files() {
         let newest = format!("127.0.2.{}", round + 1);
         for source in ["127.0.1.1", "127.0.1.2", &newest] {
             portcullis.site.replace("portcullis.toml", config(source));
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         }
         let client = portcullis.client().from(&newest);
         eventually("the newest is in force", || client.attempt().1.is_ok().then_some(()));

@@ -144,7 +144,7 @@ impl Inn {
     fn change(&self, file: &str, text: &str) {
         self.portcullis.applies(|| {
             self.portcullis.site.replace(file, text);
-            self.portcullis.process.signal("HUP");
+            self.portcullis.hang_up();
         });
     }
 
@@ -276,7 +276,7 @@ fn ticket_is_not_resumed_after_its_source_is_removed() {
         inn.change("portcullis.toml", &trusting("[\"127.0.0.2\"]"));
         inn.assert_received(&Err("untrusted_source".to_owned()), "after its source was removed");
         inn.change("portcullis.toml", &config);
-        inn.portcullis.applies(|| inn.portcullis.process.signal("HUP"));
+        inn.portcullis.applies(|| inn.portcullis.hang_up());
         inn.assert_received(&Ok(Resumed), "as trust is the same, and a SIGHUP changes nothing");
     }
 }
@@ -375,7 +375,7 @@ impl Replicas {
         let replica = &self.both[which];
         replica.applies(|| {
             replica.site.replace(file, text);
-            replica.process.signal("HUP");
+            replica.hang_up();
         });
     }
 }
@@ -457,7 +457,7 @@ fn invalid_ticket_keys_reject_the_reload_and_are_not_shown() {
     ] {
         let rejected = portcullis.reload_after(|| {
             portcullis.site.replace("tickets.keys", &text);
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         });
         assert!(rejected.is("reload.rejected"), "{words}: {}", rejected.0);
         let error = rejected.text("error");
@@ -476,7 +476,7 @@ fn invalid_ticket_keys_reject_the_reload_and_are_not_shown() {
     assert_eq!(resumed.tls().handshake_kind(), Some(Resumed));
     portcullis.applies(|| {
         portcullis.site.replace("tickets.keys", &good);
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     assert_lives(inside);
 }

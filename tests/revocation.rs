@@ -140,7 +140,7 @@ fn removed_ca_ends_its_sessions_and_keeps_those_of_its_namesake() {
     let (gone, kept, too) = (of(&old), of(&new), of(&other));
     portcullis.applies(|| {
         portcullis.site.replace("clients.pem", format!("{}{}", new.pem(), other.pem()));
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     assert_ended(&portcullis, gone, "credential_revoked");
     assert_lives(kept);
@@ -361,7 +361,7 @@ fn sessions_with_junk_chains_do_not_delay_other_revocations() {
     portcullis.applies(|| {
         portcullis.site.replace("clients.pem", format!("{}{}", main.pem(), new.pem()));
         portcullis.site.replace("clients.crl", main.revoking(&[&victim], 1));
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     assert_ended(&portcullis, gone, "credential_revoked");
     for session in parked {

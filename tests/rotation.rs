@@ -144,7 +144,7 @@ fn rotations_of_every_kind_under_load_cause_no_client_error() {
             let mut rotate = |kinds: &[Kind]| {
                 portcullis.applies(|| {
                     kinds.iter().for_each(|kind| world.rotate(*kind, &portcullis.site));
-                    portcullis.process.signal("HUP");
+                    portcullis.hang_up();
                 });
             };
             // Each by itself first, and then all of them at once.

@@ -252,13 +252,13 @@ fn audit_names_the_certificate_that_openssl_distrusts_and_its_time_of_effect() {
     let rotate = |leaf: &Leaf| {
         portcullis.applies(|| {
             portcullis.site.install("server", leaf);
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         });
     };
     rotate(&renewed);
     assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
     // A reload of other files keeps its time of effect, and one that restores it sets a new time.
-    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.applies(|| portcullis.hang_up());
     assert_reported("in use since the reload to generation 2 at 20", &renewed.sha256());
     rotate(&first);
     assert_reported("in use since the reload to generation 4 at 20", &first.sha256());

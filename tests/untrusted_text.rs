@@ -244,7 +244,7 @@ fn description_of_a_source_is_escaped_and_truncated_in_the_audit() {
         |ip: &str, words: &str| format!("[[rule]]\ntype = \"ip_addr\"\nvalue = \"{ip}\"\ndescription = \"{words}\"\n");
     let rules = rule("192.0.2.1", HIDDEN) + &rule("192.0.2.2", &"long ".repeat(1000));
     portcullis.site.replace("sources.toml", rules);
-    portcullis.applies(|| portcullis.process.signal("HUP"));
+    portcullis.applies(|| portcullis.hang_up());
     let added = |ip: &str| {
         let is_it = |event: &Event| event.is("source.added") && event.text("rule") == format!("ip_addr:{ip}");
         portcullis.event("the rule", is_it).text("description").to_owned()

@@ -454,7 +454,7 @@ fn upstream_sessions_are_resumed_in_tls_1_2_and_1_3() {
     let seen = portcullis.site.ca.pem();
     portcullis.applies(|| {
         portcullis.site.replace("ca.crt", format!("{seen}{}", Authority::new("Another").pem()));
-        portcullis.process.signal("HUP");
+        portcullis.hang_up();
     });
     assert!(page(&portcullis, "v3").contains("New, TLSv1.3"));
 }
@@ -706,7 +706,7 @@ fn rotation_of_redis_certificates_causes_no_client_error() {
     let reload = |change: &dyn Fn()| {
         let applied = portcullis.applies(|| {
             change();
-            portcullis.process.signal("HUP");
+            portcullis.hang_up();
         });
         // After the swap several new connections use the new policy.
         for _ in 0..5 {

@@ -93,6 +93,17 @@ impl Log {
         })
     }
 
+    /// The first reload after the first `seen` lines. With `by_signal`, the one that SIGHUP requested.
+    pub(crate) fn reload_after(&self, seen: usize, by_signal: bool) -> Event {
+        self.wait("a reload", |lines| {
+            let is_request = |event: &Event| event.0["message"] == "reload requested by SIGHUP";
+            let mut after = lines.events.iter().skip(seen).skip_while(|event| by_signal && !is_request(event));
+            let found = after.find(|event| event.is("reload.applied") || event.is("reload.rejected")).cloned();
+            assert!(found.is_some() || !lines.ended, "the program ended without a reload");
+            found
+        })
+    }
+
     fn wait<T>(&self, what: &str, look: impl Fn(&Lines) -> Option<T>) -> T {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         let mut lines = self.lines();

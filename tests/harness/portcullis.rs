@@ -6,6 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
@@ -21,6 +22,8 @@ pub(crate) struct Portcullis {
     pub(crate) site: TestDir,
     log: Log,
     errors: Log,
+    /// How often SIGHUP was sent.
+    hang_ups: AtomicUsize,
 }
 
 /// The path of the built program.
@@ -55,7 +58,7 @@ impl Portcullis {
         let mut process = Running::start(&mut command);
         let log = Log::of(process.0.stdout.take().expect("stdout is piped"));
         let errors = Log::of(process.0.stderr.take().expect("stderr is piped"));
-        Self { process, site, log, errors }
+        Self { process, site, log, errors, hang_ups: AtomicUsize::new(0) }
     }
 
     /// A client of the listener `main`.
@@ -133,10 +136,20 @@ impl Portcullis {
     }
 
     /// Does something, and waits for the reload that it causes. The event is `reload.applied` or `reload.rejected`.
+    ///
+    /// The watcher may reload the files before a signal is received. So if the change sends SIGHUP, the reload is the one that
+    /// SIGHUP requested.
     pub(crate) fn reload_after(&self, change: impl FnOnce()) -> Event {
         let seen = self.seen();
+        let signals = self.hang_ups.load(Ordering::Relaxed);
         change();
-        self.event_after(seen, "a reload", |event| event.is("reload.applied") || event.is("reload.rejected"))
+        self.log.reload_after(seen, self.hang_ups.load(Ordering::Relaxed) > signals)
+    }
+
+    /// Sends SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        self.hang_ups.fetch_add(1, Ordering::Relaxed);
+        self.process.signal("HUP");
     }
 
     /// The same, for a change that must be applied.
@@ -150,7 +163,7 @@ impl Portcullis {
     pub(crate) fn reconfigure(&self, config: impl Display) -> Event {
         self.reload_after(|| {
             self.site.replace("portcullis.toml", config);
-            self.process.signal("HUP");
+            self.hang_up();
         })
     }
 

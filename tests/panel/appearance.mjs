@@ -90,14 +90,32 @@ export async function times_are_local_with_utc_on_hover(site) {
   assert.match(await element.getAttribute('title'), /UTC/);
 }
 
+/** A plausible answer of `GET /v1/history`. */
+function lastHour(names) {
+  const sample = (base, index) => Math.max(0, Math.round(base * (1 + 0.35 * Math.sin(index / 9) + 0.12 * Math.sin(index * 2.3))));
+  const listener = (name, base) => ({
+    name,
+    sessions: Array.from({ length: 60 }, (_, index) => sample(base, index + base)),
+    denied: Array.from({ length: 60 }, (_, index) => (index % 17 === base % 17 ? 3 : 0)),
+  });
+  return { interval_seconds: 60, until: new Date().toISOString(), listeners: names.map((name, index) => listener(name, [14, 6, 9, 4, 2][index])) };
+}
+
 /** The pictures of README.md and docs/PANEL.md. Written to the directory in PORTCULLIS_SCREENSHOTS. */
 export async function pictures_of_the_documents(site) {
+  const rule = (value, description, ttl) => ({ type: 'ip_addr', value, description, ttl });
+  await site.api('operator', 'PUT', '/v1/listeners/cache/sources', { rules: [
+    rule('127.0.0.1', 'application on this machine'), rule('10.1.0.0/16', 'production network'), rule('10.7.3.20', 'reporting job'),
+    rule('203.0.113.0/24', 'office'), rule('198.51.100.42', 'laptop of Kim, ticket 4711', '8h'), rule('2001:db8:7::/48', 'VPN'),
+  ] });
   const release = await populated(site);
   const directory = process.env.PORTCULLIS_SCREENSHOTS ?? `${site.directory}/pictures`;
   fs.mkdirSync(directory, { recursive: true });
   const names = { '#/': 'overview', '#/sources/cache': 'sources', '#/denials': 'denials', '#/tls/cache': 'tls', '#/rotation': 'rotation' };
   for (const scheme of ['light', 'dark']) {
-    const page = await site.signedIn('owner', '#/', { scheme, width: 1280, height: 800 });
+    const page = await site.signedIn('owner', '#/explain', { scheme, width: 1280, height: 800 });
+    // An hour that a test cannot wait for.
+    await page.route('**/v1/history', (route) => route.fulfill({ json: lastHour(['cache', 'fixed', 'orders', 'solo', 'vault']) }));
     for (const [view, name] of Object.entries(names)) {
       await visit(page, site, view);
       const path = `${directory}/panel-${name}-${scheme}.png`;

@@ -88,7 +88,8 @@ fn queue_of_a_writer_that_hangs_is_bounded_in_bytes() {
         sink.write(line.clone());
         assert!(sink.shared.waiting.load(Ordering::Relaxed) <= MAX_QUEUED_BYTES);
     }
-    let dropped = sink.shared.dropped.load(Ordering::Relaxed);
+    // Not `shared.dropped`: the writer has reported those that were dropped before its thread ran.
+    let dropped = sink.dropped();
     // The writer took more than the pipe holds and less than two times MAX_GATHERED before it hung.
     let taken = LINES * line.len() - MAX_QUEUED_BYTES;
     let least = (taken - 3 * MAX_GATHERED) / line.len();

@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::info;
 
 use crate::audit::changes::Changes;
 use crate::config;
@@ -204,6 +205,9 @@ impl Reloader {
                 },
                 other => other,
             };
+            if matches!(trigger, Trigger::Hangup) {
+                info!("reload requested by SIGHUP");
+            }
             self.last_check = Instant::now();
             let requested = !matches!(trigger, Trigger::Change);
             if !requested {
