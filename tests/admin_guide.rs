@@ -85,6 +85,7 @@ fn reference_has_every_field_of_the_answers() {
     let mut answers = vec![plan, reload("/v1/reload"), reload("/v1/reload?plan=true")];
     let paths = [
         "/v1/status",
+        "/v1/history",
         "/v1/listeners/main/sources",
         "/v1/listeners/main/client-certificates",
         "/v1/sessions",

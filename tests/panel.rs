@@ -2,6 +2,7 @@
 //!
 //! Each scenario has a program, a Redis and, where it needs one, a PostgreSQL of its own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -114,6 +115,8 @@ impl Panel {
 
 macro_rules! scenarios {
     ($($name:ident)*) => {
+        const SCENARIOS: &[&str] = &[$(stringify!($name)),*];
+
         $(#[test]
         fn $name() {
             Panel::start().shows(stringify!($name));
@@ -140,7 +143,6 @@ scenarios! {
     audit_is_followed_filtered_and_paused
     names_that_others_choose_stay_text
     other_pages_can_neither_read_nor_change
-    foreign_name_of_the_address_shows_no_panel
     failing_api_loses_nothing_that_was_typed
     outage_of_the_program_is_shown_and_survived
     stolen_session_ends_with_sign_out
@@ -169,4 +171,26 @@ fn pictures_of_the_documents() {
 fn cookie_is_tied_to_the_host_under_tls() {
     let tls = "[admin.tls]\ncertificates = [{ cert = \"server.crt\", key = \"server.key\" }]\n";
     Panel::with(tls, None).shows("cookie_is_tied_to_the_host_under_tls");
+}
+
+/// Scenarios with a program of another kind.
+const OTHERS: [&str; 3] = [
+    "overview_shows_what_is_connected_and_what_needs_a_person",
+    "pictures_of_the_documents",
+    "cookie_is_tied_to_the_host_under_tls",
+];
+
+#[test]
+fn every_scenario_is_run() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/panel");
+    let scripts = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let texts = scripts.filter(|path| !path.ends_with("driver.mjs")).map(|path| fs::read_to_string(path).unwrap());
+    let written: BTreeSet<String> = texts
+        .flat_map(|text| {
+            let names = text.lines().filter_map(|line| line.strip_prefix("export async function ")?.split('(').next());
+            names.map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    let run: BTreeSet<String> = SCENARIOS.iter().chain(&OTHERS).map(|&name| name.to_owned()).collect();
+    assert_eq!(written, run);
 }

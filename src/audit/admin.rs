@@ -70,10 +70,10 @@ pub(crate) enum AdminDenialReason {
     UnknownHost,
 }
 
-/// A request that was denied. A caller of the Unix socket is never denied.
+/// A request that was denied. On the Unix socket, only those of browsers are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AdminDenial<'a> {
-    pub source: IpAddr,
+    pub source: ClientAddr,
     pub reason: AdminDenialReason,
     /// The name of the token, where the token is known.
     pub token: Option<&'a str>,
@@ -132,6 +132,19 @@ impl AdminActionKind {
 }
 
 impl AdminDenialReason {
+    /// Whether the caller could not be identified, in contrast to one that may not do what it requests.
+    pub(crate) const fn is_failed_authentication(self) -> bool {
+        match self {
+            Self::MissingToken
+            | Self::UnknownToken
+            | Self::ExpiredToken
+            | Self::WrongSource
+            | Self::RateLimited
+            | Self::SessionEnded => true,
+            Self::Forbidden | Self::CrossOrigin | Self::UnknownHost => false,
+        }
+    }
+
     pub(crate) const fn code(self) -> &'static str {
         match self {
             Self::MissingToken => "missing_token",
@@ -166,7 +179,7 @@ impl AdminDenial<'_> {
         let Self { source, reason, token, method, path, request_id } = *self;
         let path = path.split(['?', '#']).next().unwrap_or_default();
         Event::new("admin.denied")
-            .with("source", shown(source))
+            .with("source", source.source())
             .with("reason", reason.code())
             .with_some("actor", token.map(token_actor))
             .with("method", printable::cut(method, MAX_METHOD))
@@ -176,8 +189,7 @@ impl AdminDenial<'_> {
 
     /// How the event counts in a flood.
     pub(crate) fn flood_event(&self) -> FloodEvent<'static> {
-        let source = ClientAddr::from_ip(self.source).source_key();
-        FloodEvent { source, listener: None, reason: Some(self.reason.code()) }
+        FloodEvent { source: self.source.source_key(), listener: None, reason: Some(self.reason.code()) }
     }
 }
 
@@ -213,7 +225,7 @@ mod tests {
 
     fn denial<'a>(method: &'a str, path: &'a str) -> AdminDenial<'a> {
         AdminDenial {
-            source: "::ffff:192.0.2.7".parse().unwrap(),
+            source: ClientAddr::from_ip("::ffff:192.0.2.7".parse().unwrap()),
             reason: AdminDenialReason::UnknownToken,
             token: None,
             method,
@@ -322,7 +334,9 @@ mod tests {
 
     #[test]
     fn addresses_of_one_64_are_one_source_in_a_flood() {
-        let of = |source: &str| AdminDenial { source: source.parse().unwrap(), ..denial("GET", "/") }.flood_event();
+        let of = |source: &str| {
+            AdminDenial { source: ClientAddr::from_ip(source.parse().unwrap()), ..denial("GET", "/") }.flood_event()
+        };
         assert_eq!(of("2001:db8::1").source, of("2001:db8::2").source);
         assert_ne!(of("192.0.2.1").source, of("192.0.2.2").source);
     }

@@ -74,7 +74,7 @@ fn flood_of_denied_admin_requests_is_suppressed_and_counted() {
     let directory = tempfile::tempdir().unwrap();
     let (audit, path) = start(&directory);
     let denial = AdminDenial {
-        source: "192.0.2.1".parse().unwrap(),
+        source: ClientAddr::from_ip("192.0.2.1".parse().unwrap()),
         reason: admin::AdminDenialReason::UnknownToken,
         token: None,
         method: "GET",

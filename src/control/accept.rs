@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::addr::ClientAddr;
-use crate::control::access::Arrival;
+use crate::control::access::Peer;
 use crate::control::http::Shared;
 use crate::control::{PART, http};
 use crate::fault;
@@ -114,10 +114,10 @@ impl AdminSocket {
     }
 }
 
-async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, service: Arc<Service>) {
+async fn serve(client: AdminClient, addr: ClientAddr, _permit: SessionPermit, service: Arc<Service>) {
     let shared = &service.shared;
     let stream = match client {
-        AdminClient::Unix(stream) => return http::serve(stream, Arrival { peer, is_tls: false }, shared).await,
+        AdminClient::Unix(stream) => return http::serve(stream, Peer { addr, is_tls: false }, shared).await,
         AdminClient::Tcp(stream) => stream,
     };
     // Fails if the client has disconnected.
@@ -125,13 +125,13 @@ async fn serve(client: AdminClient, peer: ClientAddr, _permit: SessionPermit, se
         return;
     }
     let tls = service.tls.borrow().clone();
-    let arrival = Arrival { peer, is_tls: tls.is_some() };
+    let peer = Peer { addr, is_tls: tls.is_some() };
     match tls {
-        None => http::serve(stream, arrival, shared).await,
+        None => http::serve(stream, peer, shared).await,
         Some(tls) => match timeout(HANDSHAKE_TIMEOUT, handshake(stream, &tls)).await {
-            Ok(Ok(stream)) => http::serve(stream, arrival, shared).await,
-            Ok(Err(error)) => debug!(source = peer.source(), %error, "admin TLS handshake failed"),
-            Err(_) => debug!(source = peer.source(), "admin TLS handshake timed out"),
+            Ok(Ok(stream)) => http::serve(stream, peer, shared).await,
+            Ok(Err(error)) => debug!(source = addr.source(), %error, "admin TLS handshake failed"),
+            Err(_) => debug!(source = addr.source(), "admin TLS handshake timed out"),
         },
     }
 }

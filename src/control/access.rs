@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
-use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, sleep_until};
@@ -17,10 +16,10 @@ use crate::audit;
 use crate::audit::admin::AdminDenialReason;
 use crate::control::browser::{BrowserRequest, is_from_browser};
 use crate::control::error::ErrorKind;
+use crate::control::rejected::Rejected;
 use crate::control::response::AdminResponse;
-use crate::panel::sessions::{Activity, IDLE_TIMEOUT, PanelSessions, SessionKey};
+use crate::panel::sessions::{Activity, PanelSessions, SessionKey};
 use crate::panel::site::HostNames;
-use crate::timestamp;
 use crate::token::authenticate::{TokenRefusal, authenticate, bearer};
 use crate::token::failed_logins::{FailedLogin, FailedLogins};
 use crate::token::last_use::LastUses;
@@ -44,9 +43,9 @@ pub enum Caller {
 
 /// How a request reached the program.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Arrival {
+pub(crate) struct Peer {
     /// [`ClientAddr::UNIX`] for a client of the Unix socket.
-    pub(crate) peer: ClientAddr,
+    pub(crate) addr: ClientAddr,
     pub(crate) is_tls: bool,
 }
 
@@ -84,23 +83,14 @@ impl Caller {
     }
 }
 
-/// A rejected caller.
-#[derive(Debug)]
-pub(crate) struct Rejected {
-    pub(crate) reason: AdminDenialReason,
-    /// The name of the token, if it is known.
-    pub(crate) token: Option<String>,
-    pub(crate) response: AdminResponse,
-}
-
 /// The tokens in force, and what is known of their use.
 #[derive(Debug, Default)]
 pub(crate) struct Access {
     tokens: watch::Sender<Arc<Vec<Token>>>,
     failures: FailedLogins,
     last_use: Arc<LastUses>,
-    panel: PanelSessions,
-    panel_hosts: watch::Sender<Arc<HostNames>>,
+    pub(super) panel: PanelSessions,
+    pub(super) panel_hosts: watch::Sender<Arc<HostNames>>,
 }
 
 impl Access {
@@ -125,13 +115,13 @@ impl Access {
     /// # Errors
     /// A response with status 401, or 429 for a source with many invalid tokens. For a browser that sends a cookie, also 403,
     /// 415 and 421.
-    pub(crate) fn identify(&self, arrival: Arrival, head: &Parts, is_stream: bool) -> Result<Caller, Box<Rejected>> {
-        let Arrival { peer, is_tls } = arrival;
-        let Some(source) = peer.ip() else {
+    pub(crate) fn identify(&self, peer: Peer, head: &Parts, is_stream: bool) -> Result<Caller, Box<Rejected>> {
+        let Peer { addr, is_tls } = peer;
+        let Some(source) = addr.ip() else {
             return if is_from_browser(&head.headers) { Err(browser_on_unix_socket()) } else { Ok(Caller::Unix) };
         };
         if head.headers.contains_key(AUTHORIZATION) {
-            return self.authenticate(peer, source, token_in(&head.headers)).map(|token| caller(&token, source, None));
+            return self.authenticate(addr, source, token_in(&head.headers)).map(|token| caller(&token, source, None));
         }
         let request = BrowserRequest::new(head, is_tls);
         match request.session() {
@@ -139,93 +129,23 @@ impl Access {
                 request.check_host(&self.panel_hosts.borrow())?;
                 request.check_origin()?;
                 let activity = if is_stream { Activity::Background } else { request.activity() };
-                self.find_session(peer, source, key, activity)
+                self.find_session(addr, source, key, activity)
             }
-            None => Err(self.rejected(peer, AdminDenialReason::MissingToken, None)),
+            None => Err(self.rejected(addr, AdminDenialReason::MissingToken, None)),
         }
-    }
-
-    /// Checks a request for a file of the panel, or for signing in.
-    ///
-    /// # Errors
-    /// A response with status 404 on the Unix socket, 421, and, if `is_change`, 403 or 415.
-    pub(crate) fn check_browser(&self, arrival: Arrival, head: &Parts, is_change: bool) -> Result<(), Box<Rejected>> {
-        if arrival.peer.ip().is_none() {
-            return Err(panel_on_unix_socket());
-        }
-        let request = BrowserRequest::new(head, arrival.is_tls);
-        request.check_host(&self.panel_hosts.borrow())?;
-        if is_change { request.check_origin() } else { Ok(()) }
-    }
-
-    /// Opens a session of the panel for the holder of a token. Returns the caller and the response that sets the cookie.
-    ///
-    /// # Errors
-    /// As for [`Self::identify`].
-    pub(crate) fn sign_in(
-        &self,
-        arrival: Arrival,
-        head: &Parts,
-        token: &str,
-    ) -> Result<(Caller, AdminResponse), Box<Rejected>> {
-        let Arrival { peer, is_tls } = arrival;
-        let (Some(source), Some(key)) = (peer.ip(), peer.source_key()) else { return Err(panel_on_unix_socket()) };
-        let token = self.authenticate(peer, source, Some(token.trim_ascii().as_bytes()))?;
-        let opened = self.panel.open(&token, key, TokioInstant::now());
-        let (Some(cookie), Ok((secret, _))) = (BrowserRequest::new(head, is_tls).cookie_name(), opened) else {
-            let response = AdminResponse::error(ErrorKind::ServerError, "the system has no random numbers");
-            return Err(Box::new(Rejected { reason: AdminDenialReason::SessionEnded, token: None, response }));
-        };
-        let caller = caller(&token, source, Some(SessionKey::of(secret.reveal())));
-        let response = AdminResponse::ok(self.panel_session(&caller));
-        let response = match HeaderValue::from_str(&cookie.set(secret.reveal())) {
-            Ok(value) => response.with_header(SET_COOKIE, value),
-            Err(_) => response,
-        };
-        Ok((caller, response))
-    }
-
-    /// Ends the session of the panel that the caller uses, and makes the browser forget its cookie.
-    pub(crate) fn sign_out(&self, arrival: Arrival, head: &Parts, caller: &Caller) -> AdminResponse {
-        if let Caller::Token { panel_session: Some(key), .. } = caller {
-            self.panel.close(*key);
-        }
-        let cookie = BrowserRequest::new(head, arrival.is_tls).cookie_name();
-        match cookie.and_then(|cookie| HeaderValue::from_str(&cookie.clear()).ok()) {
-            Some(value) => AdminResponse::no_content().with_header(SET_COOKIE, value),
-            None => AdminResponse::no_content(),
-        }
-    }
-
-    /// Who the caller is, and until when.
-    pub(crate) fn panel_session(&self, caller: &Caller) -> Value {
-        let (expires_at, session) = match caller {
-            Caller::Unix => (None, None),
-            Caller::Token { expires_at, panel_session, .. } => (*expires_at, *panel_session),
-        };
-        let left = session.and_then(|key| self.panel.time_left(key, TokioInstant::now()));
-        let ends_at = left.map(|left| timestamp::after(OffsetDateTime::now_utc(), left));
-        json!({
-            "name": caller.token_name(),
-            "role": caller.role().code(),
-            "expires_at": expires_at.map(timestamp::seconds),
-            "source": caller.source(),
-            "idle_timeout_seconds": IDLE_TIMEOUT.as_secs(),
-            "ends_at": ends_at.map(timestamp::seconds),
-        })
     }
 
     /// The caller of an open session whose token is still valid.
     fn find_session(
         &self,
-        peer: ClientAddr,
+        addr: ClientAddr,
         source: IpAddr,
         key: SessionKey,
         activity: Activity,
     ) -> Result<Caller, Box<Rejected>> {
-        let found = peer.source_key().and_then(|from| self.panel.find(key, from, activity, TokioInstant::now()));
+        let found = addr.source_key().and_then(|from| self.panel.find(key, from, activity, TokioInstant::now()));
         let Some(session) = found else {
-            return Err(self.rejected(peer, AdminDenialReason::SessionEnded, None));
+            return Err(self.rejected(addr, AdminDenialReason::SessionEnded, None));
         };
         let now = OffsetDateTime::now_utc();
         let tokens = Arc::clone(&self.tokens.borrow());
@@ -238,15 +158,20 @@ impl Access {
             }
             None => {
                 self.panel.close(key);
-                Err(self.rejected(peer, AdminDenialReason::SessionEnded, Some(session.token_name)))
+                Err(self.rejected(addr, AdminDenialReason::SessionEnded, Some(session.token_name)))
             }
         }
     }
 
     /// The token with this text, if it may be used now and from this source.
-    fn authenticate(&self, peer: ClientAddr, source: IpAddr, presented: Option<&[u8]>) -> Result<Token, Box<Rejected>> {
+    pub(super) fn authenticate(
+        &self,
+        addr: ClientAddr,
+        source: IpAddr,
+        presented: Option<&[u8]>,
+    ) -> Result<Token, Box<Rejected>> {
         let Some(presented) = presented else {
-            return Err(self.rejected(peer, AdminDenialReason::MissingToken, None));
+            return Err(self.rejected(addr, AdminDenialReason::MissingToken, None));
         };
         let now = OffsetDateTime::now_utc();
         let tokens = Arc::clone(&self.tokens.borrow());
@@ -261,7 +186,7 @@ impl Access {
                     TokenRefusal::Expired { .. } => AdminDenialReason::ExpiredToken,
                     TokenRefusal::WrongSource { .. } => AdminDenialReason::WrongSource,
                 };
-                Err(self.rejected(peer, reason, refusal.token_name().map(str::to_owned)))
+                Err(self.rejected(addr, reason, refusal.token_name().map(str::to_owned)))
             }
         }
     }
@@ -304,8 +229,8 @@ impl Access {
         }
     }
 
-    fn rejected(&self, peer: ClientAddr, reason: AdminDenialReason, token: Option<String>) -> Box<Rejected> {
-        let (reason, response) = match self.failures.record(peer, Instant::now()) {
+    fn rejected(&self, addr: ClientAddr, reason: AdminDenialReason, token: Option<String>) -> Box<Rejected> {
+        let (reason, response) = match self.failures.record(addr, Instant::now()) {
             FailedLogin::Counted => {
                 let message = match reason {
                     AdminDenialReason::SessionEnded => "the session has ended; sign in again",
@@ -322,11 +247,11 @@ impl Access {
                 (AdminDenialReason::RateLimited, response)
             }
         };
-        Box::new(Rejected { reason, token, response })
+        Box::new(Rejected { reason: Some(reason), token, response })
     }
 }
 
-fn caller(token: &Token, source: IpAddr, panel_session: Option<SessionKey>) -> Caller {
+pub(super) fn caller(token: &Token, source: IpAddr, panel_session: Option<SessionKey>) -> Caller {
     let Token { name, role, digest, expires_at, .. } = token;
     let (digest, expires_at, role) = (*digest, *expires_at, *role);
     Caller::Token { name: name.clone(), digest, expires_at, role, source, panel_session }
@@ -336,13 +261,7 @@ fn browser_on_unix_socket() -> Box<Rejected> {
     let message = "the Unix socket needs no token, so it accepts no requests of browsers; open the panel at a TCP address \
                    of [admin] listen";
     let response = AdminResponse::error(ErrorKind::Forbidden, message);
-    Box::new(Rejected { reason: AdminDenialReason::CrossOrigin, token: None, response })
-}
-
-fn panel_on_unix_socket() -> Box<Rejected> {
-    let message = "the panel is not served on the Unix socket; open it at a TCP address of [admin] listen";
-    let response = AdminResponse::error(ErrorKind::PathNotFound, message);
-    Box::new(Rejected { reason: AdminDenialReason::UnknownHost, token: None, response })
+    Rejected::denied(AdminDenialReason::CrossOrigin, response)
 }
 
 /// The token in the `Authorization` header. Several headers are none.

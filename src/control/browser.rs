@@ -5,12 +5,12 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method};
 
 use crate::audit::admin::AdminDenialReason;
-use crate::control::access::Rejected;
 use crate::control::error::ErrorKind;
+use crate::control::rejected::Rejected;
 use crate::control::response::AdminResponse;
 use crate::panel::cookie::CookieName;
 use crate::panel::sessions::{Activity, SessionKey};
-use crate::panel::site::{Authority, HostNames, RequestOrigin, is_cross_origin};
+use crate::panel::site::{HostNames, HostPort, RequestOrigin, is_cross_origin};
 
 /// The head of a request that a browser may have sent.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +25,10 @@ impl<'a> BrowserRequest<'a> {
     }
 
     /// The site that the browser shows. `None` if its host name is missing, malformed or given twice.
-    fn site(self) -> Option<Authority> {
-        let site = Authority::parse(single(&self.head.headers, HOST)?)?;
+    fn site(self) -> Option<HostPort> {
+        let site = HostPort::parse(single(&self.head.headers, HOST)?)?;
         // A target in absolute form has precedence over Host (RFC 9112 §3.2.2), so both have to agree.
-        let target = self.head.uri.authority().map(|authority| Authority::parse(authority.as_str()));
+        let target = self.head.uri.authority().map(|authority| HostPort::parse(authority.as_str()));
         target.is_none_or(|target| target.as_ref() == Some(&site)).then_some(site)
     }
 
@@ -91,7 +91,7 @@ pub(crate) fn is_from_browser(headers: &HeaderMap) -> bool {
 }
 
 fn rejected(reason: AdminDenialReason, kind: ErrorKind, message: &str) -> Box<Rejected> {
-    Box::new(Rejected { reason, token: None, response: AdminResponse::error(kind, message) })
+    Rejected::denied(reason, AdminResponse::error(kind, message))
 }
 
 fn has_body(headers: &HeaderMap) -> bool {

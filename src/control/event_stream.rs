@@ -118,7 +118,7 @@ mod tests {
     use crate::addr::ClientAddr;
     use crate::audit::recent::EventFilter;
     use crate::audit::{Audit, LineFormat};
-    use crate::control::access::Arrival;
+    use crate::control::access::Peer;
     use crate::control::http;
     use crate::control::response::AdminResponse;
     use crate::token::fixtures::token;
@@ -130,9 +130,9 @@ mod tests {
         shared.access.set_tokens(&Arc::new(vec![token("tail", "text")]));
         let (mut client, server) = tokio::io::duplex(64);
         let mut serving = JoinSet::new();
-        let (peer, served) = (ClientAddr::from_ip([127, 0, 0, 1].into()), Arc::clone(&shared));
-        let arrival = Arrival { peer, is_tls: false };
-        serving.spawn(async move { http::serve(server, arrival, &served).await });
+        let (addr, served) = (ClientAddr::from_ip([127, 0, 0, 1].into()), Arc::clone(&shared));
+        let peer = Peer { addr, is_tls: false };
+        serving.spawn(async move { http::serve(server, peer, &served).await });
         let request = b"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer text\r\n\r\n";
         client.write_all(request).await.unwrap();
         let pending = received.recv().await.unwrap();

@@ -24,10 +24,11 @@ use uuid::Uuid;
 
 use crate::audit::Audit;
 use crate::audit::admin::{AdminAction, AdminActionKind, AdminDenial, AdminDenialReason};
-use crate::control::access::{Access, Arrival, Caller, Rejected};
+use crate::control::access::{Access, Caller, Peer};
 use crate::control::error::ErrorKind;
 use crate::control::event_stream::Follower;
 use crate::control::parameters::Parameters;
+use crate::control::rejected::Rejected;
 use crate::control::response::{AdminResponse, Content, error_body};
 use crate::control::route::{
     BodyLimit, Call, FoundRoute, Operation, PanelSessionOperation, Route, RouteAccess, SuccessContent, Unhandled,
@@ -84,10 +85,10 @@ pub(crate) const MAX_STREAMS: usize = 32;
 pub(crate) type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves one client. Errors of the connection are ignored: the client has disconnected or does not speak HTTP.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, arrival: Arrival, shared: &Arc<Shared>) {
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shared: &Arc<Shared>) {
     let tail = SetOnce::new();
     let service = service_fn(|request| {
-        let answer = Exchange::new(arrival, Arc::clone(shared)).answer(request);
+        let answer = Exchange::new(peer, Arc::clone(shared)).answer(request);
         async {
             let mut response = answer.await;
             if let Some(kept) = response.extensions_mut().remove::<Tail>() {
@@ -130,7 +131,7 @@ enum Tail {
 
 /// One request and its response.
 struct Exchange {
-    arrival: Arrival,
+    peer: Peer,
     shared: Arc<Shared>,
     /// In the response, and in the audit event of a change.
     request_id: String,
@@ -138,8 +139,8 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(arrival: Arrival, shared: Arc<Shared>) -> Self {
-        Self { arrival, shared, request_id: Uuid::new_v4().to_string(), caller: None }
+    fn new(peer: Peer, shared: Arc<Shared>) -> Self {
+        Self { peer, shared, request_id: Uuid::new_v4().to_string(), caller: None }
     }
 
     async fn answer(mut self, request: Request<Incoming>) -> Response<ResponseBody> {
@@ -179,7 +180,7 @@ impl Exchange {
         let is_large = is_large(&body, route.body);
         let shared = Arc::clone(&self.shared);
         // Slow senders of large bodies hold up neither small ones nor the callers of this machine.
-        let _permit = if is_large && self.arrival.peer.ip().is_some() {
+        let _permit = if is_large && self.peer.addr.ip().is_some() {
             Some(large_body_permit(&shared.large_bodies).await?)
         } else {
             None
@@ -213,19 +214,24 @@ impl Exchange {
     }
 
     fn identify(&self, head: &Parts, is_stream: bool) -> Result<Caller, AdminResponse> {
-        self.shared.access.identify(self.arrival, head, is_stream).map_err(|rejected| self.denied(head, *rejected))
+        self.shared.access.identify(self.peer, head, is_stream).map_err(|rejected| self.denied(head, *rejected))
     }
 
     fn check_browser(&self, head: &Parts) -> Result<(), AdminResponse> {
         let is_change = head.method != Method::GET;
-        let checked = self.shared.access.check_browser(self.arrival, head, is_change);
+        let checked = self.shared.access.check_browser(self.peer, head, is_change);
         checked.map_err(|rejected| self.denied(head, *rejected))
     }
 
     fn denied(&self, head: &Parts, rejected: Rejected) -> AdminResponse {
-        self.shared.metrics.admin.note_auth_failure();
-        self.audit_denial(head, rejected.reason, rejected.token.as_deref());
-        rejected.response
+        let Rejected { reason, token, response } = rejected;
+        if let Some(reason) = reason {
+            if reason.is_failed_authentication() {
+                self.shared.metrics.admin.note_auth_failure();
+            }
+            self.audit_denial(head, reason, token.as_deref());
+        }
+        response
     }
 
     /// The caller of a route that is not public.
@@ -236,11 +242,11 @@ impl Exchange {
     /// Whether a browser has opened the admin address.
     fn is_for_panel(&self, head: &Parts) -> bool {
         let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains("text/html"));
-        self.arrival.peer.ip().is_some() && head.headers.get(ACCEPT).is_some_and(accepts)
+        self.peer.addr.ip().is_some() && head.headers.get(ACCEPT).is_some_and(accepts)
     }
 
     fn sign_in(&mut self, head: &Parts, token: &str) -> Result<AdminResponse, AdminResponse> {
-        let signed_in = self.shared.access.sign_in(self.arrival, head, token);
+        let signed_in = self.shared.access.sign_in(self.peer, head, token);
         let (caller, response) = match signed_in {
             Ok(signed_in) => signed_in,
             Err(rejected) => return Err(self.denied(head, *rejected)),
@@ -256,7 +262,7 @@ impl Exchange {
             PanelSessionOperation::Show => AdminResponse::ok(self.shared.access.panel_session(&caller)),
             PanelSessionOperation::SignOut => {
                 self.audit_panel(&caller, AdminActionKind::PanelSignOut);
-                self.shared.access.sign_out(self.arrival, head, &caller)
+                self.shared.access.sign_out(self.peer, head, &caller)
             }
         })
     }
@@ -279,10 +285,8 @@ impl Exchange {
     }
 
     fn audit_denial(&self, head: &Parts, reason: AdminDenialReason, token: Option<&str>) {
-        // A caller of the Unix socket is never denied.
-        let Some(source) = self.arrival.peer.ip() else { return };
         self.shared.audit.admin_denied(&AdminDenial {
-            source,
+            source: self.peer.addr,
             reason,
             token,
             method: head.method.as_str(),
@@ -348,7 +352,7 @@ impl Exchange {
     /// this machine are not limited.
     fn memory_for(&self, text: &Bytes) -> Result<Option<Tail>, AdminResponse> {
         let kibibytes = u32::try_from(text.len() >> 10).unwrap_or(u32::MAX).min(MAX_RESPONSE_KIBIBYTES);
-        if kibibytes < LONG_RESPONSE_KIBIBYTES || self.arrival.peer.ip().is_none() {
+        if kibibytes < LONG_RESPONSE_KIBIBYTES || self.peer.addr.ip().is_none() {
             return Ok(None);
         }
         match Arc::clone(&self.shared.response_memory).try_acquire_many_owned(kibibytes) {

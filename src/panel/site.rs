@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 /// The host and port of a site, as in `Host` (RFC 9110 §7.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Authority {
+pub(crate) struct HostPort {
     /// In lower case, without the final dot and without the brackets of an IPv6 address.
     host: String,
     pub(crate) port: Option<u16>,
@@ -30,7 +30,7 @@ pub(crate) struct RequestOrigin<'a> {
     pub(crate) origin: Option<&'a [u8]>,
 }
 
-impl Authority {
+impl HostPort {
     /// Reads `HOST[:PORT]`, where an IPv6 address is in brackets.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
@@ -66,7 +66,7 @@ impl HostNames {
 
     /// Whether a browser may open the panel under this name. IP addresses cannot be rebound, and `localhost` resolves to
     /// nothing else (RFC 6761 §6.3).
-    pub(crate) fn has(&self, authority: &Authority) -> bool {
+    pub(crate) fn has(&self, authority: &HostPort) -> bool {
         let host = authority.host.as_str();
         host.parse::<IpAddr>().is_ok() || host == "localhost" || self.names.iter().any(|name| matches(name, host))
     }
@@ -82,19 +82,19 @@ fn matches(name: &str, host: &str) -> bool {
 
 /// Whether a request comes from another page than the panel. A client that sends neither header is no browser, and no page can
 /// make it send a cookie.
-pub(crate) fn is_cross_origin(request: RequestOrigin<'_>, site: &Authority, is_tls: bool) -> bool {
+pub(crate) fn is_cross_origin(request: RequestOrigin<'_>, site: &HostPort, is_tls: bool) -> bool {
     let RequestOrigin { fetch_site, origin } = request;
     match (fetch_site, origin) {
         // `none` is a person who typed the address.
-        (Some(site), _) => !matches!(site, b"same-origin" | b"none"),
+        (Some(fetch_site), _) => !matches!(fetch_site, b"same-origin" | b"none"),
         (None, Some(origin)) => !is_origin_of(origin, site, is_tls),
         (None, None) => false,
     }
 }
 
-fn is_origin_of(origin: &[u8], site: &Authority, is_tls: bool) -> bool {
+fn is_origin_of(origin: &[u8], site: &HostPort, is_tls: bool) -> bool {
     let (scheme, default_port) = if is_tls { ("https://", 443) } else { ("http://", 80) };
-    let authority = std::str::from_utf8(origin).ok().and_then(|text| Authority::parse(text.strip_prefix(scheme)?));
+    let authority = std::str::from_utf8(origin).ok().and_then(|text| HostPort::parse(text.strip_prefix(scheme)?));
     authority.is_some_and(|authority| authority.is_same(site, default_port))
 }
 
@@ -104,8 +104,8 @@ mod tests {
 
     use super::*;
 
-    fn authority(text: &str) -> Authority {
-        Authority::parse(text).unwrap_or_else(|| panic!("{text}"))
+    fn parsed(text: &str) -> HostPort {
+        HostPort::parse(text).unwrap_or_else(|| panic!("{text}"))
     }
 
     #[test]
@@ -122,7 +122,7 @@ mod tests {
             "PANEL.example.COM.",
             "proxy.internal",
         ] {
-            assert!(names.has(&authority(host)), "{host}");
+            assert!(names.has(&parsed(host)), "{host}");
         }
         for host in [
             "attacker.example",
@@ -136,7 +136,7 @@ mod tests {
             "0x7f.1",
             "127.1",
         ] {
-            assert!(!names.has(&authority(host)), "{host}");
+            assert!(!names.has(&parsed(host)), "{host}");
         }
     }
 
@@ -145,13 +145,13 @@ mod tests {
         for text in
             ["", ":80", "a:b", "a:80:90", "a:+80", "a:99999", "[::1", "[localhost]", "[::1]x", "a b", "a/b", "u@a"]
         {
-            assert_eq!(Authority::parse(text), None, "{text}");
+            assert_eq!(HostPort::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn only_the_page_itself_is_of_the_same_origin() {
-        let site = authority("localhost:9642");
+        let site = parsed("localhost:9642");
         let by_fetch = |text: &str, origin: Option<&'static str>| {
             let request = RequestOrigin { fetch_site: Some(text.as_bytes()), origin: origin.map(str::as_bytes) };
             is_cross_origin(request, &site, false)
@@ -166,11 +166,7 @@ mod tests {
     #[test]
     fn origin_counts_where_there_is_no_fetch_metadata() {
         let is_cross = |origin: &str, site: &str, is_tls: bool| {
-            is_cross_origin(
-                RequestOrigin { fetch_site: None, origin: Some(origin.as_bytes()) },
-                &authority(site),
-                is_tls,
-            )
+            is_cross_origin(RequestOrigin { fetch_site: None, origin: Some(origin.as_bytes()) }, &parsed(site), is_tls)
         };
         for (origin, site, is_tls) in [
             ("http://localhost:9642", "localhost:9642", false),
@@ -192,7 +188,7 @@ mod tests {
         ] {
             assert!(is_cross(origin, site, is_tls), "{origin}");
         }
-        assert!(!is_cross_origin(RequestOrigin::default(), &authority("localhost"), false), "curl sends neither");
+        assert!(!is_cross_origin(RequestOrigin::default(), &parsed("localhost"), false), "curl sends neither");
     }
 
     proptest! {
@@ -200,12 +196,12 @@ mod tests {
         fn foreign_name_is_never_ours(host in "[a-z]{1,10}(\\.[a-z]{1,10}){1,3}") {
             let names = HostNames::new(["panel.example.com".to_owned()]);
             prop_assume!(host != "panel.example.com");
-            prop_assert!(!names.has(&authority(&host)));
+            prop_assert!(!names.has(&parsed(&host)));
         }
 
         #[test]
         fn any_text_is_read(text: String) {
-            let _ = Authority::parse(&text);
+            let _ = HostPort::parse(&text);
         }
     }
 }

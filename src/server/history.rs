@@ -9,8 +9,6 @@ use time::OffsetDateTime;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::policy::{ListenerPolicy, Snapshot};
-use crate::server::counts::Counts;
-use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 
 /// Samples of all listeners in force, in memory only.
@@ -45,14 +43,13 @@ impl History {
     }
 
     /// Takes a sample of every listener. Those of removed listeners are dropped.
-    pub(crate) fn record(&mut self, current: &Snapshot, registry: &ConnectionRegistry, now: OffsetDateTime) {
-        let counts = Counts::from_registry(registry);
+    pub(crate) fn record(&mut self, current: &Snapshot, now: OffsetDateTime) {
         self.until = now;
         self.listeners.retain(|name, _| current.named(name).is_some());
         for policy in current.listeners() {
             let samples = self.listeners.entry(Arc::clone(&policy.name)).or_default();
             let denied = denied_total(policy);
-            push(&mut samples.sessions, counts.of_listener(&policy.name).relaying);
+            push(&mut samples.sessions, policy.metrics.active());
             // The first sample has nothing to compare with.
             let is_first = samples.denied.is_empty();
             let since_last = if is_first { 0 } else { denied.saturating_sub(samples.denied_total) };
@@ -97,10 +94,8 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::addr::ClientAddr;
     use crate::outcome::Reason;
     use crate::policy::fixtures::{ConfigDir, listener};
-    use crate::policy::usage::Authorization;
 
     #[tokio::test]
     async fn last_sixty_samples_are_kept() {
@@ -110,18 +105,15 @@ mod tests {
         }
         let snapshot = dir.snapshot(listener("db", 1001, ""), None);
         let policy = snapshot.named("db").unwrap();
-        let registry = Arc::new(ConnectionRegistry::default());
         let mut history = History::new();
         let now = OffsetDateTime::UNIX_EPOCH;
 
         policy.metrics.note_denied(Reason::UntrustedSource);
-        history.record(&snapshot, &registry, now);
-        let guard = registry.enter("db".into(), ClientAddr::UNIX);
-        guard.activate(Authorization::default());
-        guard.mark_open();
+        history.record(&snapshot, now);
+        policy.metrics.note_opened();
         (0..3).for_each(|_| policy.metrics.note_denied(Reason::UntrustedSource));
-        history.record(&snapshot, &registry, now);
-        history.record(&snapshot, &registry, now + Duration::minutes(1));
+        history.record(&snapshot, now);
+        history.record(&snapshot, now + Duration::minutes(1));
         let expected = json!({
             "interval_seconds": 60,
             "until": "1970-01-01T00:01:00Z",
@@ -129,10 +121,10 @@ mod tests {
         });
         assert_eq!(history.json(), expected);
 
-        (0..100).for_each(|_| history.record(&snapshot, &registry, now));
+        (0..100).for_each(|_| history.record(&snapshot, now));
         assert_eq!(history.listeners["db"].sessions, [1; 60]);
         let other = dir.snapshot(listener("cache", 1002, ""), None);
-        history.record(&other, &registry, now);
+        history.record(&other, now);
         assert_eq!(history.listeners.keys().map(|name| &**name).collect::<Vec<_>>(), ["cache"]);
     }
 }

@@ -239,7 +239,7 @@ impl Server {
                 _ = expiry_checks.tick() => contain(certificate_expiry::PART, || self.expiry.check(current, &self.audit)),
                 () = self.history.due() => {
                     let now = OffsetDateTime::now_utc();
-                    contain(history::PART, || self.history.record(current, &self.registry, now));
+                    contain(history::PART, || self.history.record(current, now));
                 }
                 change = &mut next => return Some(change),
             }

@@ -45,7 +45,6 @@ export async function other_pages_can_neither_read_nor_change(site) {
   const target = `${site.base}/v1/reload`;
   const { server, port } = await otherOrigin(`<title>elsewhere</title><form id=f method=post action="${target}" enctype="text/plain"><input name="{}" value=""></form>
     <iframe src="${site.base}/ui/"></iframe>`);
-  const before = (await site.api('viewer', 'GET', '/v1/status')).body.generation;
   // Another host, and another port of the same host: cookies do not tell the latter from the panel.
   for (const host of ['127.0.0.1', 'localhost']) {
     await page.goto(`http://${host}:${port}/`);
@@ -66,25 +65,13 @@ export async function other_pages_can_neither_read_nor_change(site) {
       ];
     }, site.base);
     assert.deepEqual(answers, ['failed', 'failed', 'failed', 'failed'], host);
-    const framed = await page.evaluate(() => { try { return document.querySelector('iframe').contentDocument?.title ?? 'opaque'; } catch { return 'opaque'; } });
-    assert.equal(framed, 'opaque');
-    const inner = page.frames().find((frame) => frame !== page.mainFrame());
-    assert.ok(!inner || !/Sign in|Overview/.test(await inner.locator('body').innerText({ timeout: 2000 }).catch(() => '')), 'the panel is not framed');
+    const inner = () => page.frames().find((frame) => frame !== page.mainFrame());
+    await until('the frame is refused', () => inner()?.url().startsWith('chrome-error:'));
     await Promise.all([page.waitForNavigation(), page.evaluate(() => document.getElementById('f').submit())]);
     assert.match(await page.locator('body').innerText(), /forbidden|unauthorized/);
   }
-  assert.equal((await site.api('viewer', 'GET', '/v1/status')).body.generation, before, 'nothing was reloaded');
+  assert.equal(await site.countActions('reload'), 0, 'nothing was reloaded');
   server.close();
-}
-
-export async function foreign_name_of_the_address_shows_no_panel(site) {
-  // As DNS rebinding would resolve it.
-  const response = await new Promise((resolve, reject) => {
-    const { hostname, port } = new URL(site.base);
-    http.get({ hostname, port, path: '/ui/', headers: { Host: `attacker.example:${port}` } }, resolve).on('error', reject);
-  });
-  assert.equal(response.statusCode, 421);
-  response.resume();
 }
 
 export async function failing_api_loses_nothing_that_was_typed(site) {

@@ -36,6 +36,9 @@ export async function pasted_certificate_is_shown_then_accepted_then_removed(sit
 }
 
 export async function removing_the_last_certificate_opens_nothing(site) {
+  const [host, port] = site.vault.split(':');
+  const admitted = await site.clientAt(host, port, { certificate: 'vault-client' });
+  assert.ok(admitted, 'the pinned certificate is accepted');
   const page = await site.signedIn('operator', '#/tls/vault');
   await page.locator('#pin-certificate, #pin-first').first().waitFor();
   const card = pinned(page, 'CN=vault-client');
@@ -43,7 +46,7 @@ export async function removing_the_last_certificate_opens_nothing(site) {
   assert.match(await plan(page), /no client can connect/i);
   await confirm(page);
   await page.getByText('No client certificate is pinned').waitFor();
-  const [host, port] = site.vault.split(':');
+  await admitted.ended;
   for (const certificate of [null, 'client', 'vault-client']) {
     assert.equal(await site.clientAt(host, port, { certificate }), null, `${certificate} is not admitted`);
   }

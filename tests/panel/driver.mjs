@@ -64,6 +64,21 @@ export class Site {
     return { status: response.status, body: text === '' ? null : JSON.parse(text) };
   }
 
+  /** The number of actions of this name in the audit. */
+  async countActions(action) {
+    // Its event comes after all earlier ones.
+    const last = await this.api('owner', 'POST', '/v1/tokens', { name: `mark-${Date.now()}`, role: 'viewer' });
+    const stop = new AbortController();
+    const response = await fetch(`${this.base}/v1/events?event=admin.action&recent=1000`, { headers: { Authorization: `Bearer ${this.tokens.viewer}` }, signal: stop.signal });
+    let text = '';
+    for await (const chunk of response.body.pipeThrough(new TextDecoderStream())) {
+      text += chunk;
+      if (text.includes(`"target":"${last.body.name}"`)) break;
+    }
+    stop.abort();
+    return text.split(`"action":"${action}"`).length - 1;
+  }
+
   async values() {
     const { body } = await this.api('viewer', 'GET', '/v1/listeners/cache/sources');
     return body.rules.map(({ value }) => value);

@@ -127,7 +127,8 @@ export async function ten_thousand_sources_are_searched(site) {
   await head.focus();
   await page.keyboard.press('Enter');
   await page.keyboard.press('Enter');
-  await row(page, '192.0.2.0/24').waitFor();
+  await table(page).locator('th[aria-sort=descending]', { hasText: 'Value' }).waitFor();
+  await until('the highest address is first', async () => /192\.0\.2\.0\/24/.test(await table(page).locator('tbody tr:not([aria-hidden])').first().innerText()));
 }
 
 export async function denied_source_is_allowed_and_explained(site) {
