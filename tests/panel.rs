@@ -68,7 +68,8 @@ impl Panel {
         let port = free_port();
         let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = format!(
-            "{}{admin_tls}{cache}{solo}{vault}{}{}",
+            // A scenario edits files, and sees what a reload would change before it happens.
+            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{cache}{solo}{vault}{}{}",
             admin,
             redis_listener("fixed").trusting(&["10.0.0.0/8"]),
             orders.unwrap_or_default()

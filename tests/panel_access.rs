@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -21,6 +22,9 @@ struct Browser {
     host: String,
     cookie: Option<String>,
 }
+
+/// How long a client may take for the head of its request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Headers of the panel's own requests.
 const OWN: &str = "Sec-Fetch-Site: same-origin\r\n";
@@ -96,6 +100,7 @@ fn person_signs_in_with_a_token_and_signs_out() {
     let mut browser = Browser::new(&operated);
     assert_eq!(browser.status("GET", "/ui/session", OWN, ""), 401);
     assert!(!browser.is_signed_in());
+    assert_eq!(denial(&operated, "missing_token").text("path"), "/v1/status", "the question of the page is no denial");
     for token in ["", "no-token", &"x".repeat(10_000)] {
         let body = json!({ "token": token }).to_string();
         assert_eq!(browser.status("POST", "/ui/session", &format!("{OWN}{JSON}"), &body), 401, "{token}");
@@ -316,4 +321,50 @@ fn failed_sign_ins_are_limited_and_a_good_token_is_not() {
     assert!(answers.contains(&429), "{answers:?}");
     assert_eq!(browser.sign_in(VIEWER)["role"], "viewer");
     denial(&operated, "rate_limited");
+}
+
+#[test]
+fn cookie_of_another_page_does_not_lock_a_person_out() {
+    let operated = Operated::start();
+    let mut browser = Browser::signed_in(&operated, VIEWER);
+    let own = browser.cookie.clone().unwrap();
+    let name = own.split_once('=').unwrap().0;
+    browser.cookie = Some(format!("{name}=planted; {own}"));
+    assert!(browser.is_signed_in());
+    browser.cookie = Some(format!("{name}=planted"));
+    assert!(!browser.is_signed_in());
+}
+
+#[test]
+fn clients_without_a_token_make_room_for_others() {
+    let operated = Operated::start();
+    // Each begins a request and does not end it. One source may have 32 connections.
+    let stalled: Vec<_> = (0..120)
+        .map(|number| {
+            let mut stream = dial(["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"][number % 4], operated.address);
+            let _ = stream.write_all(b"POST /ui/session HTTP/1.1\r\nHost: localhost\r\n");
+            stream
+        })
+        .collect();
+    let start = Instant::now();
+    let mut person = Browser { source: "127.0.0.9", ..Browser::new(&operated) };
+    person.sign_in(OWNER);
+    assert!(person.is_signed_in());
+    // Without displacement the person waits for the deadlines of the others.
+    assert!(start.elapsed() < HEAD_TIMEOUT, "{:?}", start.elapsed());
+    drop(stalled);
+}
+
+#[test]
+fn name_of_a_page_at_the_unix_socket_is_rejected() {
+    let operated = Operated::start();
+    let raw = |host: &str| {
+        let request = format!("GET /v1/status HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        ApiReply::parse(&operated.unix().raw(request.as_bytes())).status
+    };
+    // A page whose name resolves to a forwarded port sends no other header that tells.
+    assert_eq!(raw("attacker.example:28700"), 403);
+    for host in ["localhost", "portcullis", "127.0.0.1:28700", "[::1]:28700", ""] {
+        assert_eq!(raw(host), 200, "{host}");
+    }
 }

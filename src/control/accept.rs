@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::addr::ClientAddr;
 use crate::control::access::Peer;
+use crate::control::clients::{Clients, Identified};
 use crate::control::http::Shared;
 use crate::control::{PART, http};
 use crate::fault;
@@ -55,21 +55,31 @@ pub(crate) async fn keep_accepting(socket: Weak<AdminSocket>, service: Arc<Servi
 }
 
 async fn accept(socket: Arc<AdminSocket>, service: Arc<Service>, stopped: &mut watch::Receiver<()>) {
-    let mut clients = JoinSet::new();
+    let mut clients = Clients::default();
     let mut is_failing = false;
     loop {
         tokio::select! {
             // Completes only when the sender is dropped.
             _ = stopped.changed() => break,
-            Some(_) = clients.join_next() => {}
-            accepted = socket.accept(), if clients.len() < socket.max_clients() => match accepted {
+            () = clients.ended(), if !clients.is_empty() => {}
+            accepted = socket.accept(), if clients.has_room(socket.max_clients()) => match accepted {
                 Ok((client, peer)) => {
                     is_failing = false;
                     // One source may not take all connections.
                     let limits = SessionLimits { total: None, per_source: MAX_CLIENTS_PER_SOURCE };
-                    if let Ok(permit) = service.limiter.acquire(peer, limits) {
-                        let service = Arc::clone(&service);
-                        clients.spawn(fault::contained(PART, serve(client, peer, permit, service)));
+                    if let Ok(permit) = service.limiter.acquire(peer, limits)
+                        && clients.make_room(socket.max_clients()).await
+                    {
+                        let (service, identified) = (Arc::clone(&service), Identified::default());
+                        if matches!(client, AdminClient::Unix(_)) {
+                            // Only the user of the program and root may connect.
+                            identified.set();
+                        }
+                        let serving = serve(client, peer, permit, service, identified.clone());
+                        clients.spawn(identified, async {
+                            // A panic is recorded and ends this client only.
+                            let _ = fault::contained(PART, serving).await;
+                        });
                     }
                 }
                 Err(error) => {
@@ -84,7 +94,9 @@ async fn accept(socket: Arc<AdminSocket>, service: Arc<Service>, stopped: &mut w
     }
     // Streams of events may last for days; meanwhile the address must be free for others.
     drop(socket);
-    while clients.join_next().await.is_some() {}
+    while !clients.is_empty() {
+        clients.ended().await;
+    }
 }
 
 enum AdminClient {
@@ -114,10 +126,18 @@ impl AdminSocket {
     }
 }
 
-async fn serve(client: AdminClient, addr: ClientAddr, _permit: SessionPermit, service: Arc<Service>) {
+async fn serve(
+    client: AdminClient,
+    addr: ClientAddr,
+    _permit: SessionPermit,
+    service: Arc<Service>,
+    identified: Identified,
+) {
     let shared = &service.shared;
     let stream = match client {
-        AdminClient::Unix(stream) => return http::serve(stream, Peer { addr, is_tls: false }, shared).await,
+        AdminClient::Unix(stream) => {
+            return http::serve(stream, Peer { addr, is_tls: false }, identified, shared).await;
+        }
         AdminClient::Tcp(stream) => stream,
     };
     // Fails if the client has disconnected.
@@ -127,9 +147,9 @@ async fn serve(client: AdminClient, addr: ClientAddr, _permit: SessionPermit, se
     let tls = service.tls.borrow().clone();
     let peer = Peer { addr, is_tls: tls.is_some() };
     match tls {
-        None => http::serve(stream, peer, shared).await,
+        None => http::serve(stream, peer, identified, shared).await,
         Some(tls) => match timeout(HANDSHAKE_TIMEOUT, handshake(stream, &tls)).await {
-            Ok(Ok(stream)) => http::serve(stream, peer, shared).await,
+            Ok(Ok(stream)) => http::serve(stream, peer, identified, shared).await,
             Ok(Err(error)) => debug!(source = addr.source(), %error, "admin TLS handshake failed"),
             Err(_) => debug!(source = addr.source(), "admin TLS handshake timed out"),
         },

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, sleep_until};
@@ -118,33 +118,44 @@ impl Access {
     pub(crate) fn identify(&self, peer: Peer, head: &Parts, is_stream: bool) -> Result<Caller, Box<Rejected>> {
         let Peer { addr, is_tls } = peer;
         let Some(source) = addr.ip() else {
-            return if is_from_browser(&head.headers) { Err(browser_on_unix_socket()) } else { Ok(Caller::Unix) };
+            return if is_from_browser(head, &self.panel_hosts.borrow()) {
+                Err(browser_on_unix_socket())
+            } else {
+                Ok(Caller::Unix)
+            };
         };
         if head.headers.contains_key(AUTHORIZATION) {
             return self.authenticate(addr, source, token_in(&head.headers)).map(|token| caller(&token, source, None));
         }
         let request = BrowserRequest::new(head, is_tls);
-        match request.session() {
-            Some(key) => {
-                request.check_host(&self.panel_hosts.borrow())?;
-                request.check_origin()?;
-                let activity = if is_stream { Activity::Background } else { request.activity() };
-                self.find_session(addr, source, key, activity)
-            }
-            None => Err(self.rejected(addr, AdminDenialReason::MissingToken, None)),
+        let keys = request.sessions();
+        if keys.is_empty() {
+            // The page asks whether it has a session each time it is opened. That is no failed authentication.
+            let is_question = head.method == Method::GET && head.uri.path() == PANEL_SESSION_PATH;
+            let response = || AdminResponse::error(ErrorKind::Unauthorized, "no session; sign in");
+            return Err(if is_question {
+                Rejected::failed(response())
+            } else {
+                self.rejected(addr, AdminDenialReason::MissingToken, None)
+            });
         }
+        request.check_host(&self.panel_hosts.borrow())?;
+        request.check_origin()?;
+        let activity = if is_stream { Activity::Background } else { request.activity() };
+        self.find_session(addr, source, &keys, activity)
     }
 
-    /// The caller of an open session whose token is still valid.
+    /// The caller of the first of these sessions that is open, if its token is still valid.
     fn find_session(
         &self,
         addr: ClientAddr,
         source: IpAddr,
-        key: SessionKey,
+        keys: &[SessionKey],
         activity: Activity,
     ) -> Result<Caller, Box<Rejected>> {
-        let found = addr.source_key().and_then(|from| self.panel.find(key, from, activity, TokioInstant::now()));
-        let Some(session) = found else {
+        let (from, now) = (addr.source_key(), TokioInstant::now());
+        let open = |key: &SessionKey| Some((*key, self.panel.find(*key, from?, activity, now)?));
+        let Some((key, session)) = keys.iter().find_map(open) else {
             return Err(self.rejected(addr, AdminDenialReason::SessionEnded, None));
         };
         let now = OffsetDateTime::now_utc();
@@ -272,6 +283,9 @@ fn token_in(headers: &HeaderMap) -> Option<&[u8]> {
         _ => None,
     }
 }
+
+/// Where the page of the panel asks for its session.
+const PANEL_SESSION_PATH: &str = "/ui/session";
 
 /// The longest time until a changed wall clock is noticed.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);

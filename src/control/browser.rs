@@ -38,10 +38,11 @@ impl<'a> BrowserRequest<'a> {
         Some(CookieName { is_tls: self.is_tls, port: self.site()?.port.unwrap_or(default_port) })
     }
 
-    /// The session whose cookie came with the request.
-    pub(crate) fn session(self) -> Option<SessionKey> {
-        let name = self.cookie_name()?;
-        Some(SessionKey::of(name.value_in(single(&self.head.headers, COOKIE)?)?))
+    /// The sessions whose cookies came with the request, of which at most one is expected to be open.
+    pub(crate) fn sessions(self) -> Vec<SessionKey> {
+        let header = single(&self.head.headers, COOKIE);
+        let values = self.cookie_name().zip(header).map(|(name, header)| name.values_in(header).map(SessionKey::of));
+        values.into_iter().flatten().collect()
     }
 
     pub(crate) fn activity(self) -> Activity {
@@ -73,7 +74,8 @@ impl<'a> BrowserRequest<'a> {
         let bytes = |name: &str| headers.get(name).map(|value| value.as_bytes());
         let origin = RequestOrigin { fetch_site: bytes("sec-fetch-site"), origin: bytes(ORIGIN.as_str()) };
         if self.site().is_none_or(|site| is_cross_origin(origin, &site, self.is_tls)) {
-            let message = "another page than the control panel sent this request";
+            let message = "another page than the control panel sent this request; a reverse proxy must forward the Host \
+                           header of the browser with its port";
             return Err(rejected(AdminDenialReason::CrossOrigin, ErrorKind::Forbidden, message));
         }
         if *method != Method::GET && has_body(headers) && is_sent_by_forms(headers) {
@@ -85,9 +87,16 @@ impl<'a> BrowserRequest<'a> {
     }
 }
 
-/// Whether a browser sent the request. On the Unix socket, which needs no token, that is a page that reached a forwarded port.
-pub(crate) fn is_from_browser(headers: &HeaderMap) -> bool {
-    headers.contains_key(ORIGIN) || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"))
+/// Whether a browser may have sent a request to the Unix socket, which needs no token: from a page that reached a forwarded port.
+///
+/// With DNS rebinding, a browser sends no header that tells so, but the host name of the page. That is a name with a dot,
+/// which no other client has a reason to send.
+pub(crate) fn is_from_browser(head: &Parts, hosts: &HostNames) -> bool {
+    let Parts { headers, .. } = head;
+    let site = single(headers, HOST).and_then(HostPort::parse);
+    headers.contains_key(ORIGIN)
+        || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"))
+        || site.is_some_and(|site| site.has_dot() && !hosts.has(&site))
 }
 
 fn rejected(reason: AdminDenialReason, kind: ErrorKind, message: &str) -> Box<Rejected> {
@@ -180,17 +189,25 @@ mod tests {
     fn cookie_of_the_port_in_the_host_is_the_session() {
         let key = |host: &str, cookie: &str| {
             let head = head("GET", "/v1/status", &[("host", host), ("cookie", cookie)]);
-            BrowserRequest::new(&head, false).session()
+            BrowserRequest::new(&head, false).sessions()
         };
-        assert_eq!(key("localhost:9642", "portcullis-9642=abc"), Some(SessionKey::of("abc")));
-        assert_eq!(key("localhost", "portcullis-80=abc"), Some(SessionKey::of("abc")));
-        assert_eq!(key("localhost:9642", "portcullis-9643=abc"), None);
+        assert_eq!(key("localhost:9642", "portcullis-9642=abc"), [SessionKey::of("abc")]);
+        assert_eq!(key("localhost", "portcullis-80=abc"), [SessionKey::of("abc")]);
+        assert_eq!(key("localhost:9642", "portcullis-9643=abc"), []);
     }
 
     #[test]
     fn browsers_are_recognized_by_their_headers() {
-        let is_browser = |name: &str| is_from_browser(&head("GET", "/", &[("host", "a"), (name, "x")]).headers);
-        assert!(is_browser("origin") && is_browser("sec-fetch-site") && is_browser("Sec-Fetch-Mode"));
-        assert!(!is_browser("user-agent") && !is_browser("accept"));
+        let is_browser = |host: &str, name: &str| {
+            is_from_browser(&head("GET", "/", &[("host", host), (name, "x")]), &HostNames::default())
+        };
+        let by_header = |name: &str| is_browser("a", name);
+        assert!(by_header("origin") && by_header("sec-fetch-site") && by_header("Sec-Fetch-Mode"));
+        assert!(!by_header("user-agent") && !by_header("accept"));
+        let by_host = |host: &str| is_browser(host, "accept");
+        assert!(by_host("attacker.example") && by_host("attacker.example:8080") && by_host("a.localhost"));
+        for host in ["localhost", "localhost:80", "portcullis", "127.0.0.1", "[::1]:80", "%2Frun%2Fadmin.sock", ""] {
+            assert!(!by_host(host), "{host}");
+        }
     }
 }

@@ -119,6 +119,7 @@ mod tests {
     use crate::audit::recent::EventFilter;
     use crate::audit::{Audit, LineFormat};
     use crate::control::access::Peer;
+    use crate::control::clients::Identified;
     use crate::control::http;
     use crate::control::response::AdminResponse;
     use crate::token::fixtures::token;
@@ -132,7 +133,7 @@ mod tests {
         let mut serving = JoinSet::new();
         let (addr, served) = (ClientAddr::from_ip([127, 0, 0, 1].into()), Arc::clone(&shared));
         let peer = Peer { addr, is_tls: false };
-        serving.spawn(async move { http::serve(server, peer, &served).await });
+        serving.spawn(async move { http::serve(server, peer, Identified::default(), &served).await });
         let request = b"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer text\r\n\r\n";
         client.write_all(request).await.unwrap();
         let pending = received.recv().await.unwrap();

@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::audit::Audit;
 use crate::audit::admin::{AdminAction, AdminActionKind, AdminDenial, AdminDenialReason};
 use crate::control::access::{Access, Caller, Peer};
+use crate::control::clients::Identified;
 use crate::control::error::ErrorKind;
 use crate::control::event_stream::Follower;
 use crate::control::parameters::Parameters;
@@ -85,10 +86,15 @@ pub(crate) const MAX_STREAMS: usize = 32;
 pub(crate) type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Serves one client. Errors of the connection are ignored: the client has disconnected or does not speak HTTP.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, peer: Peer, shared: &Arc<Shared>) {
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    peer: Peer,
+    identified: Identified,
+    shared: &Arc<Shared>,
+) {
     let tail = SetOnce::new();
     let service = service_fn(|request| {
-        let answer = Exchange::new(peer, Arc::clone(shared)).answer(request);
+        let answer = Exchange::new(peer, identified.clone(), Arc::clone(shared)).answer(request);
         async {
             let mut response = answer.await;
             if let Some(kept) = response.extensions_mut().remove::<Tail>() {
@@ -132,6 +138,8 @@ enum Tail {
 /// One request and its response.
 struct Exchange {
     peer: Peer,
+    /// Set when the caller is identified.
+    identified: Identified,
     shared: Arc<Shared>,
     /// In the response, and in the audit event of a change.
     request_id: String,
@@ -139,8 +147,8 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(peer: Peer, shared: Arc<Shared>) -> Self {
-        Self { peer, shared, request_id: Uuid::new_v4().to_string(), caller: None }
+    fn new(peer: Peer, identified: Identified, shared: Arc<Shared>) -> Self {
+        Self { peer, identified, shared, request_id: Uuid::new_v4().to_string(), caller: None }
     }
 
     async fn answer(mut self, request: Request<Incoming>) -> Response<ResponseBody> {
@@ -172,6 +180,7 @@ impl Exchange {
             Ok(RouteAccess::Role(_)) | Err(_) => {
                 let is_stream = found.as_ref().is_ok_and(|found| found.route.success.content == SuccessContent::Events);
                 self.caller = Some(self.identify(head, is_stream)?);
+                self.identified.set();
             }
         }
         let FoundRoute { route, path } = found?;
@@ -253,6 +262,7 @@ impl Exchange {
         };
         self.audit_panel(&caller, AdminActionKind::PanelSignIn);
         self.caller = Some(caller);
+        self.identified.set();
         Ok(response)
     }
 
@@ -296,7 +306,7 @@ impl Exchange {
     }
 
     fn into_http(self, admin: AdminResponse, allowed: Option<String>, is_digitalocean: bool) -> Response<ResponseBody> {
-        let AdminResponse { status, content, headers } = admin;
+        let AdminResponse { status, content, mut headers } = admin;
         let (body, content_type, tail) = match content {
             Content::Empty => (empty(), None, None),
             Content::Json(value) => (full(&value), Some(JSON), None),
@@ -320,6 +330,8 @@ impl Exchange {
                 Ok(permit) => {
                     let follower = Follower::new(Arc::clone(&self.shared), self.caller.clone());
                     let body = event_stream::body(*stream, follower.clone(), permit);
+                    // A reverse proxy such as nginx would hold events back until its buffer is full.
+                    headers.push((HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")));
                     (body, Some("text/event-stream"), Some(Tail::Events(follower)))
                 }
                 Err(_) => {

@@ -7,6 +7,7 @@
 pub(crate) mod accept;
 pub(crate) mod access;
 pub(crate) mod browser;
+pub(crate) mod clients;
 pub(crate) mod digitalocean;
 pub(crate) mod draining;
 pub(crate) mod error;

@@ -51,6 +51,10 @@ impl HostPort {
         (!host.is_empty() && host.bytes().all(is_allowed)).then_some(Self { host, port })
     }
 
+    pub(crate) fn has_dot(&self) -> bool {
+        self.host.contains('.')
+    }
+
     /// Whether both name the same host and port, with the default port of their scheme.
     fn is_same(&self, other: &Self, default_port: u16) -> bool {
         let port = |authority: &Self| authority.port.unwrap_or(default_port);
