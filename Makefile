@@ -16,7 +16,7 @@ libdir   = $(DESTDIR)$(PREFIX)/lib
 confdir  = $(DESTDIR)$(SYSCONFDIR)/portcullis
 
 .DEFAULT_GOAL := help
-.PHONY: bench build conformance demo help install lint test uninstall
+.PHONY: bench build conformance demo help install lint pictures test uninstall
 
 bench: ## install other proxies (Debian, Ubuntu) and compare with them; about half an hour (BENCH_ARGS="--rounds 3")
 	scripts/install-bench-peers
@@ -35,6 +35,9 @@ test: ## install the programs that the tests need (Debian, Ubuntu), then run eve
 	scripts/install-test-tools chromium
 	scripts/install-test-packages
 	scripts/run-tests $(CARGO) test --locked
+
+pictures: ## make the pictures of the documents from the panel's tests
+	PORTCULLIS_SCREENSHOTS=$(CURDIR)/docs/images scripts/run-tests $(CARGO) test --locked --test tests -- panel::pictures_of_the_documents
 
 lint: ## check formatting, clippy, rustdoc, shell scripts, licences and advisories
 	$(CARGO) fmt --check

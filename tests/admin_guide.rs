@@ -21,6 +21,15 @@ fn commands_of_the_admin_guide_work_as_written() {
     Rehearsal::of(blocks(&guide, |_| true)).run();
 }
 
+#[test]
+fn commands_of_the_panel_guide_work_as_written() {
+    let mut guide = document("docs/PANEL.md");
+    for port in ["6379", "6380", "9642"] {
+        guide = guide.replace(port, &free_port().to_string());
+    }
+    Rehearsal::of(blocks(&guide, |_| true)).run();
+}
+
 /// The method, path and role of each row in the table of paths.
 fn documented_routes(guide: &str) -> BTreeSet<String> {
     let (_, after) = guide.split_once("\n## Paths\n").expect("a section with the paths");
