@@ -507,6 +507,7 @@ fn denied_source_is_listed_with_the_rule_that_admits_it() {
     });
     assert_eq!((&denial["network"], &denial["reason"]), (&json!("127.0.0.1"), &json!("untrusted_source")));
     assert_eq!(denial["command"], "portcullis sources append main ip_addr:127.0.0.1");
+    assert_eq!(denial["detail"], "no rule trusts this address");
     unix.post(SOURCES, &json!({ "rules": [denial["rule"]] })).expect(201);
     operated.portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
     unix.get("/v1/denials?listener=none").expect_error(404, "not_found");

@@ -139,6 +139,9 @@ impl Audit {
         if floods.allow(flood_event) {
             let level = if reason == Reason::ClientClosed { Level::Info } else { Level::Warn };
             let outcome = Outcome::new(reason, detail);
+            if self.history.is_kept() && !outcome.detail.is_empty() {
+                self.history.denials.describe(fields, reason, &outcome.detail);
+            }
             let written =
                 self.write(&Event::of_connection("connection.denied", fields).ended(&outcome).lasted(duration), level);
             floods.count_line(flood_event, written);

@@ -17,6 +17,7 @@ use crate::addr::SourceKey;
 use crate::audit::event::ConnectionFields;
 use crate::limit::table::{BoundedTable, TableEntry};
 use crate::outcome::Reason;
+use crate::printable;
 use crate::source::trusted::SourceMatch;
 
 /// The groups of all listeners: at most 4,096.
@@ -36,10 +37,18 @@ struct GroupKey {
     reason: Reason,
 }
 
+impl GroupKey {
+    fn of(fields: &ConnectionFields, reason: Reason) -> Self {
+        Self { listener: Arc::clone(&fields.listener), source: fields.client.source_key(), reason }
+    }
+}
+
 /// The state of a group. The default is that of an unknown one.
 #[derive(Debug, Default)]
 struct Group {
     seen: Option<Seen>,
+    /// What the audit says of the last one that was written.
+    detail: Option<Box<str>>,
     /// The end of the time for which the group is worth keeping, in milliseconds.
     kept_until: u64,
 }
@@ -66,6 +75,8 @@ pub(crate) struct DeniedGroup {
     pub last: OffsetDateTime,
     /// The address of the last one; `None` for a client of a Unix socket.
     pub last_address: Option<IpAddr>,
+    /// What the audit says of the last one that was written to it, at most [`MAX_DETAIL`] bytes.
+    pub detail: Option<Box<str>>,
 }
 
 impl Default for Denials {
@@ -103,6 +114,12 @@ impl Denials {
         self.count_at(self.start.elapsed(), OffsetDateTime::now_utc(), fields, reason);
     }
 
+    /// Keeps what the audit says of a denied connection that was counted.
+    pub(crate) fn describe(&self, fields: &ConnectionFields, reason: Reason, detail: &str) {
+        let detail = printable::cut(detail, MAX_DETAIL);
+        self.groups.of(GroupKey::of(fields, reason), |group| group.detail = Some(detail.into()));
+    }
+
     /// The groups of one listener or of all that had a denial since then, newest first. Groups without a denial for
     /// [`MAX_AGE`] are not listed.
     pub(crate) fn list(&self, listener: Option<&str>, since: Option<OffsetDateTime>) -> Vec<DeniedGroup> {
@@ -123,8 +140,8 @@ impl Denials {
     fn count_at(&self, tick: Duration, now: OffsetDateTime, fields: &ConnectionFields, reason: Reason) {
         let client = fields.client;
         let is_trusted = matches!(fields.source_match, Some(SourceMatch::Rule(_) | SourceMatch::SocketFile));
-        let key = GroupKey { listener: Arc::clone(&fields.listener), source: client.source_key(), reason };
-        let ((), former) = self.groups.of(key, |group| group.count(client.ip(), is_trusted, tick, now));
+        let ((), former) =
+            self.groups.of(GroupKey::of(fields, reason), |group| group.count(client.ip(), is_trusted, tick, now));
         if former.is_some_and(|group| group.seen(tick).is_some()) {
             self.replaced.fetch_add(1, Ordering::Relaxed);
         }
@@ -136,7 +153,7 @@ impl Denials {
             let Some(seen) = group.seen(tick) else { return };
             let is_wanted = listener.is_none_or(|listener| listener == &*key.listener);
             if is_wanted && since.is_none_or(|since| seen.last >= since) {
-                groups.push(DeniedGroup::of(key, seen));
+                groups.push(DeniedGroup::of(key, seen, group.detail.clone()));
             }
         });
         groups.sort_by(|one, other| other.last.cmp(&one.last).then(other.count.cmp(&one.count)));
@@ -145,16 +162,20 @@ impl Denials {
 }
 
 impl DeniedGroup {
-    fn of(key: &GroupKey, seen: Seen) -> Self {
+    fn of(key: &GroupKey, seen: Seen, detail: Option<Box<str>>) -> Self {
         let GroupKey { listener, source, reason } = key;
         let Seen { count, first, last, last_address, .. } = seen;
-        Self { listener: Arc::clone(listener), source: *source, reason: *reason, count, first, last, last_address }
+        let (listener, source, reason) = (Arc::clone(listener), *source, *reason);
+        Self { listener, source, reason, count, first, last, last_address, detail }
     }
 }
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// Bytes of a detail. 4,096 of them are a megabyte.
+const MAX_DETAIL: usize = 256;
 
 /// A group without a denial for this long is forgotten.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);

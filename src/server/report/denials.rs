@@ -17,7 +17,7 @@ pub(crate) fn list(denials: &[DeniedGroup], replaced: u64, current: &Snapshot) -
 }
 
 fn denial(group: &DeniedGroup, current: &Snapshot) -> Value {
-    let DeniedGroup { listener, source, reason, count, first, last, last_address } = group;
+    let DeniedGroup { listener, source, reason, count, first, last, last_address, detail } = group;
     // Only an untrusted source is admitted by a rule; another reason would stay.
     let value = last_address.filter(|_| *reason == Reason::UntrustedSource).map(|address| address.to_string());
     let has_file = current
@@ -37,6 +37,7 @@ fn denial(group: &DeniedGroup, current: &Snapshot) -> Value {
         "count": count,
         "first": seconds(*first),
         "last": seconds(*last),
+        "detail": detail.as_deref(),
         "rule": value.map(|value| json!({ "type": "ip_addr", "value": value })),
         "command": command,
     })
