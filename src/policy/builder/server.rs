@@ -10,8 +10,8 @@ use crate::config::{Revoke, SourcedFile, Tls};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::settings::ClientAuth;
-use crate::issuing::authority::Authority;
-use crate::policy::builder::{Builder, Certificates};
+use crate::policy::builder::{Builder, Certificates, issuing};
+use crate::policy::issuing::IssuingCa;
 use crate::policy::pins::{PinPlace, PinnedCertificate, Pins};
 use crate::policy::{ListenerPolicy, TlsInputs};
 use crate::protocol::{Protocol, postgres};
@@ -62,7 +62,7 @@ pub(crate) struct Server {
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) anchors: Vec<Certificate>,
     pub(crate) pins: Pins,
-    pub(crate) issuing: Option<Arc<Authority>>,
+    pub(crate) issuing: Option<Arc<IssuingCa>>,
     pub(crate) inputs: Option<TlsInputs>,
 }
 
@@ -73,8 +73,8 @@ impl Builder<'_> {
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.reader.certificate(files, ShownTo::Clients)).collect();
         // Checks everything before returning, so that all problems are reported.
-        let (clients, issuing) = (self.clients(tls), self.issuing_ca(tls));
-        let (clients, issuing) = (clients?, issuing?);
+        let (clients, authority) = (self.clients(tls), self.issuing_authority(tls));
+        let (clients, authority) = (clients?, authority?);
         let settings = clients.settings(tls);
         let trust = self.trust(tls, &settings, before)?;
         if certificates.len() < tls.certificates.len() {
@@ -95,8 +95,9 @@ impl Builder<'_> {
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
         self.warn_about_anchors(&clients.anchors, built.trust());
-        if let Some(authority) = &issuing {
-            self.warn_about_issuing(tls, authority, built.trust());
+        let issuing = authority.map(|authority| issuing::judge(authority, &inputs.trust, built.trust(), before));
+        if let Some(issuing) = &issuing {
+            self.warn_about_issuing(tls, issuing);
         }
         let (anchors, pins) = (parsed(clients.anchors), clients.pins);
         Some(Server { tls: Some(built), anchors, pins, issuing, inputs: Some(inputs) })

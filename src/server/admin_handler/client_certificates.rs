@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use hyper::body::Bytes;
+use time::OffsetDateTime;
 use tokio::sync::oneshot;
+use zeroize::Zeroizing;
 
 use crate::audit::admin::AdminActionKind;
 use crate::config::rule_cache::RuleCache;
@@ -13,9 +16,9 @@ use crate::control::response::AdminResponse;
 use crate::dns::HostCache;
 use crate::issuing::IssuingError;
 use crate::issuing::authority::{Authority, certificate_pem};
-use crate::issuing::bundle::bundle;
+use crate::issuing::bundle::build_bundle;
 use crate::issuing::client_request::ClientRequest;
-use crate::issuing::server_ca::anchor;
+use crate::issuing::server_ca::find_anchors;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::server::admin_handler::changes::find_listener;
 use crate::server::admin_handler::{AdminHandler, Origin};
@@ -25,6 +28,8 @@ use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, Fil
 use crate::server::report;
 use crate::server::report::client_certificates::PlannedChange;
 use crate::session::registry::ConnectionRegistry;
+use crate::timestamp::seconds;
+use crate::x509::certificate::Certificate;
 use crate::x509::crypto::sha256_hex;
 
 impl AdminHandler {
@@ -107,7 +112,7 @@ impl AdminHandler {
                 let target = format!("{}/{sha256}", policy.name);
                 let subject = format!("CN={}", request.name());
                 origin.action(AdminActionKind::CertsIssue, Some(target), Some(subject)).write(&audit);
-                AdminResponse::file(archive, "application/zip", &format!("{}.zip", request.name()))
+                AdminResponse::file(Bytes::from_owner(archive), "application/zip", &format!("{}.zip", request.name()))
             }
             Err(response) => response,
         });
@@ -158,51 +163,57 @@ fn edit(listener: String, sha256: String, change: PinRequest, if_match: Option<S
 
 /// A new client certificate with its key, and its fingerprint.
 struct Issued {
-    archive: Vec<u8>,
+    archive: Zeroizing<Vec<u8>>,
     sha256: String,
 }
 
 fn issue(policy: &ListenerPolicy, request: &ClientRequest) -> Result<Issued, AdminResponse> {
     let name = &policy.name;
-    let Some(authority) = &policy.issuing else {
+    let Some(issuing) = &policy.issuing else {
         return Err(conflict(format_args!(
             "listener {name} has no issuing_ca; set issuing_ca = {{ cert = \"ca.crt\", key = \"ca.key\" }} in [listener.tls] and \
              reload, or issue with portcullis certs issue --ca where the key of the CA is"
         )));
     };
-    if !authority.facts().is_valid_at(time::OffsetDateTime::now_utc()) {
-        return Err(conflict(format_args!(
-            "the issuing CA {} has expired or is not valid yet; replace it",
-            authority.facts().subject
-        )));
-    }
-    let server_ca = server_ca(policy, authority)?;
+    let authority = &issuing.authority;
+    check_dates(authority.facts(), OffsetDateTime::now_utc())?;
+    let server_ca = find_server_ca(policy, authority)?;
     let failed = |error: IssuingError| AdminResponse::error(ErrorKind::ServerError, error);
     let signed = request.issue(authority).map_err(failed)?;
     let protocol = policy.protocol.to_string();
-    let archive = bundle(&signed, &authority.intermediates_pem(), &protocol, server_ca).map_err(failed)?;
+    let archive = build_bundle(&signed, &authority.intermediates_pem(), &protocol, &server_ca).map_err(failed)?;
     Ok(Issued { archive, sha256: sha256_hex(signed.der()) })
 }
 
-/// What clients of the listener verify it with: its `ca_bundle`, or the CA of each of its certificates.
-fn server_ca(policy: &ListenerPolicy, authority: &Authority) -> Result<Vec<u8>, AdminResponse> {
+fn check_dates(ca: &Certificate, now: OffsetDateTime) -> Result<(), AdminResponse> {
+    let Certificate { subject, not_before, not_after, .. } = ca;
+    if now < *not_before {
+        return Err(conflict(format_args!(
+            "the issuing CA {subject} is not valid before {}; check the clock, or set issuing_ca to a valid one and reload",
+            seconds(*not_before)
+        )));
+    }
+    if now > *not_after {
+        return Err(conflict(format_args!(
+            "the issuing CA {subject} expired at {}; set issuing_ca to a valid one and reload",
+            seconds(*not_after)
+        )));
+    }
+    Ok(())
+}
+
+/// Finds what clients of the listener verify it with: its `ca_bundle`, or the CA of each of its certificates.
+fn find_server_ca(policy: &ListenerPolicy, authority: &Authority) -> Result<Arc<[u8]>, AdminResponse> {
     if let Some(bundle) = &policy.ca_bundle {
-        return Ok(bundle.to_vec());
+        return Ok(Arc::clone(bundle));
     }
-    let mut pem = String::new();
-    for chain in policy.server_chains() {
-        let Some(anchor) = anchor(chain, authority.bundle()) else {
-            return Err(conflict(format_args!(
-                "cannot find the CA of listener {}: a server certificate has no self-signed certificate in its chain and is not \
-                 issued by {}; set ca_bundle to the file that clients should trust, and reload",
-                policy.name,
-                authority.facts().subject
-            )));
-        };
-        let anchor = certificate_pem(&anchor);
-        if !pem.contains(&anchor) {
-            pem.push_str(&anchor);
-        }
-    }
-    Ok(pem.into_bytes())
+    let anchors = find_anchors(policy.server_chains(), authority.bundle()).map_err(|_| {
+        conflict(format_args!(
+            "cannot find the CA of listener {}: a server certificate has no self-signed certificate in its chain and is not \
+             issued by {}; set ca_bundle to the file that clients should trust, and reload",
+            policy.name,
+            authority.facts().subject
+        ))
+    })?;
+    Ok(anchors.into_bytes().into())
 }

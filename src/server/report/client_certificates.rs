@@ -22,8 +22,8 @@ pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry) -> Va
     let active_use = ActiveUse::from_registry(registry);
     let pins: Vec<_> = policy.pins.certificates.iter().map(|pin| pinned(policy, pin, &active_use)).collect();
     let place = place::writable(policy);
-    let issuing = policy.issuing.as_ref().map(|authority| {
-        let Certificate { subject, not_after, sha256, .. } = authority.facts();
+    let issuing = policy.issuing.as_ref().map(|issuing| {
+        let Certificate { subject, not_after, sha256, .. } = issuing.authority.facts();
         json!({ "subject": subject, "not_after": seconds(*not_after), "sha256": sha256 })
     });
     json!({
