@@ -404,7 +404,7 @@ impl ListenerPolicy {
 
     /// Why a trust anchor, named by its fingerprint, authenticates no client at `now`; `None` if it does.
     pub fn anchor_error(&self, sha256: &str, now: OffsetDateTime) -> Option<ChainError> {
-        let index = self.anchors.iter().position(|anchor| anchor.sha256 == sha256)?;
+        let index = self.anchors.iter().position(|anchor| anchor.sha256.as_str() == sha256)?;
         self.tls.as_ref()?.trust().anchor_error(self.anchor_ders().get(index)?, now)
     }
 

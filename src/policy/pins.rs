@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::files::{PathKind, is_match};
 use crate::x509::certificate::Certificate;
+use crate::x509::fingerprint::CertificateFingerprint;
 
 /// `client_certificates`.
 #[derive(Clone, Debug, Default)]
@@ -29,13 +30,13 @@ pub struct PinnedCertificate {
 }
 
 impl Pins {
-    /// The entries of a certificate, by its fingerprint in lower-case hex.
-    pub(crate) fn of<'s>(&'s self, sha256: &str) -> impl Iterator<Item = &'s PinnedCertificate> {
-        self.certificates.iter().filter(move |pin| pin.certificate.sha256 == sha256)
+    /// The entries of a certificate.
+    pub(crate) fn of<'s>(&'s self, sha256: &CertificateFingerprint) -> impl Iterator<Item = &'s PinnedCertificate> {
+        self.certificates.iter().filter(move |pin| pin.certificate.sha256 == *sha256)
     }
 
     /// Whether a certificate is pinned.
-    pub(crate) fn contain(&self, sha256: &str) -> bool {
+    pub(crate) fn contain(&self, sha256: &CertificateFingerprint) -> bool {
         self.of(sha256).next().is_some()
     }
 

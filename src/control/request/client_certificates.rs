@@ -12,6 +12,7 @@ use crate::control::request::{ChangePins, IssueCertificate, PinRequest, json};
 use crate::control::response::{AdminResponse, Content};
 use crate::control::route::{Call, Operation};
 use crate::issuing::client_request::ClientRequest;
+use crate::x509::fingerprint::FingerprintError;
 use crate::x509::pem;
 use crate::x509::pinned::{ClientPem, ClientPemError};
 
@@ -48,13 +49,9 @@ pub(crate) fn pin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
 /// # Errors
 /// A response with status 412 or 422.
 pub(crate) fn unpin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
-    let sha256 = call.segment(1).to_ascii_lowercase();
-    if sha256.len() != 64 || !sha256.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(invalid(format_args!(
-            "{sha256:?} is not the SHA-256 of a certificate in 64 hexadecimal digits; take one from the list"
-        )));
-    }
-    change(call, PinRequest::Unpin { sha256 })
+    let text = call.segment(1);
+    let unclear = |error: FingerprintError| invalid(format_args!("{text:?} {error}; take one from the list"));
+    change(call, PinRequest::Unpin { sha256: text.parse().map_err(unclear)? })
 }
 
 /// `POST …/client-certificates/issue`

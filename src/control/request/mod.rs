@@ -20,6 +20,7 @@ use crate::config::edit::sources::SourcesChange;
 use crate::issuing::client_request::ClientRequest;
 use crate::source::rule::Network;
 use crate::token::Role;
+use crate::x509::fingerprint::CertificateFingerprint;
 use crate::x509::pinned::ClientPem;
 
 /// A parsed request of the admin API.
@@ -132,10 +133,7 @@ pub struct ChangePins {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PinRequest {
     Pin(Box<ClientPem>),
-    Unpin {
-        /// Lower-case hex.
-        sha256: String,
-    },
+    Unpin { sha256: CertificateFingerprint },
 }
 
 /// A client certificate to issue.

@@ -266,7 +266,7 @@ impl Builder<'_> {
                         "the CRLs in client_crl with the name of the client CA {subject} (sha256 {}) are signed by another key, \
                          so certificates issued by this CA are rejected; add the CRL signed by its key, or remove the \
                          certificate from client_ca",
-                        sha256.get(..SHORT).unwrap_or(sha256)
+                        sha256.short()
                     ));
                     continue;
                 }
@@ -309,6 +309,3 @@ impl Builder<'_> {
         }
     }
 }
-
-/// Length of a fingerprint prefix that distinguishes two certificates, in hex digits.
-const SHORT: usize = 16;

@@ -30,7 +30,7 @@ use crate::server::report::client_certificates::PlannedChange;
 use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 use crate::x509::certificate::Certificate;
-use crate::x509::crypto::sha256_hex;
+use crate::x509::fingerprint::CertificateFingerprint;
 
 impl AdminHandler {
     pub(super) fn change_pins(
@@ -129,7 +129,7 @@ pub(super) fn list(
     Ok(AdminResponse::ok(body).with_etag(&report::client_certificates::etag(policy)))
 }
 
-fn edit(listener: String, sha256: String, change: PinRequest, if_match: Option<String>) -> Box<Edit> {
+fn edit(listener: String, sha256: CertificateFingerprint, change: PinRequest, if_match: Option<String>) -> Box<Edit> {
     Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, _: &mut RuleCache| {
         let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
         if let Some(wanted) = if_match
@@ -164,7 +164,7 @@ fn edit(listener: String, sha256: String, change: PinRequest, if_match: Option<S
 /// A new client certificate with its key, and its fingerprint.
 struct Issued {
     archive: Zeroizing<Vec<u8>>,
-    sha256: String,
+    sha256: CertificateFingerprint,
 }
 
 fn issue(policy: &ListenerPolicy, request: &ClientRequest) -> Result<Issued, AdminResponse> {
@@ -182,7 +182,7 @@ fn issue(policy: &ListenerPolicy, request: &ClientRequest) -> Result<Issued, Adm
     let signed = request.issue(authority).map_err(failed)?;
     let protocol = policy.protocol.to_string();
     let archive = build_bundle(&signed, &authority.intermediates_pem(), &protocol, &server_ca).map_err(failed)?;
-    Ok(Issued { archive, sha256: sha256_hex(signed.der()) })
+    Ok(Issued { archive, sha256: CertificateFingerprint::from_der(signed.der()) })
 }
 
 fn check_dates(ca: &Certificate, now: OffsetDateTime) -> Result<(), AdminResponse> {

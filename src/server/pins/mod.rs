@@ -11,12 +11,13 @@ use crate::control::response::AdminResponse;
 use crate::policy::ListenerPolicy;
 use crate::policy::pins::PinnedCertificate;
 use crate::server::reload::change::conflict;
+use crate::x509::fingerprint::CertificateFingerprint;
 
-/// A change of the pinned certificates of a listener. Fingerprints are in lower-case hex.
+/// A change of the pinned certificates of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PinChange {
-    Pin { sha256: String },
-    Unpin { sha256: String },
+    Pin { sha256: CertificateFingerprint },
+    Unpin { sha256: CertificateFingerprint },
 }
 
 /// The file that the change concerns.
@@ -42,7 +43,10 @@ pub(crate) fn is_effective(policy: &ListenerPolicy, change: &PinChange) -> bool 
 }
 
 /// The pinned certificate to remove, which is in one file of a directory or pattern.
-fn removable<'p>(policy: &'p ListenerPolicy, sha256: &str) -> Result<&'p PinnedCertificate, AdminResponse> {
+fn removable<'p>(
+    policy: &'p ListenerPolicy,
+    sha256: &CertificateFingerprint,
+) -> Result<&'p PinnedCertificate, AdminResponse> {
     let mut entries = policy.pins.of(sha256);
     let Some(pin) = entries.next() else {
         let message =

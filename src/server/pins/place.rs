@@ -8,6 +8,7 @@ use crate::identity::settings::ClientAuth;
 use crate::permissions;
 use crate::policy::ListenerPolicy;
 use crate::policy::pins::PinPlace;
+use crate::x509::fingerprint::CertificateFingerprint;
 
 /// A directory or pattern that can hold further certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +40,11 @@ impl WritablePlace {
     }
 
     /// The file for a certificate. Nothing in its name comes from the certificate's owner.
-    pub(crate) fn file_of(&self, sha256: &str) -> PathBuf {
+    pub(crate) fn file_of(&self, sha256: &CertificateFingerprint) -> PathBuf {
         match self.kind {
             NamedBy::Directory => self.path.join(format!("{sha256}.crt")),
             // The name was tried with another fingerprint.
-            NamedBy::Pattern => matching(&self.path, sha256).unwrap_or_else(|| self.path.clone()),
+            NamedBy::Pattern => matching(&self.path, sha256.as_str()).unwrap_or_else(|| self.path.clone()),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::server::report::{ActiveUse, certificates, sessions_ended, sources};
 use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 use crate::x509::certificate::Certificate;
+use crate::x509::fingerprint::CertificateFingerprint;
 use crate::x509::pinned::ClientPem;
 
 /// The pinned certificates with their use, and what the API can do with them.
@@ -38,7 +39,11 @@ pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry) -> Va
 }
 
 /// One pinned certificate; `None` if it is not pinned.
-pub(crate) fn one(policy: &ListenerPolicy, sha256: &str, registry: &ConnectionRegistry) -> Option<Value> {
+pub(crate) fn one(
+    policy: &ListenerPolicy,
+    sha256: &CertificateFingerprint,
+    registry: &ConnectionRegistry,
+) -> Option<Value> {
     let pin = policy.pins.of(sha256).next()?;
     Some(pinned(policy, pin, &ActiveUse::from_registry(registry)))
 }
@@ -59,7 +64,7 @@ pub(crate) fn etag(policy: &ListenerPolicy) -> String {
     let mut context = Context::new(&SHA256);
     for PinnedCertificate { certificate, file } in &policy.pins.certificates {
         let file = file.as_os_str().as_encoded_bytes();
-        context.update(certificate.sha256.as_bytes());
+        context.update(certificate.sha256.as_str().as_bytes());
         // With its length, a path cannot be mistaken for the next certificate.
         context.update(&file.len().to_be_bytes());
         context.update(file);
@@ -75,7 +80,7 @@ pub(crate) struct PlannedChange<'a> {
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) before: &'a ListenerPolicy,
     pub(crate) after: &'a ListenerPolicy,
-    pub(crate) sha256: &'a str,
+    pub(crate) sha256: &'a CertificateFingerprint,
 }
 
 /// What a change does. `client` is the certificate to pin.

@@ -36,6 +36,7 @@ use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
+use crate::x509::fingerprint::CertificateFingerprint;
 
 /// The sessions that a filter selects, including closing ones, oldest first; `total` counts also those beyond its limit.
 pub(crate) fn sessions(registry: &ConnectionRegistry, filter: &SessionFilter) -> Value {
@@ -242,9 +243,10 @@ impl ActiveUse {
     }
 
     fn certificate(&self, policy: &ListenerPolicy, role: &str, certificate: &Certificate) -> Value {
-        let since = policy.history.since(&certificate.sha256);
+        let since = policy.history.since(certificate.sha256.as_str());
         let is_anchor = role == "client_ca";
-        let fault = if is_anchor { policy.anchor_error(&certificate.sha256, OffsetDateTime::now_utc()) } else { None };
+        let fault =
+            if is_anchor { policy.anchor_error(certificate.sha256.as_str(), OffsetDateTime::now_utc()) } else { None };
         let kind = if role == "server" { "server_certificate" } else { role };
         let facts = json!({
             "listener": &*policy.name,
@@ -374,16 +376,17 @@ fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
 
 /// The certificates of `one` that `other` does not have at the same listener in the same role.
 fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
-    let has = |policy: &ListenerPolicy, role: &str, sha256: &str| {
+    let has = |policy: &ListenerPolicy, role: &str, sha256: &CertificateFingerprint| {
         let twin = other.named(&policy.name);
-        twin.is_some_and(|twin| twin.certificates().any(|(its, facts)| its == role && facts.sha256 == sha256))
+        twin.is_some_and(|twin| twin.certificates().any(|(its, facts)| its == role && facts.sha256 == *sha256))
     };
     let of = |policy: &Arc<ListenerPolicy>| {
         let gone = policy.certificates().filter(|(role, facts)| !has(policy, role, &facts.sha256));
         gone.map(|(role, facts)| planned_certificate(Some(&policy.name), role, facts)).collect::<Vec<_>>()
     };
-    let admin_has =
-        |role: &str, sha256: &str| other.admin_certificates().any(|(its, facts)| its == role && facts.sha256 == sha256);
+    let admin_has = |role: &str, sha256: &CertificateFingerprint| {
+        other.admin_certificates().any(|(its, facts)| its == role && facts.sha256 == *sha256)
+    };
     let of_admin = one.admin_certificates().filter(|(role, facts)| !admin_has(role, &facts.sha256));
     let of_admin = of_admin.map(|(role, facts)| planned_certificate(None, role, facts));
     one.listeners().iter().flat_map(of).chain(of_admin).collect()
