@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::config::files::Location;
@@ -24,15 +23,13 @@ use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::Crl;
 use crate::x509::key_pair::CertifiedKeyPair;
 use crate::x509::pem;
-use crate::x509::pinned::pinned;
+use crate::x509::pinned::select_pinned;
 
 /// The inputs of client certificate verification.
 #[derive(Default)]
 struct Clients {
     anchors: Certificates,
     pins: Pins,
-    /// The pinned certificates, in the order of `pins`.
-    pinned: Vec<CertificateDer<'static>>,
     lists: Vec<Crl>,
 }
 
@@ -42,7 +39,7 @@ impl Clients {
         ClientAuthSettings {
             auth: tls.client_auth,
             anchors,
-            pinned: self.pinned.clone(),
+            pinned: self.pins.certificates.iter().map(|pin| pin.der.clone()).collect(),
             crls: self.lists.clone(),
             crl_expired: tls.crl_expired,
             anchor_validity: tls.anchor_validity,
@@ -131,12 +128,11 @@ impl Builder<'_> {
         clients.pins.places.push(PinPlace { path: named.path.clone(), kind });
         for file in files {
             let ders = self.reader.parse(&file, pem::certificates)?;
-            let pinned = pinned(ders).map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
+            let pinned = select_pinned(ders).map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
             for (der, certificate) in pinned {
                 self.reader.warn_about_dates("client certificate", &certificate);
                 self.reader.warn_about_key("client certificate", &der, &certificate);
-                clients.pins.certificates.push(PinnedCertificate { certificate, file: file.path.clone() });
-                clients.pinned.push(der);
+                clients.pins.certificates.push(PinnedCertificate { der, certificate, file: file.path.clone() });
             }
         }
         Some(())
