@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -57,7 +58,10 @@ pub(crate) fn fix_for_creating(directory: &Path) -> Option<String> {
     if is_allowed(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
         return None;
     }
-    Some(format!("chown {}: {}", user(), quoted(directory)))
+    // The mode binds the owner as well.
+    let is_own = directory.metadata().is_ok_and(|metadata| metadata.uid() == geteuid().as_raw());
+    let directory = quoted(directory);
+    Some(if is_own { format!("chmod u+wx {directory}") } else { format!("chown {}: {directory}", user()) })
 }
 
 /// The command that grants this user write access to an existing file, if access is denied.

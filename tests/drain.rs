@@ -17,7 +17,7 @@ fn draining(drain: &str, upstream: &Upstream) -> (Portcullis, Connection) {
 }
 
 /// Sends SIGTERM and waits until no new connection is accepted.
-fn begin_to_drain(portcullis: &Portcullis) {
+pub(crate) fn begin_to_drain(portcullis: &Portcullis) {
     let client = portcullis.client();
     portcullis.process.signal("TERM");
     eventually("the listener is closed", || client.try_dial().is_err().then_some(()));

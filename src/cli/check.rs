@@ -391,7 +391,7 @@ pub(crate) fn describe(certificate: &Certificate, indent: &str) -> String {
     }
     line("key", &format!("{key}{}", if *ca { ", CA" } else { "" }));
     line("valid", &lifetime(certificate, OffsetDateTime::now_utc()));
-    line("sha256", sha256);
+    line("sha256", sha256.as_str());
     out
 }
 

@@ -246,7 +246,7 @@ pub(crate) struct LocalIssue<'a> {
 
 impl<'a> LocalIssue<'a> {
     /// `None` if the running program issues.
-    fn of(args: &'a IssueArgs) -> Result<Option<Self>, Failure> {
+    fn from_args(args: &'a IssueArgs) -> Result<Option<Self>, Failure> {
         let IssueArgs { ca: Some(ca), ca_key: Some(ca_key), out: Some(out), listener, bundle, running, .. } = args
         else {
             return Ok(None);
@@ -345,7 +345,7 @@ impl Cli {
 }
 
 fn issue(args: &IssueArgs) -> Result<(), Failure> {
-    match LocalIssue::of(args)? {
+    match LocalIssue::from_args(args)? {
         Some(local) => certs::issue(&local),
         None => issue_remotely(args),
     }

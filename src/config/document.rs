@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::files::Location;
 use crate::config::problem::{Position, Problem, Problems};
-use crate::config::{SourcedPath, SourcedPem, shown};
+use crate::config::{NamedLocation, PathForm, SourcedPath, SourcedPem, shown};
 use crate::timestamp;
 
 /// One file and the problems found in it so far.
@@ -29,7 +29,7 @@ pub(crate) struct Document<'a> {
     /// Number of problems beyond [`MAX_REPORTED`].
     omitted: Cell<usize>,
     /// Files and environment variables that the document names.
-    named: RefCell<Vec<SourcedPem>>,
+    named: RefCell<Vec<NamedLocation>>,
 }
 
 /// A value with its key and position.
@@ -96,7 +96,7 @@ impl<'a> Document<'a> {
     }
 
     /// Takes the files and environment variables that the document names, with their positions.
-    pub(crate) fn take_named(&self) -> Vec<SourcedPem> {
+    pub(crate) fn take_named(&self) -> Vec<NamedLocation> {
         self.named.take()
     }
 
@@ -320,9 +320,9 @@ impl<'a> Node<'a> {
     }
 
     /// Records a file or an environment variable that the value names.
-    pub(crate) fn record_location(&self, location: &Location) {
-        let named = SourcedPem { location: location.clone(), position: self.position(), key: self.key.clone() };
-        self.document.named.borrow_mut().push(named);
+    pub(crate) fn record_location(&self, location: &Location, form: PathForm) {
+        let source = SourcedPem { location: location.clone(), position: self.position(), key: self.key.clone() };
+        self.document.named.borrow_mut().push(NamedLocation { source, form });
     }
 
     fn typed<T>(&self, value: Option<T>, expected: &str) -> Option<T> {

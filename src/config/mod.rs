@@ -199,32 +199,49 @@ impl SourcedPem {
         Problem { position: self.position.clone(), key: self.key.clone(), message }
     }
 
-    /// Returns a problem for each file that cannot be read, or for a pattern that matches no file.
-    fn unreadable_files(&self, files: &mut Files) -> Vec<Problem> {
-        let locations = match &self.location {
-            Location::File(path) if self.key.contains(DIRECTORY_KEY) => {
-                files.named(path).map(|(_, paths)| paths.into_iter().map(Location::File).collect())
-            }
-            Location::File(path) => files.matching(path).map(|paths| paths.into_iter().map(Location::File).collect()),
-            Location::Variable(_) => Ok(vec![self.location.clone()]),
-        };
-        let locations = match locations {
-            Ok(locations) => locations,
-            Err(why) => return vec![self.problem(why)],
-        };
-        let one = |location| Self { location, ..self.clone() };
-        let unreadable = |one: Self| files.read(&one.location).err().map(|why| one.unreadable(&why));
-        locations.into_iter().map(one).filter_map(unreadable).collect()
-    }
-
     /// Returns the problem that the text cannot be read, with the command that grants access if there is one.
     pub fn unreadable(&self, why: &str) -> Problem {
         self.problem(with_fix(why, &self.key, &self.location))
     }
+
+    fn unreadable_by(&self, files: &mut Files) -> Option<Problem> {
+        files.read(&self.location).err().map(|why| self.unreadable(&why))
+    }
 }
 
-/// The key that may name a directory.
-const DIRECTORY_KEY: &str = ".client_certificates";
+/// A location that the configuration names, and what its path may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedLocation {
+    pub(crate) source: SourcedPem,
+    pub(crate) form: PathForm,
+}
+
+/// What a path in the configuration may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PathForm {
+    /// A file, or a pattern of files.
+    Files,
+    /// The same, or a directory of files.
+    FilesOrDirectory,
+}
+
+impl NamedLocation {
+    /// Returns a problem for each file that cannot be read, or for a pattern that matches no file.
+    fn unreadable_files(&self, files: &mut Files) -> Vec<Problem> {
+        let Self { source, form } = self;
+        let paths = match (&source.location, form) {
+            (Location::Variable(_), _) => return source.unreadable_by(files).into_iter().collect(),
+            (Location::File(path), PathForm::Files) => files.matching(path),
+            (Location::File(path), PathForm::FilesOrDirectory) => files.named(path).map(|(_, paths)| paths),
+        };
+        let paths = match paths {
+            Ok(paths) => paths,
+            Err(why) => return vec![source.problem(why)],
+        };
+        let one = |path| SourcedPem { location: Location::File(path), ..source.clone() };
+        paths.into_iter().map(one).filter_map(|one| one.unreadable_by(files)).collect()
+    }
+}
 
 /// A file, with the key and position that name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -348,7 +365,7 @@ pub struct Loaded {
     /// checked and all problems reported at once.
     pub problems: Vec<Problem>,
     /// Every file and environment variable that the configuration names, including those of invalid listeners.
-    pub named: Vec<SourcedPem>,
+    pub named: Vec<NamedLocation>,
 }
 
 impl Loaded {

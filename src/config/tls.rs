@@ -53,7 +53,9 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     section.finish();
     // Reads all of them before returning, so that all problems are reported.
     let files = |node: Option<Node<'_>>| node.map(|node| node.named_files(directory)).unwrap_or_default();
-    let [client_ca, client_crl, client_certificates] = [client_ca, client_crl, client_certificates].map(files);
+    let [client_ca, client_crl] = [client_ca, client_crl].map(files);
+    let client_certificates =
+        client_certificates.map(|node| node.named_files_or_directories(directory)).unwrap_or_default();
     let trusted_clients = trusted_clients.map(|node| patterns(&node)).unwrap_or_default();
     let issuing_ca = match issuing_ca {
         Some(node) => certificate(&node, directory).map(Some),

@@ -8,7 +8,7 @@ use crate::addr::UpstreamAddr;
 use crate::config::credential;
 use crate::config::document::Node;
 use crate::config::files::Location;
-use crate::config::{SourcedFile, SourcedPem, shown};
+use crate::config::{PathForm, SourcedFile, SourcedPem, shown};
 use crate::limit::rate::{Rate, RateError};
 
 impl Node<'_> {
@@ -115,24 +115,37 @@ impl Node<'_> {
 
     /// A file with its key and position.
     pub(crate) fn named_file(&self, directory: &Path) -> Option<SourcedFile> {
-        let path = self.path(directory)?;
-        self.record_location(&Location::from(&path));
-        Some(SourcedFile { path, position: self.position(), key: self.key().to_owned() })
+        self.named_path(directory, PathForm::Files)
     }
 
     /// One file or several, with their keys and positions.
     pub(crate) fn named_files(&self, directory: &Path) -> Vec<SourcedFile> {
+        self.named_paths(directory, PathForm::Files)
+    }
+
+    /// One file or several as in [`Self::named_files`], or directories of files.
+    pub(crate) fn named_files_or_directories(&self, directory: &Path) -> Vec<SourcedFile> {
+        self.named_paths(directory, PathForm::FilesOrDirectory)
+    }
+
+    fn named_path(&self, directory: &Path, form: PathForm) -> Option<SourcedFile> {
+        let path = self.path(directory)?;
+        self.record_location(&Location::from(&path), form);
+        Some(SourcedFile { path, position: self.position(), key: self.key().to_owned() })
+    }
+
+    fn named_paths(&self, directory: &Path, form: PathForm) -> Vec<SourcedFile> {
         let nodes = self.one_or_list();
         if nodes.is_empty() {
             self.expected("at least one file");
         }
-        nodes.iter().filter_map(|node| node.named_file(directory)).collect()
+        nodes.iter().filter_map(|node| node.named_path(directory, form)).collect()
     }
 
     /// The location of a PEM text with its key and position.
     pub(crate) fn named_pem(&self, directory: &Path) -> Option<SourcedPem> {
         let location = self.location(directory)?;
-        self.record_location(&location);
+        self.record_location(&location, PathForm::Files);
         Some(SourcedPem { location, position: self.position(), key: self.key().to_owned() })
     }
 

@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::control::error::ErrorKind;
 use crate::control::route::{BodyLimit, Parameter, Route, RouteAccess, SuccessContent};
 use crate::control::routes::ROUTES;
+use crate::issuing::client_request::{DEFAULT_DAYS, MAX_DAYS, MAX_DNS, NAME_PATTERN};
+use crate::issuing::params::{DNS_NAME_PATTERN, MAX_DNS_NAME};
 
 /// The response to `GET /`.
 pub(crate) fn paths() -> Value {
@@ -130,9 +132,13 @@ fn body_schema(route: &Route) -> Option<Value> {
             "type": "object",
             "required": ["name"],
             "properties": {
-                "name": text(),
-                "days": { "type": "integer" },
-                "dns": { "type": "array", "items": text() },
+                "name": { "type": "string", "pattern": NAME_PATTERN },
+                "days": { "type": "integer", "minimum": 1, "maximum": MAX_DAYS, "default": DEFAULT_DAYS },
+                "dns": {
+                    "type": "array",
+                    "maxItems": MAX_DNS,
+                    "items": { "type": "string", "maxLength": MAX_DNS_NAME, "pattern": DNS_NAME_PATTERN },
+                },
             },
         })),
         ("POST", "/v1/reload") => Some(json!({ "type": "object", "properties": { "file": text() } })),
@@ -181,6 +187,17 @@ fn rule_schema() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_of_a_client_certificate_are_described() {
+        let description = description();
+        let issue = &description["paths"]["/v1/listeners/{name}/client-certificates/issue"]["post"];
+        let body = &issue["requestBody"]["content"]["application/json"]["schema"]["properties"];
+        assert_eq!((&body["days"]["minimum"], &body["days"]["maximum"]), (&json!(1), &json!(3650)));
+        assert_eq!((&body["days"]["default"], &body["dns"]["maxItems"]), (&json!(90), &json!(16)));
+        assert_eq!(body["dns"]["items"]["maxLength"], 253);
+        assert!(body["name"]["pattern"].is_string() && body["dns"]["items"]["pattern"].is_string());
+    }
 
     #[test]
     fn description_has_exactly_the_routes() {

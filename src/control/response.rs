@@ -79,6 +79,11 @@ impl AdminResponse {
         Self::of(kind.status(), Content::Error { kind, message })
     }
 
+    /// A 409 response; `message` is for people.
+    pub(crate) fn conflict(message: impl Display) -> Self {
+        Self::error(ErrorKind::Conflict, message)
+    }
+
     /// A 200 response that clients save as a file. `name` has letters, digits, dots, underscores, hyphens and @ only.
     pub(crate) fn file(bytes: impl Into<Bytes>, content_type: &'static str, name: &str) -> Self {
         let response = Self::of(StatusCode::OK, Content::File { bytes: bytes.into(), content_type });

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::x509::fingerprint::{CertificateFingerprint, FingerprintError};
 use crate::x509::subject_name::SubjectName;
 
 /// A client must match one of the patterns. Without patterns, every client with a verified certificate is admitted.
@@ -46,8 +47,8 @@ pub enum ClientPattern {
     DnsBelow(String),
     /// `email:app@example.com`. The domain is in lower case; the local part is case-sensitive.
     Email(String),
-    /// `sha256:…`, lower case.
-    Sha256(String),
+    /// `sha256:…`
+    Sha256(CertificateFingerprint),
     /// `uri:spiffe://prod/app`, compared byte by byte.
     Uri(String),
     /// `uri:spiffe://prod/*`: every URI below this path, which ends in a slash.
@@ -73,7 +74,7 @@ impl ClientPattern {
             (Self::Dns(pattern), SubjectName::Dns(name)) => pattern.eq_ignore_ascii_case(name),
             (Self::DnsBelow(domain), SubjectName::Dns(name)) => is_one_label_above(domain, name),
             (Self::Email(pattern), SubjectName::Email(name)) => *pattern == with_domain_in_lower_case(name),
-            (Self::Sha256(pattern), SubjectName::Sha256(name)) => pattern == name,
+            (Self::Sha256(pattern), SubjectName::Sha256(name)) => pattern.as_str() == name,
             (Self::UriBelow(path), SubjectName::Uri(name)) => is_below(path, name),
             _ => false,
         }
@@ -165,7 +166,7 @@ impl FromStr for ClientPattern {
             "cn" => Ok(Self::Common(name.to_owned())),
             "dns" => dns(name),
             "email" => email(name),
-            "sha256" => sha256(name),
+            "sha256" => name.parse().map(ClientPattern::Sha256).map_err(|FingerprintError| ClientPatternError::Sha256),
             _ => uri(name),
         }
     }
@@ -189,16 +190,6 @@ fn email(name: &str) -> Result<ClientPattern, ClientPatternError> {
             Ok(ClientPattern::Email(with_domain_in_lower_case(name)))
         }
         Some(_) | None => Err(ClientPatternError::Email),
-    }
-}
-
-/// Accepts the colons that openssl prints between the bytes.
-fn sha256(name: &str) -> Result<ClientPattern, ClientPatternError> {
-    let digits = name.replace(':', "").to_ascii_lowercase();
-    if digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        Ok(ClientPattern::Sha256(digits))
-    } else {
-        Err(ClientPatternError::Sha256)
     }
 }
 

@@ -8,6 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::asn1_rs::{Any, BitString, FromDer as _, Sequence, ToDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::issuing::IssuingError;
 use crate::x509::ca_properties::{CaFault, CaProperties, Purpose};
@@ -54,7 +55,7 @@ impl Authority {
     ///
     /// # Errors
     /// If none of them has the key, or the one that has it is not a CA.
-    pub(crate) fn of_bundle(
+    pub(crate) fn from_bundle(
         bundle: Vec<CertificateDer<'static>>,
         key: &PrivateKeyDer<'static>,
     ) -> Result<Self, AuthorityError> {
@@ -97,6 +98,11 @@ impl Authority {
 
     pub(crate) fn facts(&self) -> &Certificate {
         &self.facts
+    }
+
+    /// Whether the other CA issues the same certificates. A key that matches an unchanged certificate is the same key.
+    pub(crate) fn is_same_ca(&self, other: &Self) -> bool {
+        self.certificate == other.certificate && self.bundle == other.bundle
     }
 
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
@@ -182,8 +188,15 @@ impl Signed {
         certificate_pem(&self.certificate)
     }
 
-    pub(crate) fn key_pem(&self) -> String {
-        self.key.serialize_pem()
+    pub(crate) fn key_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.key.serialize_pem())
+    }
+}
+
+/// rcgen keeps the DER of the key beside the key of the crypto library, which wipes its own.
+impl Drop for Signed {
+    fn drop(&mut self) {
+        self.key.zeroize();
     }
 }
 

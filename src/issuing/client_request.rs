@@ -85,9 +85,12 @@ fn is_safe(name: &str) -> bool {
 
 /// Bytes: the upper bound of a common name (RFC 5280, ub-common-name).
 const MAX_NAME: usize = 64;
-const MAX_DAYS: u32 = 3650;
-const DEFAULT_DAYS: u32 = 90;
-const MAX_DNS: usize = 16;
+pub(crate) const MAX_DAYS: u32 = 3650;
+pub(crate) const DEFAULT_DAYS: u32 = 90;
+pub(crate) const MAX_DNS: usize = 16;
+
+/// What [`ClientRequest::new`] accepts as a name, as a regular expression for callers.
+pub(crate) const NAME_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$";
 
 #[cfg(test)]
 mod tests {
@@ -105,6 +108,7 @@ mod tests {
         for name in ["app", "app-1.internal", "app@example.com", "9_x", &longest] {
             assert_eq!(request(name, None, &[]).unwrap().name(), name);
         }
+        assert!(NAME_PATTERN.ends_with(&format!("{{0,{}}}$", MAX_NAME - 1)));
         let too_long = "a".repeat(MAX_NAME + 1);
         for name in ["", ".app", "-app", "a/b", "a b", "a\"b", "a\r\nx: y", "caf\u{e9}", "a\0", "a,CN=b", &too_long] {
             assert_eq!(request(name, None, &[]), Err(ClientRequestError::Name), "{name:?}");

@@ -37,11 +37,18 @@ pub(crate) fn dated(days: i64) -> CertificateParams {
 /// A DNS name, which may have a wildcard; `None` for other text.
 pub(crate) fn dns_name(name: &str) -> Option<SanType> {
     let plain = |label: &str| {
-        (1..=63).contains(&label.len())
+        (1..=MAX_LABEL).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
     };
-    if name.len() > 253 || !name.split('.').all(plain) {
+    if name.len() > MAX_DNS_NAME || !name.split('.').all(plain) {
         return None;
     }
     name.try_into().map(SanType::DnsName).ok()
 }
+
+/// Bytes of a host name and of one of its labels (RFC 1035 §2.3.4, as text).
+pub(crate) const MAX_DNS_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
+
+/// What [`dns_name`] accepts, except the length, as a regular expression for callers.
+pub(crate) const DNS_NAME_PATTERN: &str = r"^[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_*-]{1,63})*$";

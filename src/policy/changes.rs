@@ -76,9 +76,9 @@ impl Snapshot {
     /// The fingerprints of all certificates.
     fn fingerprints(&self) -> Vec<String> {
         let of = |policy: &Arc<ListenerPolicy>| {
-            policy.certificates().map(|(_, certificate)| certificate.sha256.clone()).collect::<Vec<_>>()
+            policy.certificates().map(|(_, certificate)| certificate.sha256.to_string()).collect::<Vec<_>>()
         };
-        let of_admin = self.admin_certificates().map(|(_, certificate)| certificate.sha256.clone());
+        let of_admin = self.admin_certificates().map(|(_, certificate)| certificate.sha256.to_string());
         self.policies.iter().flat_map(of).chain(of_admin).collect()
     }
 }

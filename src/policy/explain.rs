@@ -209,7 +209,7 @@ fn trusted_by(policy: &ListenerPolicy, trusted_by: &TrustedBy) -> String {
     match trusted_by {
         TrustedBy::Pinned => "is listed in client_certificates".to_owned(),
         TrustedBy::Anchor { sha256, .. } => {
-            let anchor = policy.anchors.iter().find(|anchor| anchor.sha256 == **sha256);
+            let anchor = policy.anchors.iter().find(|anchor| anchor.sha256.as_str() == &**sha256);
             let name = anchor.map_or("an anchor", |anchor| &anchor.subject);
             format!("chains to {name} in client_ca")
         }
@@ -220,7 +220,7 @@ fn trusted_by(policy: &ListenerPolicy, trusted_by: &TrustedBy) -> String {
 fn revocation(policy: &ListenerPolicy, trusted_by: &TrustedBy, now: OffsetDateTime) -> Option<String> {
     let TrustedBy::Anchor { sha256, .. } = trusted_by else { return None };
     let (anchor, der) =
-        policy.anchors.iter().zip(policy.anchor_ders()).find(|(anchor, _)| anchor.sha256 == **sha256)?;
+        policy.anchors.iter().zip(policy.anchor_ders()).find(|(anchor, _)| anchor.sha256.as_str() == &**sha256)?;
     let lists = policy.revocation_lists();
     if lists.is_empty() {
         return None;

@@ -62,17 +62,17 @@ impl CertificateHistory {
         let former = before.map(|before| &before.history);
         let known = |sha256: &str| former.and_then(|former| former.since.get(sha256)).copied();
         let since: HashMap<_, _> = certificates
-            .map(|(_, certificate)| (certificate.sha256.clone(), known(&certificate.sha256).unwrap_or(now)))
+            .map(|(_, certificate)| (certificate.sha256.to_string(), known(certificate.sha256.as_str()).unwrap_or(now)))
             .collect();
         let newly_removed = before
             .into_iter()
             .flat_map(ListenerPolicy::certificates)
-            .filter(|(_, old)| !since.contains_key(&old.sha256));
+            .filter(|(_, old)| !since.contains_key(old.sha256.as_str()));
         let newly_removed = newly_removed.map(|(role, old)| RemovedCertificate {
             role,
             subject: old.subject.clone(),
             subject_digest: old.subject_digest,
-            sha256: old.sha256.clone(),
+            sha256: old.sha256.to_string(),
             by: Some(now),
         });
         let still_removed = former.into_iter().flat_map(|former| &former.removed);
@@ -133,7 +133,7 @@ impl ListenerPolicy {
     ) -> Outcome {
         let mut outcome = failure::handshake_failure(error, shown, refused);
         if failure::is_refusal_of_ours(error)
-            && let Some(since) = shown.and_then(|shown| self.history.since(&shown.sha256))
+            && let Some(since) = shown.and_then(|shown| self.history.since(shown.sha256.as_str()))
         {
             outcome.add(format_args!("; this certificate has been in use since {since}"));
         }
@@ -156,7 +156,7 @@ impl ListenerPolicy {
         }
         let is_related = |removed: &&RemovedCertificate| match removed.role {
             "client_ca" => removed.subject_digest == rejected.issuer_digest,
-            _ => removed.role == "client_certificate" && removed.sha256 == rejected.sha256,
+            _ => removed.role == "client_certificate" && removed.sha256 == rejected.sha256.as_str(),
         };
         if let Some(RemovedCertificate { subject, by, .. }) = self.history.removed.iter().find(is_related) {
             let subject = printable::quoted(subject);

@@ -11,6 +11,7 @@ pub(crate) mod explain;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod history;
+pub(crate) mod issuing;
 pub(crate) mod pins;
 pub(crate) mod shield_filter;
 pub(crate) mod usage;
@@ -29,6 +30,7 @@ use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached, Handsha
 use crate::limit::rate_limiter::{RateDecision, RateExceeded, RateLimiter};
 use crate::metrics::listener::ListenerMetrics;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
+use crate::policy::issuing::IssuingCa;
 use crate::policy::pins::Pins;
 use crate::policy::usage::Usage;
 use crate::upstream::Upstream;
@@ -41,7 +43,6 @@ use crate::config::{Config, Limits, Loaded, Revoke, Shield};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
-use crate::issuing::authority::Authority;
 use crate::limit::sessions::{LimitReached, SessionLimiter, SessionLimits, SessionPermit};
 use crate::policy::builder::Builder;
 use crate::policy::builder::reader::Reader;
@@ -127,7 +128,7 @@ pub struct ListenerPolicy {
     /// The pinned client certificates.
     pub pins: Pins,
     /// The CA with which the admin API issues client certificates.
-    pub(crate) issuing: Option<Arc<Authority>>,
+    pub(crate) issuing: Option<Arc<IssuingCa>>,
     pub upstream: Arc<Upstream>,
     pub limits: Limits,
     /// Shared by all generations, as are `handshakes`, `usage` and `metrics`.
@@ -403,7 +404,7 @@ impl ListenerPolicy {
 
     /// Why a trust anchor, named by its fingerprint, authenticates no client at `now`; `None` if it does.
     pub fn anchor_error(&self, sha256: &str, now: OffsetDateTime) -> Option<ChainError> {
-        let index = self.anchors.iter().position(|anchor| anchor.sha256 == sha256)?;
+        let index = self.anchors.iter().position(|anchor| anchor.sha256.as_str() == sha256)?;
         self.tls.as_ref()?.trust().anchor_error(self.anchor_ders().get(index)?, now)
     }
 

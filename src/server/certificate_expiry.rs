@@ -32,7 +32,7 @@ impl ExpiryWatch {
         let mut reported = HashMap::new();
         for (listener, role, certificate) in certificates(snapshot) {
             let Some(milestone) = expiry_milestone(certificate.not_after, now) else { continue };
-            let key = (listener.cloned(), certificate.sha256.clone());
+            let key = (listener.cloned(), certificate.sha256.to_string());
             if reported.contains_key(&key) {
                 continue;
             }
@@ -40,7 +40,7 @@ impl ExpiryWatch {
                 let expiring = ExpiringCertificate {
                     role,
                     subject: &certificate.subject,
-                    sha256: &certificate.sha256,
+                    sha256: certificate.sha256.as_str(),
                     not_after: certificate.not_after,
                     days_left: days_left(certificate.not_after, now),
                 };

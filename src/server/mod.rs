@@ -50,7 +50,7 @@ use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
 use crate::server::history::History;
 use crate::server::published::Published;
-use crate::server::reload::change::{BuiltChange, ChangeResult};
+use crate::server::reload::change::{BuiltChange, ChangeResult, PendingChange};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::{PolicyChange, ReloadAttempt, ReloadReply, Reloader};
 use crate::server::signals::{Signals, Stop};
@@ -278,8 +278,9 @@ impl Server {
     }
 
     /// Writes a changed file and puts its policy in force, or does neither.
-    async fn handle_file_change(&mut self, change: BuiltChange, current: &Arc<Snapshot>) {
-        let BuiltChange { built, fingerprint, write, affected, action, reply } = change;
+    async fn handle_file_change(&mut self, change: PendingChange, current: &Arc<Snapshot>) {
+        let PendingChange { change, action, reply } = change;
+        let BuiltChange { built, fingerprint, write, affected } = change;
         let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
         let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()));
         let prepared = prepared.map_err(|error| AdminResponse::error(ErrorKind::ReloadRejected, error));

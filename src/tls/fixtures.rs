@@ -45,6 +45,10 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params.clone(), KeyPair::generate().unwrap()).unwrap())
     }
 
+    pub(crate) fn key_pem(&self) -> String {
+        self.0.key().serialize_pem()
+    }
+
     /// A CA issued by this CA.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         Self(CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), &self.0).unwrap())

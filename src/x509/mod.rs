@@ -13,6 +13,7 @@ pub(crate) mod digest;
 pub(crate) mod encrypted_key;
 pub(crate) mod error;
 pub(crate) mod expiry;
+pub(crate) mod fingerprint;
 pub(crate) mod key_kind;
 pub(crate) mod key_pair;
 pub(crate) mod name;

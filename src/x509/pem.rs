@@ -112,11 +112,11 @@ pub(crate) fn mentions_private_key(bytes: &[u8]) -> bool {
     find(bytes, PRIVATE_KEY).is_some()
 }
 
-/// A PEM file without some of its certificates. All other bytes stay as they are.
+/// Removes certificates from a PEM file. All other bytes stay as they are.
 ///
 /// # Errors
 /// The same as of [`certificates`].
-pub(crate) fn without_certificates(
+pub(crate) fn remove_certificates(
     bytes: &[u8],
     is_removed: impl Fn(&CertificateDer<'_>) -> bool,
 ) -> Result<Vec<u8>, PemError> {
@@ -310,7 +310,7 @@ mod tests {
     fn removed_certificate_leaves_all_other_bytes() {
         let other = BLOCK.replace("AAEC", "AwQF");
         let is_first = |der: &CertificateDer<'_>| **der == [0, 1, 2];
-        let without = |text: &str| String::from_utf8(without_certificates(text.as_bytes(), is_first).unwrap()).unwrap();
+        let without = |text: &str| String::from_utf8(remove_certificates(text.as_bytes(), is_first).unwrap()).unwrap();
         assert_eq!(without(&format!("# a\n{BLOCK}# b\r\n{other}tail")), format!("# a\n# b\r\n{other}tail"));
         assert_eq!(without(&format!("{other}{BLOCK}{LIST}{BLOCK}")), format!("{other}{LIST}"));
         assert_eq!(without(&format!("{BLOCK}{other}").replace('\n', "\r\n")), other.replace('\n', "\r\n"));

@@ -8,11 +8,11 @@ use crate::x509::key_kind::{KeyKind, USABLE_KEYS};
 use crate::x509::pem;
 use crate::x509::pem::PemError;
 
-/// All certificates of a file, except those that issued another one of it.
+/// Selects all certificates of a file, except those that issued another one of it.
 ///
 /// # Errors
 /// If one of them cannot be parsed, or is not of version 3.
-pub(crate) fn pinned(
+pub(crate) fn select_pinned(
     ders: Vec<CertificateDer<'static>>,
 ) -> Result<Vec<(CertificateDer<'static>, Certificate)>, BuildError> {
     let parsed: Result<Vec<_>, BuildError> = ders
@@ -61,7 +61,7 @@ impl ClientPem {
         if pem::mentions_private_key(text) {
             return Err(ClientPemError::PrivateKey);
         }
-        let mut found = pinned(pem::certificates(text)?)?;
+        let mut found = select_pinned(pem::certificates(text)?)?;
         let count = found.len();
         let Some((der, certificate)) = found.pop().filter(|_| count == 1) else {
             return Err(ClientPemError::Several(count));

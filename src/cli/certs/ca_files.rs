@@ -13,7 +13,7 @@ pub(crate) fn read_authority(cert: &Path, key: &Path) -> Result<Authority, Failu
     let bundle = read_certificates(cert)?;
     let bytes = Files::default().read(key).map_err(|error| Failure::file(key, error))?;
     let private = pem::private_key(&bytes).map_err(|error| Failure::file(key, error))?;
-    Authority::of_bundle(bundle, &private).map_err(|error| match error {
+    Authority::from_bundle(bundle, &private).map_err(|error| match error {
         AuthorityError::Key(_) => Failure::file(key, error),
         AuthorityError::OtherKey => Failure::file(
             cert,

@@ -17,7 +17,7 @@ use crate::cli::output::{Output, join_paths, write_all};
 use crate::cli::{Failure, IssueArgs, LocalIssue, print};
 use crate::issuing::IssuingError;
 use crate::issuing::authority::{Authority, Signed};
-use crate::issuing::bundle::bundle;
+use crate::issuing::bundle::build_bundle;
 use crate::issuing::params;
 use crate::issuing::params::{client_params, dated, named, new_key};
 
@@ -72,7 +72,7 @@ pub(crate) fn issue(local: &LocalIssue<'_>) -> Result<(), Failure> {
         };
         outputs.push(Output::secret(
             &format!("{}.zip", args.name),
-            bundle(&signed, "", &protocol, server_ca.into_bytes())?,
+            build_bundle(&signed, "", &protocol, server_ca.as_bytes())?,
         ));
     }
     let paths = write_all(local.out, &outputs)?;

@@ -6,9 +6,9 @@ use crate::cli::certs::inspect::read_certificates;
 use crate::cli::{Failure, LocalIssue};
 use crate::config::files::Files;
 use crate::config::problem::Problems;
-use crate::config::{Config, Listener};
+use crate::config::{CertificateFiles, Config, Listener};
 use crate::issuing::authority::certificate_pem;
-use crate::issuing::server_ca::anchor;
+use crate::issuing::server_ca::find_anchors;
 use crate::x509::pem;
 
 #[derive(Debug)]
@@ -52,24 +52,18 @@ fn listener_cas(listener: &Listener, ca: &Path, files: &mut Files) -> Result<Str
         ))
     })?;
     let issuing = read_certificates(ca)?;
-    let mut pem = String::new();
-    for configured in &tls.certificates {
-        let cert = &configured.cert;
+    let mut chains = Vec::new();
+    for CertificateFiles { cert, .. } in &tls.certificates {
         let bytes = files.read(&cert.location).map_err(|error| Failure::Configuration(cert.problem(error).into()))?;
-        let chain = pem::certificates(&bytes).map_err(|error| Failure::Configuration(cert.problem(error).into()))?;
-        let Some(anchor) = anchor(&chain, &issuing) else {
-            return Err(Failure::Failed(format!(
-                "cannot find the CA of listener {:?}: {} contains no self-signed certificate and is not issued by {}; pass \
-                 the CA with --server-ca FILE",
-                listener.name,
-                cert.location,
-                ca.display()
-            )));
-        };
-        let anchor = certificate_pem(&anchor);
-        if !pem.contains(&anchor) {
-            pem.push_str(&anchor);
-        }
+        chains.push(pem::certificates(&bytes).map_err(|error| Failure::Configuration(cert.problem(error).into()))?);
     }
-    Ok(pem)
+    find_anchors(&chains, &issuing).map_err(|index| {
+        let file = tls.certificates.get(index).map(|files| files.cert.location.to_string()).unwrap_or_default();
+        Failure::Failed(format!(
+            "cannot find the CA of listener {:?}: {file} contains no self-signed certificate and is not issued by {}; pass \
+             the CA with --server-ca FILE",
+            listener.name,
+            ca.display()
+        ))
+    })
 }

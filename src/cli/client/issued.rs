@@ -10,6 +10,7 @@ use crate::cli::client::args::Running;
 use crate::cli::client::http::{Call, encoded};
 use crate::cli::output::{Output, join_paths, refuse_existing, write_all};
 use crate::cli::{Failure, print, print_json};
+use crate::issuing::client_request::ClientRequest;
 
 /// The certificate to issue.
 #[derive(Debug)]
@@ -23,9 +24,9 @@ pub(crate) struct Request<'a> {
 /// Asks the program for the certificate and writes `NAME.zip`.
 pub(crate) fn issue(running: &Running, request: &Request<'_>, out: &Path, as_json: bool) -> Result<(), Failure> {
     let Request { listener, name, dns, days } = request;
-    if name.is_empty() || name.starts_with('.') || name.contains('/') {
-        return Err(Failure::Usage(format!("--name {name:?} is not a valid file name; use a name without slashes")));
-    }
+    // The program checks it again. Its name becomes a file name here.
+    ClientRequest::new((*name).to_owned(), Some(u64::from(*days)), dns.to_vec())
+        .map_err(|error| Failure::Usage(format!("--{error}")))?;
     let file = format!("{name}.zip");
     // The program shows the key once, so a file in the way is found before.
     refuse_existing(&[out.join(&file)])?;
@@ -34,7 +35,7 @@ pub(crate) fn issue(running: &Running, request: &Request<'_>, out: &Path, as_jso
     let body = json!({ "name": name, "days": days, "dns": dns });
     let call = Call { method: Method::POST, target: &target, body: Some(&body), if_match: None };
     let archive = client.download(call, "application/zip")?;
-    let paths = write_all(out, &[Output::secret(&file, archive.to_vec())])?;
+    let paths = write_all(out, &[Output::secret(&file, archive)])?;
     if as_json {
         return print_json(&json!({ "file": paths.first() }));
     }

@@ -15,7 +15,7 @@ use crate::cli::client::sources::{Place, Plan};
 use crate::cli::difference::{count, sessions};
 use crate::cli::{Failure, print, print_json};
 use crate::issuing::authority::certificate_pem;
-use crate::x509::crypto::sha256_hex;
+use crate::x509::fingerprint::CertificateFingerprint;
 
 pub(crate) fn pin(place: &Place, file: &Path, options: Plan) -> Result<(), Failure> {
     // Only certificates are sent, never a key in the same file.
@@ -35,7 +35,7 @@ pub(crate) fn pin(place: &Place, file: &Path, options: Plan) -> Result<(), Failu
 
 /// With `--json`, a success prints nothing: the reply has no body.
 pub(crate) fn unpin(place: &Place, certificate: &Path, options: Plan) -> Result<(), Failure> {
-    let sha256 = fingerprint(certificate)?;
+    let sha256 = read_fingerprint(certificate)?;
     let client = place.client()?;
     // The name of the listener is checked separately: 404 also means a certificate that is not pinned.
     client.call(Call::get(&path(place)))?.into_listener_body()?;
@@ -58,19 +58,13 @@ fn with_plan(target: String, Plan { plan }: Plan) -> String {
 }
 
 /// The fingerprint that is written, or that of the first certificate of a file.
-fn fingerprint(certificate: &Path) -> Result<String, Failure> {
-    if let Some(written) = certificate.to_str().and_then(written_fingerprint) {
+fn read_fingerprint(certificate: &Path) -> Result<CertificateFingerprint, Failure> {
+    if let Some(Ok(written)) = certificate.to_str().map(str::parse) {
         return Ok(written);
     }
     let certificates = read_certificates(certificate)?;
     let first = certificates.first().ok_or_else(|| Failure::file(certificate, "holds no certificate"))?;
-    Ok(sha256_hex(first))
-}
-
-/// Lower case, without the colons that openssl prints between the bytes.
-fn written_fingerprint(text: &str) -> Option<String> {
-    let digits = text.replace(':', "").to_ascii_lowercase();
-    (digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())).then_some(digits)
+    Ok(CertificateFingerprint::from_der(first))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,15 +128,5 @@ warning: x
         let known = json!({ "certificate": plan["certificate"], "is_new": false });
         let text = plan_text(&known, "cache", Change::Pin, now);
         assert!(text.starts_with("cache: already admits CN=app") && text.ends_with("no session would end\n"), "{text}");
-    }
-
-    #[test]
-    fn fingerprint_is_read_with_and_without_colons() {
-        let plain = "ab".repeat(32);
-        assert_eq!(written_fingerprint(&plain), Some(plain.clone()));
-        assert_eq!(written_fingerprint(&["AB"; 32].join(":")), Some(plain));
-        for text in ["app.crt", "", &"ab".repeat(31), &"zz".repeat(32)] {
-            assert_eq!(written_fingerprint(text), None, "{text}");
-        }
     }
 }

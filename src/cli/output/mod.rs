@@ -8,21 +8,27 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use crate::cli::Failure;
 
 pub(crate) struct Output {
     name: String,
-    content: Vec<u8>,
+    content: Zeroizing<Vec<u8>>,
     mode: u32,
 }
 
 impl Output {
-    pub(crate) fn public(name: &str, content: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.to_owned(), content: content.into(), mode: 0o644 }
+    pub(crate) fn public(name: &str, content: impl AsRef<[u8]>) -> Self {
+        Self::new(name, content.as_ref(), 0o644)
     }
 
-    pub(crate) fn secret(name: &str, content: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.to_owned(), content: content.into(), mode: 0o600 }
+    pub(crate) fn secret(name: &str, content: impl AsRef<[u8]>) -> Self {
+        Self::new(name, content.as_ref(), 0o600)
+    }
+
+    fn new(name: &str, content: &[u8], mode: u32) -> Self {
+        Self { name: name.to_owned(), content: Zeroizing::new(content.to_vec()), mode }
     }
 }
 

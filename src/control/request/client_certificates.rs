@@ -2,16 +2,19 @@
 //!
 //! A caller may send a private key by mistake. So no error repeats a part of a body here.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::control::AdminRequest;
 use crate::control::error::ErrorKind;
 use crate::control::parameters::invalid;
-use crate::control::request::{ChangePins, IssueCertificate, PinRequest, json};
+use crate::control::request::{ChangePins, IssueCertificate, PinChange, json};
 use crate::control::response::{AdminResponse, Content};
 use crate::control::route::{Call, Operation};
 use crate::issuing::client_request::ClientRequest;
+use crate::x509::fingerprint::FingerprintError;
 use crate::x509::pem;
 use crate::x509::pinned::{ClientPem, ClientPemError};
 
@@ -40,7 +43,7 @@ pub(crate) fn pin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     let PinBody { certificate } = object(call.body, "the body must be {\"certificate\": \"PEM text\"}")?;
     let certificate =
         ClientPem::parse(certificate.as_bytes()).map_err(|error| invalid(format_args!("certificate: {error}")))?;
-    change(call, PinRequest::Pin(Box::new(certificate)))
+    change(call, PinChange::Pin(Arc::new(certificate)))
 }
 
 /// `DELETE …/client-certificates/{sha256}`
@@ -48,13 +51,9 @@ pub(crate) fn pin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
 /// # Errors
 /// A response with status 412 or 422.
 pub(crate) fn unpin(call: &Call<'_>) -> Result<Operation, AdminResponse> {
-    let sha256 = call.segment(1).to_ascii_lowercase();
-    if sha256.len() != 64 || !sha256.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(invalid(format_args!(
-            "{sha256:?} is not the SHA-256 of a certificate in 64 hexadecimal digits; take one from the list"
-        )));
-    }
-    change(call, PinRequest::Unpin { sha256 })
+    let text = call.segment(1);
+    let unclear = |error: FingerprintError| invalid(format_args!("{text:?} {error}; take one from the list"));
+    change(call, PinChange::Unpin(text.parse().map_err(unclear)?))
 }
 
 /// `POST …/client-certificates/issue`
@@ -69,7 +68,7 @@ pub(crate) fn issue(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     Ok(Operation::Request(AdminRequest::IssueCertificate(IssueCertificate { listener: call.segment(0), request })))
 }
 
-fn change(call: &Call<'_>, change: PinRequest) -> Result<Operation, AdminResponse> {
+fn change(call: &Call<'_>, change: PinChange) -> Result<Operation, AdminResponse> {
     Ok(Operation::Request(AdminRequest::ChangePins(ChangePins {
         listener: call.segment(0),
         change,

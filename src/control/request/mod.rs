@@ -9,6 +9,7 @@ pub(crate) mod sources;
 pub(crate) mod tokens;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -20,6 +21,7 @@ use crate::config::edit::sources::SourcesChange;
 use crate::issuing::client_request::ClientRequest;
 use crate::source::rule::Network;
 use crate::token::Role;
+use crate::x509::fingerprint::CertificateFingerprint;
 use crate::x509::pinned::ClientPem;
 
 /// A parsed request of the admin API.
@@ -122,20 +124,28 @@ pub struct ChangeSources {
 pub struct ChangePins {
     /// Name or UUID of the listener.
     pub listener: String,
-    pub change: PinRequest,
+    pub change: PinChange,
     /// The entity tag that the list must have, without quotes; `None` for any.
     pub if_match: Option<String>,
     /// Whether to show only what would change.
     pub plan: bool,
 }
 
+/// A change of one pinned client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PinRequest {
-    Pin(Box<ClientPem>),
-    Unpin {
-        /// Lower-case hex.
-        sha256: String,
-    },
+pub enum PinChange {
+    Pin(Arc<ClientPem>),
+    Unpin(CertificateFingerprint),
+}
+
+impl PinChange {
+    /// The fingerprint of the certificate.
+    pub(crate) fn sha256(&self) -> &CertificateFingerprint {
+        match self {
+            Self::Pin(client) => &client.certificate.sha256,
+            Self::Unpin(sha256) => sha256,
+        }
+    }
 }
 
 /// A client certificate to issue.

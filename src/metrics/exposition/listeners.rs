@@ -74,7 +74,7 @@ fn collect_tls(policy: &ListenerPolicy, families: &mut Families) {
 
 /// Collects the expiry of a certificate; `listener` is empty for those of the admin API.
 fn set_expiry(listener: &str, role: &str, certificate: &Certificate, families: &mut Families) {
-    let labels = [listener, role, &certificate.subject, &certificate.sha256];
+    let labels = [listener, role, &certificate.subject, certificate.sha256.as_str()];
     #[allow(clippy::cast_precision_loss, reason = "exact for the years of certificates")]
     families.set(&CERTIFICATE_EXPIRY, labels, certificate.not_after.unix_timestamp() as f64);
 }
@@ -85,8 +85,8 @@ fn collect_certificates(policy: &ListenerPolicy, sessions: &CredentialSessions, 
     }
     for (role, certificate) in policy.client_facing_certificates() {
         let kind = if role == "server" { "server_certificate" } else { role };
-        let count = sessions.count(&policy.name, &certificate.sha256);
-        families.set(&CREDENTIAL_SESSIONS, [&policy.name, kind, &certificate.sha256], count);
+        let count = sessions.count(&policy.name, certificate.sha256.as_str());
+        families.set(&CREDENTIAL_SESSIONS, [&policy.name, kind, certificate.sha256.as_str()], count);
     }
 }
 

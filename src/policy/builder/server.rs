@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::config::files::Location;
@@ -10,8 +9,8 @@ use crate::config::{Revoke, SourcedFile, Tls};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::settings::ClientAuth;
-use crate::issuing::authority::Authority;
-use crate::policy::builder::{Builder, Certificates};
+use crate::policy::builder::{Builder, Certificates, issuing};
+use crate::policy::issuing::IssuingCa;
 use crate::policy::pins::{PinPlace, PinnedCertificate, Pins};
 use crate::policy::{ListenerPolicy, TlsInputs};
 use crate::protocol::{Protocol, postgres};
@@ -24,15 +23,13 @@ use crate::x509::chain::settings::CrlExpired;
 use crate::x509::crl::Crl;
 use crate::x509::key_pair::CertifiedKeyPair;
 use crate::x509::pem;
-use crate::x509::pinned::pinned;
+use crate::x509::pinned::select_pinned;
 
 /// The inputs of client certificate verification.
 #[derive(Default)]
 struct Clients {
     anchors: Certificates,
     pins: Pins,
-    /// The pinned certificates, in the order of `pins`.
-    pinned: Vec<CertificateDer<'static>>,
     lists: Vec<Crl>,
 }
 
@@ -42,7 +39,7 @@ impl Clients {
         ClientAuthSettings {
             auth: tls.client_auth,
             anchors,
-            pinned: self.pinned.clone(),
+            pinned: self.pins.certificates.iter().map(|pin| pin.der.clone()).collect(),
             crls: self.lists.clone(),
             crl_expired: tls.crl_expired,
             anchor_validity: tls.anchor_validity,
@@ -62,7 +59,7 @@ pub(crate) struct Server {
     pub(crate) tls: Option<Arc<ServerTls>>,
     pub(crate) anchors: Vec<Certificate>,
     pub(crate) pins: Pins,
-    pub(crate) issuing: Option<Arc<Authority>>,
+    pub(crate) issuing: Option<Arc<IssuingCa>>,
     pub(crate) inputs: Option<TlsInputs>,
 }
 
@@ -73,8 +70,8 @@ impl Builder<'_> {
         let certificates: Vec<_> =
             tls.certificates.iter().filter_map(|files| self.reader.certificate(files, ShownTo::Clients)).collect();
         // Checks everything before returning, so that all problems are reported.
-        let (clients, issuing) = (self.clients(tls), self.issuing_ca(tls));
-        let (clients, issuing) = (clients?, issuing?);
+        let (clients, authority) = (self.clients(tls), self.issuing_authority(tls));
+        let (clients, authority) = (clients?, authority?);
         let settings = clients.settings(tls);
         let trust = self.trust(tls, &settings, before)?;
         if certificates.len() < tls.certificates.len() {
@@ -95,8 +92,9 @@ impl Builder<'_> {
         self.warn_about_certificates(&certificates);
         self.warn_about_clients(tls, &clients);
         self.warn_about_anchors(&clients.anchors, built.trust());
-        if let Some(authority) = &issuing {
-            self.warn_about_issuing(tls, authority, built.trust());
+        let issuing = authority.map(|authority| issuing::judge(authority, &inputs.trust, built.trust(), before));
+        if let Some(issuing) = &issuing {
+            self.warn_about_issuing(tls, issuing);
         }
         let (anchors, pins) = (parsed(clients.anchors), clients.pins);
         Some(Server { tls: Some(built), anchors, pins, issuing, inputs: Some(inputs) })
@@ -130,12 +128,11 @@ impl Builder<'_> {
         clients.pins.places.push(PinPlace { path: named.path.clone(), kind });
         for file in files {
             let ders = self.reader.parse(&file, pem::certificates)?;
-            let pinned = pinned(ders).map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
+            let pinned = select_pinned(ders).map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
             for (der, certificate) in pinned {
                 self.reader.warn_about_dates("client certificate", &certificate);
                 self.reader.warn_about_key("client certificate", &der, &certificate);
-                clients.pins.certificates.push(PinnedCertificate { certificate, file: file.path.clone() });
-                clients.pinned.push(der);
+                clients.pins.certificates.push(PinnedCertificate { der, certificate, file: file.path.clone() });
             }
         }
         Some(())
@@ -265,7 +262,7 @@ impl Builder<'_> {
                         "the CRLs in client_crl with the name of the client CA {subject} (sha256 {}) are signed by another key, \
                          so certificates issued by this CA are rejected; add the CRL signed by its key, or remove the \
                          certificate from client_ca",
-                        sha256.get(..SHORT).unwrap_or(sha256)
+                        sha256.short()
                     ));
                     continue;
                 }
@@ -308,6 +305,3 @@ impl Builder<'_> {
         }
     }
 }
-
-/// Length of a fingerprint prefix that distinguishes two certificates, in hex digits.
-const SHORT: usize = 16;

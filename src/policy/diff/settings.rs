@@ -311,8 +311,8 @@ fn revocation_lists(named: &[SourcedFile], policy: &ListenerPolicy) -> Setting {
 
 /// The files of the CA, and the CA in them, because a file may be replaced under its old name.
 fn issuing(named: Option<&CertificateFiles>, policy: &ListenerPolicy) -> Setting {
-    let sha256 = policy.issuing.as_ref().map(|authority| authority.facts().sha256.as_str()).unwrap_or_default();
-    let shown = named.map(|files| format!("{} (sha256 {})", certificate(files), sha256.get(..SHORT).unwrap_or(sha256)));
+    let sha256 = policy.issuing.as_ref().map(|issuing| issuing.authority.facts().sha256.short()).unwrap_or_default();
+    let shown = named.map(|files| format!("{} (sha256 {sha256})", certificate(files)));
     // Whoever gets the key can issue certificates for every client.
     optional("tls.issuing_ca", shown).exposing(Exposure::degree(named.is_some()))
 }

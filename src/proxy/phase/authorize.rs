@@ -79,7 +79,7 @@ pub(crate) fn evaluate(
     }
     if let (Err(Denial::Identity(_)), Some(certificate)) = (&decision, presented.leaf()) {
         // The audit also names the subject of a rejected certificate.
-        fields.name(&certificate.subject, &certificate.sha256);
+        fields.name(&certificate.subject, certificate.sha256.as_str());
     }
     decision.map_err(Denial::into_connection_outcome)
 }
@@ -97,6 +97,6 @@ fn note(decision: Result<&Permit, &Denial>, fields: &mut ConnectionFields) {
     let Ok(permit) = decision else { return };
     fields.source_match = Some(permit.source_match.clone());
     if let Some(identity) = &permit.identity {
-        fields.name(&identity.certificate.subject, &identity.certificate.sha256);
+        fields.name(&identity.certificate.subject, identity.certificate.sha256.as_str());
     }
 }

@@ -66,7 +66,7 @@ pub(crate) async fn perform_handshake(
         }
         if let Err(error) = flight {
             if let Some(certificate) = handshake.refused().and_then(|refused| refused.certificate.as_ref()) {
-                fields.name(&certificate.subject, &certificate.sha256);
+                fields.name(&certificate.subject, certificate.sha256.as_str());
             }
             let outcome =
                 policy.handshake_failure(&error, handshake.shown().map(|shown| &**shown), handshake.refused());

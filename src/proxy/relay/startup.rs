@@ -14,7 +14,7 @@ use crate::proxy::relay::outbound::Wire;
 use crate::transport::Stream;
 use crate::upstream::cancel_keys::{CancelKeys, CancelRegistration};
 use crate::upstream::endpoint::Endpoint;
-use crate::x509::crypto::sha256_hex;
+use crate::x509::fingerprint::CertificateFingerprint;
 
 /// Parses the startup messages of the upstream and holds those that the client is to receive. It is dropped when the session
 /// is ready.
@@ -43,7 +43,7 @@ impl StartupRelay {
         };
         let client_sees = |leaf| {
             let certificate = dialed.authorized.server_certificate.as_ref();
-            certificate.is_some_and(|certificate| certificate.sha256 == sha256_hex(leaf))
+            certificate.is_some_and(|certificate| certificate.sha256 == CertificateFingerprint::from_der(leaf))
         };
         let options = StartupOptions { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), withhold };
         Self {

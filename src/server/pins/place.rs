@@ -3,23 +3,29 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::config::files::{PathKind, is_match};
+use crate::config::files::PathKind;
 use crate::identity::settings::ClientAuth;
 use crate::permissions;
 use crate::policy::ListenerPolicy;
 use crate::policy::pins::PinPlace;
+use crate::x509::fingerprint::{CertificateFingerprint, DIGITS};
 
 /// A directory or pattern that can hold further certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WritablePlace {
     path: PathBuf,
-    kind: NamedBy,
+    named_by: NamedBy,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How new files are named.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum NamedBy {
     Directory,
-    Pattern,
+    /// A pattern that matches every name of a fingerprint between these texts.
+    Pattern {
+        prefix: String,
+        suffix: String,
+    },
 }
 
 /// Why no certificate can be pinned by the API, and what to do.
@@ -39,39 +45,50 @@ impl WritablePlace {
     }
 
     /// The file for a certificate. Nothing in its name comes from the certificate's owner.
-    pub(crate) fn file_of(&self, sha256: &str) -> PathBuf {
-        match self.kind {
+    pub(crate) fn file_of(&self, sha256: &CertificateFingerprint) -> PathBuf {
+        match &self.named_by {
             NamedBy::Directory => self.path.join(format!("{sha256}.crt")),
-            // The name was tried with another fingerprint.
-            NamedBy::Pattern => matching(&self.path, sha256).unwrap_or_else(|| self.path.clone()),
+            NamedBy::Pattern { prefix, suffix } => self.path.with_file_name(format!("{prefix}{sha256}{suffix}")),
         }
     }
 
     fn directory(&self) -> &Path {
-        match self.kind {
+        match self.named_by {
             NamedBy::Directory => &self.path,
-            NamedBy::Pattern => {
+            NamedBy::Pattern { .. } => {
                 self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
             }
         }
     }
 
-    fn of(place: &PinPlace) -> Option<Self> {
+    /// `None` if the place can have no file for every fingerprint.
+    fn from_place(place: &PinPlace) -> Option<Self> {
         let PinPlace { path, kind } = place;
-        let kind = match kind {
+        let named_by = match kind {
             PathKind::File => return None,
             PathKind::Directory => NamedBy::Directory,
-            PathKind::Pattern => matching(path, EXAMPLE).map(|_| NamedBy::Pattern)?,
+            PathKind::Pattern => NamedBy::from_pattern(path)?,
         };
-        Some(Self { path: path.clone(), kind })
+        Some(Self { path: path.clone(), named_by })
     }
 }
 
-/// Where a new certificate is written.
+impl NamedBy {
+    /// Puts the fingerprint in place of the first `*`.
+    fn from_pattern(pattern: &Path) -> Option<Self> {
+        let (before, after) = pattern.file_name()?.to_str()?.split_once('*')?;
+        let (prefix, suffix) = (before.replace('?', "0"), after.replace('*', "").replace('?', "0"));
+        // No pattern matches a hidden file.
+        let is_possible = !prefix.starts_with('.') && prefix.len() + DIGITS + suffix.len() <= MAX_NAME;
+        is_possible.then_some(Self::Pattern { prefix, suffix })
+    }
+}
+
+/// Finds where a new certificate is written.
 ///
 /// # Errors
-/// Why none can be.
-pub(crate) fn writable(policy: &ListenerPolicy) -> Result<WritablePlace, NotWritable> {
+/// Why it can be written nowhere, and what to do.
+pub(crate) fn find_writable(policy: &ListenerPolicy) -> Result<WritablePlace, NotWritable> {
     let name = &policy.name;
     if policy.tls.is_none() {
         return Err(NotWritable(format!(
@@ -92,7 +109,7 @@ pub(crate) fn writable(policy: &ListenerPolicy) -> Result<WritablePlace, NotWrit
         )));
     }
     let mut why = None;
-    for place in policy.pins.places.iter().filter_map(WritablePlace::of) {
+    for place in policy.pins.places.iter().filter_map(WritablePlace::from_place) {
         match obstacle(place.directory()) {
             None => return Ok(place),
             Some(obstacle) => _ = why.get_or_insert_with(|| format!("{} {obstacle}", place.directory().display())),
@@ -118,35 +135,28 @@ fn obstacle(directory: &Path) -> Option<String> {
     Some(format!("cannot be written to as user {}; run: {fix}", permissions::user()))
 }
 
-/// A file that the pattern matches, with the fingerprint in place of its first `*`.
-fn matching(pattern: &Path, sha256: &str) -> Option<PathBuf> {
-    let name = pattern.file_name()?.to_str()?;
-    let (before, after) = name.split_once('*')?;
-    let name = format!("{before}{sha256}{}", after.replace('*', "")).replace('?', "0");
-    let file = pattern.with_file_name(&name);
-    (name.len() <= MAX_NAME && is_match(pattern, &file)).then_some(file)
-}
-
-/// As long as every fingerprint.
-const EXAMPLE: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
 /// Bytes: NAME_MAX of Linux without the dot and the ending of a temporary name.
 const MAX_NAME: usize = 250;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::files::is_match;
 
     #[test]
     fn pattern_yields_a_name_that_it_matches() {
+        let sha256 = CertificateFingerprint::from_der(b"");
         let name = |pattern: &str| {
-            let file = matching(Path::new(pattern), EXAMPLE)?;
-            Some(file.to_str().unwrap().replace(EXAMPLE, "FP"))
+            let place = PinPlace { path: pattern.into(), kind: PathKind::Pattern };
+            let file = WritablePlace::from_place(&place)?.file_of(&sha256);
+            assert!(is_match(Path::new(pattern), &file), "{pattern}: {}", file.display());
+            Some(file.to_str().unwrap().replace(sha256.as_str(), "FP"))
         };
         let long = format!("clients/*{}", "x".repeat(200));
         let cases = [
             ("clients/*.crt", Some("clients/FP.crt")),
             ("*", Some("FP")),
+            ("a*b*c?", Some("aFPbc0")),
             ("/etc/x/app-*-?.p*m", Some("/etc/x/app-FP-0.pm")),
             ("clients/?.crt", None),
             ("clients/.hidden*", None),

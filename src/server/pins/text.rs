@@ -1,12 +1,12 @@
-//! A file of pinned certificates without one of them.
+//! Removes a certificate from the text of a file of pinned certificates.
 
 use std::collections::HashSet;
 
-use crate::x509::crypto::sha256_hex;
 use crate::x509::error::BuildError;
+use crate::x509::fingerprint::CertificateFingerprint;
 use crate::x509::pem;
 use crate::x509::pem::PemError;
-use crate::x509::pinned::pinned;
+use crate::x509::pinned::select_pinned;
 
 /// Why a certificate cannot be removed from a file. The texts follow the name of the file.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -23,19 +23,22 @@ pub(crate) enum RemovalError {
     PrivateKey,
 }
 
-/// The content without a certificate, by its fingerprint; `None` if nothing else is pinned by it. All other bytes stay the
-/// same, except the issuers of the removed certificate: without it, they would be pinned themselves.
-pub(crate) fn without(content: &[u8], sha256: &str) -> Result<Option<Vec<u8>>, RemovalError> {
-    let fingerprints = |bytes: &[u8]| -> Result<HashSet<String>, RemovalError> {
-        Ok(pinned(pem::certificates(bytes)?)?.into_iter().map(|(_, certificate)| certificate.sha256).collect())
+/// Removes a certificate from the content of a file; `None` if nothing else is pinned by it. All other bytes stay the same,
+/// except the issuers of the removed certificate: without it, they would be pinned themselves.
+pub(crate) fn remove_certificate(
+    content: &[u8],
+    sha256: &CertificateFingerprint,
+) -> Result<Option<Vec<u8>>, RemovalError> {
+    let fingerprints = |bytes: &[u8]| -> Result<HashSet<CertificateFingerprint>, RemovalError> {
+        Ok(select_pinned(pem::certificates(bytes)?)?.into_iter().map(|(_, certificate)| certificate.sha256).collect())
     };
     let mut allowed = fingerprints(content)?;
     if !allowed.remove(sha256) {
         return Err(RemovalError::Absent);
     }
-    let mut removed = HashSet::from([sha256.to_owned()]);
+    let mut removed = HashSet::from([sha256.clone()]);
     while !allowed.is_empty() {
-        let rest = pem::without_certificates(content, |der| removed.contains(&sha256_hex(der)))?;
+        let rest = pem::remove_certificates(content, |der| removed.contains(&CertificateFingerprint::from_der(der)))?;
         let orphans: Vec<_> = fingerprints(&rest)?.difference(&allowed).cloned().collect();
         if orphans.is_empty() {
             return Ok(Some(rest));
@@ -70,7 +73,8 @@ mod tests {
         let app = params("app", false).signed_by(&key(), &middle).unwrap();
         let other = params("other", false).signed_by(&key(), &root).unwrap();
         let chain = format!("# app\n{}{}{}", app.pem(), middle.pem(), root.pem());
-        let without_app = |text: &str| without(text.as_bytes(), &sha256_hex(app.der()));
+        let sha256 = CertificateFingerprint::from_der(app.der());
+        let without_app = |text: &str| remove_certificate(text.as_bytes(), &sha256);
         assert_eq!(without_app(&chain), Ok(None));
         let rest = without_app(&format!("{chain}# other\n{}", other.pem())).unwrap().unwrap();
         assert_eq!(String::from_utf8(rest).unwrap(), format!("# app\n{}# other\n{}", root.pem(), other.pem()));

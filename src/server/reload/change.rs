@@ -13,13 +13,13 @@ use uuid::Uuid;
 use crate::config::files::{Files, Fingerprint, MAX_FILE_SIZE};
 use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
+use crate::control::request::PinChange;
 use crate::control::response::AdminResponse;
 use crate::dns::HostCache;
 use crate::durable_file;
 use crate::policy::{Built, Snapshot};
 use crate::server::admin_handler::action::Action;
 use crate::server::pins;
-use crate::server::pins::PinChange;
 use crate::server::reload::build_from;
 
 /// A file that the API may change.
@@ -68,7 +68,7 @@ pub(crate) struct Edited {
 /// A 409 response if it is not UTF-8.
 pub(crate) fn text_of<'c>(path: &Path, content: Option<&'c [u8]>) -> Result<&'c str, AdminResponse> {
     std::str::from_utf8(content.unwrap_or_default())
-        .map_err(|error| conflict(format_args!("{} is not UTF-8: {error}", path.display())))
+        .map_err(|error| AdminResponse::conflict(format_args!("{} is not UTF-8: {error}", path.display())))
 }
 
 /// The result of a change.
@@ -86,7 +86,14 @@ pub(crate) struct BuiltChange {
     pub(crate) built: Box<Built>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) write: FileWrite,
+    /// The rules that the change names.
     pub(crate) affected: Vec<Uuid>,
+}
+
+/// A built change that is to be put in force.
+#[derive(Debug)]
+pub(crate) struct PendingChange {
+    pub(crate) change: BuiltChange,
     pub(crate) action: Action,
     pub(crate) reply: ChangeReply,
 }
@@ -130,7 +137,7 @@ impl ChangedFile {
                         "listener {listener} has no sources_file, so its sources can be changed in the configuration only; \
                          add sources_file = \"{listener}.sources\" to the listener, create the file with \"rule = []\", and reload"
                     );
-                    AdminResponse::error(ErrorKind::Conflict, message)
+                    AdminResponse::conflict(message)
                 })
             }
             Self::Tokens => {
@@ -138,23 +145,32 @@ impl ChangedFile {
                 file.ok_or_else(|| {
                     let message = "no tokens_file is configured, so tokens can be changed in the configuration only; \
                                    add tokens_file = \"tokens.toml\" to [admin] and reload";
-                    AdminResponse::error(ErrorKind::Conflict, message)
+                    AdminResponse::conflict(message)
                 })
             }
             Self::Pin { listener, change } => {
                 let policy = current.named(listener).ok_or_else(|| unknown_listener(listener, current))?;
-                pins::file(policy, change)
+                pins::find_file(policy, change)
             }
         }
     }
 
-    /// Whether the policy of a configuration that was read again has the change.
-    fn is_effective_in(&self, snapshot: &Snapshot, path: &Path) -> bool {
+    /// Checks that the policy of a configuration that was read again has the change.
+    ///
+    /// # Errors
+    /// A 409 response if files were edited by hand, so that it has not.
+    fn check_effect(&self, snapshot: &Snapshot, path: &Path) -> Result<(), AdminResponse> {
         match self {
-            Self::Sources { .. } | Self::Tokens => self.path(snapshot).is_ok_and(|named| named == path),
-            Self::Pin { listener, change } => {
-                snapshot.named(listener).is_some_and(|policy| pins::is_effective(policy, change))
-            }
+            Self::Sources { .. } | Self::Tokens if self.path(snapshot).is_ok_and(|named| named == path) => Ok(()),
+            Self::Sources { .. } | Self::Tokens => Err(AdminResponse::conflict(
+                "the configuration file was edited and names another file now; reload first",
+            )),
+            Self::Pin { listener, change } => match snapshot.named(listener) {
+                Some(policy) => pins::check_effect(policy, change, path),
+                None => Err(AdminResponse::conflict(format_args!(
+                    "the configuration file was edited and no longer has listener {listener}; reload first"
+                ))),
+            },
         }
     }
 
@@ -176,7 +192,7 @@ pub(crate) fn build(
     current: &Snapshot,
     host_cache: &HostCache,
     known: Option<&Fingerprint>,
-) -> Result<(Box<Built>, Fingerprint, FileWrite, Vec<Uuid>), AdminResponse> {
+) -> Result<BuiltChange, AdminResponse> {
     let path = file.path(current)?;
     let mut files = Files::knowing(Arc::clone(&current.known_rules));
     let before = read(&path, file, &mut files)?;
@@ -210,10 +226,8 @@ pub(crate) fn build(
         let message = format_args!("the configuration is not valid, so nothing was changed:\n{problems}");
         AdminResponse::error(ErrorKind::ReloadRejected, message)
     })?;
-    if !file.is_effective_in(&built.snapshot, &path) {
-        return Err(conflict("the configuration file was edited and names another file now; reload first"));
-    }
-    Ok((Box::new(built), fingerprint, FileWrite { path, before, after, links }, affected))
+    file.check_effect(&built.snapshot, &path)?;
+    Ok(BuiltChange { built: Box::new(built), fingerprint, write: FileWrite { path, before, after, links }, affected })
 }
 
 fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc<[u8]>>, AdminResponse> {
@@ -222,7 +236,7 @@ fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc
         // The first token creates the file, and each new pin has a file of its own.
         ChangedFile::Tokens | ChangedFile::Pin { .. } => files.read_if_present(path),
     };
-    text.map_err(|why| conflict(format_args!("{} {why}", path.display())))
+    text.map_err(|why| AdminResponse::conflict(format_args!("{} {why}", path.display())))
 }
 
 impl FileWrite {
@@ -235,11 +249,13 @@ impl FileWrite {
         let is_unchanged = || {
             // Reads neither a FIFO nor an endless file that may have taken the name meanwhile.
             let now = Files::default().read_if_present(&path);
-            let now = now.map_err(|why| conflict(format_args!("{} {why}; nothing was changed", path.display())))?;
+            let now = now.map_err(|why| {
+                AdminResponse::conflict(format_args!("{} {why}; nothing was changed", path.display()))
+            })?;
             if now.as_deref() == before.as_deref() {
                 return Ok(());
             }
-            Err(conflict(format_args!("{} was edited meanwhile; try again", path.display())))
+            Err(AdminResponse::conflict(format_args!("{} was edited meanwhile; try again", path.display())))
         };
         if before.as_deref() == after.as_deref() {
             return is_unchanged();
@@ -266,7 +282,7 @@ impl Links {
                 "{} is a symbolic link, which the API does not follow; change the file by hand",
                 path.display()
             );
-            return Err(conflict(message));
+            return Err(AdminResponse::conflict(message));
         }
         Ok(())
     }
@@ -292,7 +308,7 @@ fn cannot_be_written(path: &Path, error: &io::Error) -> AdminResponse {
         }
         _ => String::new(),
     };
-    conflict(format_args!("{} cannot be written: {error}; nothing was changed{hint}", path.display()))
+    AdminResponse::conflict(format_args!("{} cannot be written: {error}; nothing was changed{hint}", path.display()))
 }
 
 /// Only the program reads a new file.
@@ -302,8 +318,4 @@ pub(crate) fn unknown_listener(listener: &str, current: &Snapshot) -> AdminRespo
     let names: Vec<&str> = current.listeners().iter().map(|policy| &*policy.name).collect();
     let message = format_args!("there is no listener {listener:?}; listeners: {}", names.join(", "));
     AdminResponse::error(ErrorKind::NotFound, message)
-}
-
-pub(crate) fn conflict(message: impl std::fmt::Display) -> AdminResponse {
-    AdminResponse::error(ErrorKind::Conflict, message)
 }

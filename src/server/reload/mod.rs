@@ -31,7 +31,7 @@ use crate::control::response::AdminResponse;
 use crate::dns::cache_file::CacheFile;
 use crate::dns::{HostCache, Lookup};
 use crate::policy::{Built, Snapshot};
-use crate::server::reload::change::{BuiltChange, ChangeReply, ChangeResult, FileChange, FileWrite};
+use crate::server::reload::change::{BuiltChange, ChangeReply, ChangeResult, FileChange, FileWrite, PendingChange};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
 use crate::server::systemd;
@@ -99,7 +99,7 @@ pub(crate) enum PolicyChange {
     /// The policy in force with new addresses of host names.
     Refresh(Box<Snapshot>),
     /// A policy with a changed file, which is not written yet.
-    FileChange(Box<BuiltChange>),
+    FileChange(Box<PendingChange>),
 }
 
 /// The outcome of building a policy from the files.
@@ -294,20 +294,18 @@ impl Reloader {
         change: FileChange,
         reply: ChangeReply,
         current: &Arc<Snapshot>,
-    ) -> Option<BuiltChange> {
+    ) -> Option<PendingChange> {
         let FileChange { file, edit, requires_known_text, plan, action } = change;
         let known = requires_known_text.then(|| self.attempted.clone());
         let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
         let built = self.thread.run(move || change::build(&file, edit, &current, &host_cache, known.as_ref())).await;
         let built = built.unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)));
         match built {
-            Ok((built, ..)) if plan => {
+            Ok(BuiltChange { built, .. }) if plan => {
                 let _ = reply.send(Ok(ChangeResult::Planned(built)));
                 None
             }
-            Ok((built, fingerprint, write, affected)) => {
-                Some(BuiltChange { built, fingerprint, write, affected, action, reply })
-            }
+            Ok(change) => Some(PendingChange { change, action, reply }),
             Err(response) => {
                 let _ = reply.send(Err(response));
                 None

@@ -1,36 +1,39 @@
 //! The JSON of the pinned client certificates of a listener.
 
-use std::fmt::Write as _;
-
 use aws_lc_rs::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::control::request::PinChange;
+use crate::digest::hex;
 use crate::identity::settings::ClientAuth;
 use crate::policy::pins::PinnedCertificate;
 use crate::policy::usage::Item;
 use crate::policy::{ListenerPolicy, Snapshot};
-use crate::server::pins::place;
-use crate::server::report::{ActiveUse, certificates, sessions_ended, sources};
+use crate::server::pins::place::{NotWritable, WritablePlace};
+use crate::server::report::{ActiveUse, EndedSessions, certificates, sources};
 use crate::session::registry::ConnectionRegistry;
 use crate::timestamp::seconds;
 use crate::x509::certificate::Certificate;
-use crate::x509::pinned::ClientPem;
+use crate::x509::fingerprint::CertificateFingerprint;
 
-/// The pinned certificates with their use, and what the API can do with them.
-pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry) -> Value {
+/// The pinned certificates with their use, and what the API can do with them. `place` is where it writes a new one.
+pub(crate) fn list(
+    policy: &ListenerPolicy,
+    place: Result<&WritablePlace, &NotWritable>,
+    registry: &ConnectionRegistry,
+) -> Value {
     let active_use = ActiveUse::from_registry(registry);
     let pins: Vec<_> = policy.pins.certificates.iter().map(|pin| pinned(policy, pin, &active_use)).collect();
-    let place = place::writable(policy);
-    let issuing = policy.issuing.as_ref().map(|authority| {
-        let Certificate { subject, not_after, sha256, .. } = authority.facts();
+    let issuing = policy.issuing.as_ref().map(|issuing| {
+        let Certificate { subject, not_after, sha256, .. } = issuing.authority.facts();
         json!({ "subject": subject, "not_after": seconds(*not_after), "sha256": sha256 })
     });
     json!({
         "client_auth": policy.client_auth().to_string(),
         "writable": place.is_ok(),
-        "reason": place.as_ref().err().map(ToString::to_string),
-        "location": place.as_ref().ok().map(|place| place.path().display().to_string()),
+        "reason": place.err().map(ToString::to_string),
+        "location": place.ok().map(|place| place.path().display().to_string()),
         "issuing_ca": issuing,
         "ca_bundle": policy.ca_bundle.is_some(),
         "certificates": pins,
@@ -38,13 +41,17 @@ pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry) -> Va
 }
 
 /// One pinned certificate; `None` if it is not pinned.
-pub(crate) fn one(policy: &ListenerPolicy, sha256: &str, registry: &ConnectionRegistry) -> Option<Value> {
+pub(crate) fn one(
+    policy: &ListenerPolicy,
+    sha256: &CertificateFingerprint,
+    registry: &ConnectionRegistry,
+) -> Option<Value> {
     let pin = policy.pins.of(sha256).next()?;
     Some(pinned(policy, pin, &ActiveUse::from_registry(registry)))
 }
 
 fn pinned(policy: &ListenerPolicy, pin: &PinnedCertificate, active_use: &ActiveUse) -> Value {
-    let PinnedCertificate { certificate, file } = pin;
+    let PinnedCertificate { certificate, file, .. } = pin;
     let item = Item::Certificate(certificate.sha256.as_str().into());
     let last_used = policy.usage.of(&item).map(|used| seconds(used.last));
     let mut body = certificates::facts(certificate, Some(active_use.sessions(policy, item)), last_used);
@@ -57,17 +64,15 @@ fn pinned(policy: &ListenerPolicy, pin: &PinnedCertificate, active_use: &ActiveU
 /// The entity tag of the pinned certificates: it changes with each of them and its file.
 pub(crate) fn etag(policy: &ListenerPolicy) -> String {
     let mut context = Context::new(&SHA256);
-    for PinnedCertificate { certificate, file } in &policy.pins.certificates {
+    for PinnedCertificate { certificate, file, .. } in &policy.pins.certificates {
         let file = file.as_os_str().as_encoded_bytes();
-        context.update(certificate.sha256.as_bytes());
+        context.update(certificate.sha256.as_str().as_bytes());
         // With its length, a path cannot be mistaken for the next certificate.
         context.update(&file.len().to_be_bytes());
         context.update(file);
     }
-    context.finish().as_ref().iter().take(ETAG_BYTES).fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    let digest = context.finish();
+    hex(digest.as_ref().get(..ETAG_BYTES).unwrap_or_default())
 }
 
 /// A change of the pinned certificates of a listener that is not in force.
@@ -75,21 +80,25 @@ pub(crate) struct PlannedChange<'a> {
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) before: &'a ListenerPolicy,
     pub(crate) after: &'a ListenerPolicy,
-    pub(crate) sha256: &'a str,
+    pub(crate) change: &'a PinChange,
 }
 
-/// What a change does. `client` is the certificate to pin.
-pub(crate) fn plan(change: &PlannedChange<'_>, client: Option<&ClientPem>, registry: &ConnectionRegistry) -> Value {
-    let PlannedChange { snapshot, before, after, sha256 } = *change;
-    let holder = if client.is_some() { after } else { before };
-    let (ended, ended_count) = sessions_ended(snapshot, registry);
+/// What a change does.
+pub(crate) fn plan(planned: &PlannedChange<'_>, registry: &ConnectionRegistry) -> Value {
+    let PlannedChange { snapshot, before, after, change } = *planned;
+    let sha256 = change.sha256();
+    let (holder, is_new, warnings) = match change {
+        PinChange::Pin(client) => (after, !before.pins.contain(sha256), warnings(&client.certificate, after)),
+        PinChange::Unpin(_) => (before, false, Vec::new()),
+    };
+    let ended = EndedSessions::from_registry(snapshot, registry);
     json!({
         "certificate": one(holder, sha256, registry),
-        "is_new": client.is_some() && !before.pins.contain(sha256),
-        "sessions_ended": ended,
-        "sessions_ended_count": ended_count,
+        "is_new": is_new,
+        "sessions_ended": ended.listed(),
+        "sessions_ended_count": ended.0.len(),
         "admits_nobody": admits_nobody(after),
-        "warnings": client.map(|client| warnings(&client.certificate, after)).unwrap_or_default(),
+        "warnings": warnings,
     })
 }
 

@@ -36,6 +36,7 @@ use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
 use crate::x509::certificate::{Certificate, NameDigest};
+use crate::x509::fingerprint::CertificateFingerprint;
 
 /// The sessions that a filter selects, including closing ones, oldest first; `total` counts also those beyond its limit.
 pub(crate) fn sessions(registry: &ConnectionRegistry, filter: &SessionFilter) -> Value {
@@ -242,9 +243,10 @@ impl ActiveUse {
     }
 
     fn certificate(&self, policy: &ListenerPolicy, role: &str, certificate: &Certificate) -> Value {
-        let since = policy.history.since(&certificate.sha256);
+        let since = policy.history.since(certificate.sha256.as_str());
         let is_anchor = role == "client_ca";
-        let fault = if is_anchor { policy.anchor_error(&certificate.sha256, OffsetDateTime::now_utc()) } else { None };
+        let fault =
+            if is_anchor { policy.anchor_error(certificate.sha256.as_str(), OffsetDateTime::now_utc()) } else { None };
         let kind = if role == "server" { "server_certificate" } else { role };
         let facts = json!({
             "listener": &*policy.name,
@@ -312,14 +314,7 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     let Built { snapshot, warnings } = built;
     let sources = snapshot.source_changes_since(current);
     let changes = snapshot.changes_since(current, &sources);
-    let previewed = revocation::preview(snapshot, registry);
-    // A connection that has not reached its upstream would be refused, but is not a session.
-    let as_session = |(live, outcome): (Arc<LiveConnection>, Outcome)| Some((relaying(&live)?, live, outcome));
-    let ended: Vec<_> = previewed.into_iter().filter_map(as_session).collect();
-    let numbers: HashSet<u64> = ended.iter().map(|(_, live, _)| live.id()).collect();
-    let stays = |live: &&Arc<LiveConnection>| relaying(live).is_some() && !numbers.contains(&live.id());
-    let kept = registry.all().iter().filter(stays).count();
-    let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| planned_session(live, info, outcome));
+    let ended = EndedSessions::from_registry(snapshot, registry);
     json!({
         "generation": current.generation,
         "listeners_added": changes.listeners_added,
@@ -334,27 +329,37 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
         "differences": differences(&changes.differences),
         "differences_count": changes.differences.len(),
         "weakened_count": changes.weakened().count(),
-        "sessions_ended": listed.collect::<Vec<_>>(),
-        "sessions_ended_count": ended.len(),
-        "sessions_kept": kept,
+        "sessions_ended": ended.listed(),
+        "sessions_ended_count": ended.0.len(),
+        "sessions_kept": ended.count_others(registry),
         "warnings": warnings.iter().map(|warning| printable::lines(warning)).collect::<Vec<_>>(),
     })
 }
 
-/// A session that a plan ends, and why.
-fn planned_session(live: &LiveConnection, info: &SessionInfo, outcome: &Outcome) -> Value {
-    let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
-    with_session(facts, live, &info.session)
-}
+/// The sessions that a policy would end, and why.
+struct EndedSessions(Vec<(SessionInfo, Arc<LiveConnection>, Outcome)>);
 
-/// The sessions that a policy would end, up to [`MAX_LISTED`], and their number.
-fn sessions_ended(snapshot: &Snapshot, registry: &ConnectionRegistry) -> (Vec<Value>, usize) {
-    let ended: Vec<(SessionInfo, _, Outcome)> = revocation::preview(snapshot, registry)
-        .into_iter()
-        .filter_map(|(live, outcome)| Some((relaying(&live)?, live, outcome)))
-        .collect();
-    let listed = ended.iter().take(MAX_LISTED).map(|(info, live, outcome)| planned_session(live, info, outcome));
-    (listed.collect(), ended.len())
+impl EndedSessions {
+    fn from_registry(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Self {
+        let previewed = revocation::preview(snapshot, registry).into_iter();
+        // A connection that has not reached its upstream would be refused, but is not a session.
+        Self(previewed.filter_map(|(live, outcome)| Some((relaying(&live)?, live, outcome))).collect())
+    }
+
+    /// Up to [`MAX_LISTED`].
+    fn listed(&self) -> Vec<Value> {
+        let one = |(info, live, outcome): &(SessionInfo, Arc<LiveConnection>, Outcome)| {
+            let facts = json!({ "reason": outcome.reason.code(), "detail": outcome.detail });
+            with_session(facts, live, &info.session)
+        };
+        self.0.iter().take(MAX_LISTED).map(one).collect()
+    }
+
+    /// The number of sessions that would continue.
+    fn count_others(&self, registry: &ConnectionRegistry) -> usize {
+        let numbers: HashSet<u64> = self.0.iter().map(|(_, live, _)| live.id()).collect();
+        registry.all().iter().filter(|live| relaying(live).is_some() && !numbers.contains(&live.id())).count()
+    }
 }
 
 /// The changed settings, up to [`MAX_DIFFERENCES`].
@@ -374,16 +379,17 @@ fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
 
 /// The certificates of `one` that `other` does not have at the same listener in the same role.
 fn certificates_without(one: &Snapshot, other: &Snapshot) -> Vec<Value> {
-    let has = |policy: &ListenerPolicy, role: &str, sha256: &str| {
+    let has = |policy: &ListenerPolicy, role: &str, sha256: &CertificateFingerprint| {
         let twin = other.named(&policy.name);
-        twin.is_some_and(|twin| twin.certificates().any(|(its, facts)| its == role && facts.sha256 == sha256))
+        twin.is_some_and(|twin| twin.certificates().any(|(its, facts)| its == role && facts.sha256 == *sha256))
     };
     let of = |policy: &Arc<ListenerPolicy>| {
         let gone = policy.certificates().filter(|(role, facts)| !has(policy, role, &facts.sha256));
         gone.map(|(role, facts)| planned_certificate(Some(&policy.name), role, facts)).collect::<Vec<_>>()
     };
-    let admin_has =
-        |role: &str, sha256: &str| other.admin_certificates().any(|(its, facts)| its == role && facts.sha256 == sha256);
+    let admin_has = |role: &str, sha256: &CertificateFingerprint| {
+        other.admin_certificates().any(|(its, facts)| its == role && facts.sha256 == *sha256)
+    };
     let of_admin = one.admin_certificates().filter(|(role, facts)| !admin_has(role, &facts.sha256));
     let of_admin = of_admin.map(|(role, facts)| planned_certificate(None, role, facts));
     one.listeners().iter().flat_map(of).chain(of_admin).collect()

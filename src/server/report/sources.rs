@@ -13,7 +13,7 @@ use crate::dns::HostCache;
 use crate::policy::usage::Item;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::printable;
-use crate::server::report::{MAX_LISTED, relaying, sessions_ended};
+use crate::server::report::{EndedSessions, MAX_LISTED, relaying};
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionInfo;
 use crate::source::id::listener_uuid;
@@ -109,14 +109,14 @@ pub(crate) fn plan(snapshot: &Snapshot, current: &Snapshot, listener: &str, regi
         (added.map(|(_, rule)| rule).collect(), removed.map(|(_, rule)| rule).collect());
     let warnings: Vec<_> = added.iter().filter_map(|rule| warning(rule)).collect();
     let (added_count, removed_count) = (added.len(), removed.len());
-    let (ended, ended_count) = sessions_ended(snapshot, registry);
+    let ended = EndedSessions::from_registry(snapshot, registry);
     json!({
         "rules_added": shown(added),
         "rules_added_count": added_count,
         "rules_removed": shown(removed),
         "rules_removed_count": removed_count,
-        "sessions_ended": ended,
-        "sessions_ended_count": ended_count,
+        "sessions_ended": ended.listed(),
+        "sessions_ended_count": ended.0.len(),
         "admits_nobody": snapshot.named(listener).is_none_or(|policy| admits_nobody(policy)),
         "warnings": warnings,
     })

@@ -32,9 +32,9 @@ pub(crate) fn in_turns(sessions: Vec<Arc<LiveConnection>>) -> Vec<Group> {
     // The largest groups first, as an ordinary client has many sessions with one chain.
     groups.sort_by_key(|group| (group.identity.sent(), usize::MAX - group.sessions.len()));
     // A client with one chain at several listeners has one turn.
-    let mut chains: HashMap<String, Vec<[u8; 32]>> = HashMap::new();
+    let mut chains: HashMap<&str, Vec<[u8; 32]>> = HashMap::new();
     for group in &mut groups {
-        let of_client = chains.entry(group.identity.certificate.sha256.clone()).or_default();
+        let of_client = chains.entry(group.identity.certificate.sha256.as_str()).or_default();
         let digest = group.identity.chain_digest();
         group.turn = of_client.iter().position(|known| *known == digest).unwrap_or_else(|| {
             of_client.push(digest);

@@ -24,8 +24,9 @@ use crate::tls::upstream::verifier::{Anchors, ServerVerifier};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::error::ChainError;
 use crate::x509::chain::settings::AnchorValidity;
-use crate::x509::crypto::{provider, sha256_hex};
+use crate::x509::crypto::provider;
 use crate::x509::error::BuildError;
+use crate::x509::fingerprint::CertificateFingerprint;
 use crate::x509::key_pair::CertifiedKeyPair;
 
 /// The input of [`UpstreamTls::new`].
@@ -125,14 +126,14 @@ impl UpstreamTls {
 
     /// Whether `ca` contains exactly this certificate.
     pub fn has_in_bundle(&self, der: &CertificateDer<'_>) -> bool {
-        let sha256 = sha256_hex(der);
+        let sha256 = CertificateFingerprint::from_der(der);
         self.anchors.iter().any(|anchor| anchor.sha256 == sha256)
     }
 
     /// For each of [`anchors`](Self::anchors): why no certificate is accepted through it at `now`. `None` if certificates are
     /// accepted, or it is a pinned server certificate.
     pub fn anchor_errors(&self, now: OffsetDateTime) -> Vec<Option<ChainError>> {
-        self.anchors.iter().map(|anchor| self.verifier.anchor_error(&anchor.sha256, now)).collect()
+        self.anchors.iter().map(|anchor| self.verifier.anchor_error(anchor.sha256.as_str(), now)).collect()
     }
 
     /// The certificates of `ca`, in the order of the configuration. Empty with the roots of the system.

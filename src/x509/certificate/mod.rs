@@ -19,7 +19,7 @@ use x509_parser::x509::X509Name;
 
 use crate::printable;
 use crate::timestamp;
-use crate::x509::crypto::sha256_hex;
+use crate::x509::fingerprint::CertificateFingerprint;
 use crate::x509::name::{common_name, rfc4514};
 use crate::x509::subject_name::SubjectName;
 
@@ -56,8 +56,8 @@ pub struct Certificate {
     pub not_after: OffsetDateTime,
     /// `EC`, `RSA`, `Ed25519`, … or the object identifier.
     pub key: String,
-    /// Lower-case hex of the SHA-256 of the DER.
-    pub sha256: String,
+    /// Of the DER.
+    pub sha256: CertificateFingerprint,
 }
 
 /// The SHA-256 of a DER-encoded distinguished name.
@@ -98,7 +98,7 @@ impl Certificate {
             not_before: moment(validity.not_before),
             not_after: moment(validity.not_after),
             key: key_kind(&certificate),
-            sha256: sha256_hex(der),
+            sha256: CertificateFingerprint::from_der(der),
         })
     }
 
@@ -121,7 +121,7 @@ impl Certificate {
         common
             .into_iter()
             .chain(self.sans.iter().filter_map(|san| typed(san)))
-            .chain([SubjectName::Sha256(&self.sha256)])
+            .chain([SubjectName::Sha256(self.sha256.as_str())])
     }
 
     /// Whether the certificate can be a trust anchor. webpki checks only name and key of an anchor, so without this check the
