@@ -25,7 +25,7 @@ async fn recent_events_are_the_lines_of_the_audit_file() {
     deny(&audit, &fields("192.0.2.1:1"));
     audit.reload_rejected(1, "a\nb");
     audit.flush();
-    let batch = audit.recent_events().reader(9, EventFilter::default()).next().await;
+    let batch = audit.recent_events().reader(9, EventFilter::default()).next().await.unwrap();
     let recorded: Vec<_> = batch.events.iter().map(|event| &*event.json).collect();
     assert_eq!(recorded, std::fs::read_to_string(path).unwrap().lines().collect::<Vec<_>>());
     assert_eq!(batch.events[0].listener.as_deref(), Some("main"));

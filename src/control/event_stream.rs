@@ -72,14 +72,15 @@ impl Follower {
 }
 
 impl Stream {
-    /// The next events, or a comment that shows a client and the proxies before it that the stream is alive.
+    /// The next events, or a comment that shows a client and the proxies before it that the stream is alive. `None` at the end.
     async fn next(&mut self) -> Option<String> {
         let Self { events, follower, .. } = self;
         follower.progress.notify_one();
         tokio::select! {
             () = follower.over() => None,
-            batch = timeout(KEEP_ALIVE, events.next()) => {
-                Some(batch.map_or_else(|_| ": keep-alive\n\n".to_owned(), |batch| to_text(&batch)))
+            batch = timeout(KEEP_ALIVE, events.next()) => match batch {
+                Ok(batch) => batch.map(|batch| to_text(&batch)),
+                Err(_) => Some(": keep-alive\n\n".to_owned()),
             }
         }
     }

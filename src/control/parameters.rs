@@ -34,13 +34,14 @@ impl Parameters {
         self.0.get(name).map(String::as_str)
     }
 
-    /// `true` or `false`, by default `false`.
+    /// `true` or `false`.
     ///
     /// # Errors
     /// A 422 response for another value: a misspelt `plan` must not cause a change.
-    pub(crate) fn flag(&self, name: &str) -> Result<bool, AdminResponse> {
+    pub(crate) fn flag(&self, name: &str, default: bool) -> Result<bool, AdminResponse> {
         match self.get(name) {
-            None | Some("false") => Ok(false),
+            None => Ok(default),
+            Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(other) => Err(invalid(format_args!("{name} is {other:?}; it must be true or false"))),
         }

@@ -204,6 +204,7 @@ pub(crate) static ROUTES: &[Route] = &[
             Parameter { name: "listener", text: "only events of this listener" },
             Parameter { name: "event", text: "only events of this name" },
             Parameter { name: "recent", text: "the number of past events that come first, by default 0, at most 1000" },
+            Parameter { name: "follow", text: "false: end after the past events" },
         ],
         success: Success { status: 200, content: SuccessContent::Events },
         ..get(
@@ -362,7 +363,8 @@ fn events(query: &Parameters) -> Result<AdminRequest, AdminResponse> {
     let filter =
         EventFilter { listener: query.get("listener").map(Box::from), event: query.get("event").map(Box::from) };
     let recent = query.number("recent")?.unwrap_or_default().min(MAX_RECENT);
-    Ok(AdminRequest::Events { filter, recent })
+    let follow = query.flag("follow", true)?;
+    Ok(AdminRequest::Events { filter, recent, follow })
 }
 
 const VIEWER: RouteAccess = RouteAccess::Role(Role::Viewer);

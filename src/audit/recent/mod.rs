@@ -59,6 +59,8 @@ pub struct EventReader {
     filter: EventFilter,
     /// The sequence number of the next event.
     next: u64,
+    /// The sequence number before which the reader ends.
+    until: Option<u64>,
     /// No batch is returned earlier. See [`GATHER_TIME`].
     due: Instant,
 }
@@ -91,7 +93,7 @@ impl RecentEvents {
     /// A reader that begins with the last `recent` events that pass the filter.
     pub(crate) fn reader(self: &Arc<Self>, recent: usize, filter: EventFilter) -> EventReader {
         let next = self.ring().first_of(recent, &filter);
-        EventReader { recent: Arc::clone(self), filter, next, due: Instant::now() }
+        EventReader { recent: Arc::clone(self), filter, next, until: None, due: Instant::now() }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -146,8 +148,16 @@ impl EventFilter {
 }
 
 impl EventReader {
-    /// Waits for events. Nothing is lost or read twice if the future is dropped before it completes.
-    pub(crate) async fn next(&mut self) -> Batch {
+    /// The same reader, which ends with the events of the past.
+    #[must_use]
+    pub(crate) fn of_the_past(self) -> Self {
+        let until = Some(self.recent.ring().next);
+        Self { until, ..self }
+    }
+
+    /// Waits for events, or returns `None` if no more come. Nothing is lost or read twice if the future is dropped before it
+    /// completes.
+    pub(crate) async fn next(&mut self) -> Option<Batch> {
         sleep_until(self.due).await;
         let recent = Arc::clone(&self.recent);
         loop {
@@ -155,7 +165,10 @@ impl EventReader {
             let pushed = recent.pushed.notified();
             if let Some(batch) = self.take() {
                 self.due = Instant::now() + GATHER_TIME;
-                return batch;
+                return Some(batch);
+            }
+            if self.until.is_some() {
+                return None;
             }
             pushed.await;
         }
@@ -163,8 +176,15 @@ impl EventReader {
 
     /// What there is now.
     pub(crate) fn take(&mut self) -> Option<Batch> {
-        let (batch, next) = self.recent.ring().batch(self.next, &self.filter);
+        if self.until.is_some_and(|until| self.next >= until) {
+            return None;
+        }
+        let (mut batch, next) = self.recent.ring().batch(self.next, &self.filter);
         self.next = next;
+        if let Some(until) = self.until {
+            batch.events.retain(|event| event.sequence < until);
+            self.next = next.min(until);
+        }
         (batch.lost > 0 || !batch.events.is_empty()).then_some(batch)
     }
 }

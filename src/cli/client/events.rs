@@ -2,14 +2,12 @@
 
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
@@ -45,8 +43,12 @@ pub(crate) fn events(args: &EventsArgs) -> Result<(), Failure> {
         require_listener(listener, &client)?;
     }
     let recent = RECENT.to_string();
-    let parameters =
-        [("recent", Some(recent.as_str())), ("listener", args.listener.as_deref()), ("event", args.event.as_deref())];
+    let parameters = [
+        ("recent", Some(recent.as_str())),
+        ("follow", (!args.follow).then_some("false")),
+        ("listener", args.listener.as_deref()),
+        ("event", args.event.as_deref()),
+    ];
     client.block_on(async {
         let failed = |error: io::Error| Failure::Failed(error.to_string());
         let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -59,31 +61,18 @@ pub(crate) fn events(args: &EventsArgs) -> Result<(), Failure> {
     })
 }
 
-/// Prints events until the response or the output ends, or without `--follow` until no more come at once.
+/// Prints events until the response or the output ends.
 async fn copy(client: &AdminClient, mut response: OpenResponse, args: &EventsArgs) -> Result<(), Failure> {
     let mut parser = EventParser::default();
-    let mut printed = 0_usize;
     loop {
-        let next = if args.follow {
-            response.next().await
-        } else {
-            // The program sends recent events without a pause and has no mark behind the last one.
-            match timeout(QUIET, response.next()).await {
-                Ok(next) => next,
-                Err(_) => return Ok(()),
-            }
-        };
-        let piece = match next {
+        let piece = match response.next().await {
             Some(Ok(piece)) => piece,
             Some(Err(error)) => return Err(client.broken(&error)),
-            None => return Err(client.failure(ENDED)),
+            None if args.follow => return Err(client.failure(ENDED)),
+            None => return Ok(()),
         };
         for event in parser.push(&piece).map_err(|error| client.failure(error))? {
             if show(&event, args.json)?.is_break() {
-                return Ok(());
-            }
-            printed += usize::from(event.name != LOST);
-            if !args.follow && printed == RECENT {
                 return Ok(());
             }
         }
@@ -151,9 +140,6 @@ const RECENT: usize = 100;
 
 /// The name of the event that reports missing ones.
 const LOST: &str = "lost";
-
-/// Without events for so long, a command that does not follow has them all.
-const QUIET: Duration = Duration::from_secs(1);
 
 const ENDED: &str = "the program has ended the stream: it is stopping, or the token is no longer valid";
 

@@ -73,7 +73,7 @@ fn change(call: &Call<'_>, change: PinChange) -> Result<Operation, AdminResponse
         listener: call.segment(0),
         change,
         if_match: call.if_match()?,
-        plan: call.query.flag("plan")?,
+        plan: call.query.flag("plan", false)?,
     })))
 }
 

@@ -104,6 +104,8 @@ pub enum AdminRequest {
         filter: EventFilter,
         /// How many past events come first.
         recent: usize,
+        /// Whether later events follow.
+        follow: bool,
     },
 }
 

@@ -19,7 +19,7 @@ struct Body {
 /// # Errors
 /// A response with status 400 or 422.
 pub(crate) fn parse(call: &Call<'_>) -> Result<Operation, AdminResponse> {
-    let plan = call.query.flag("plan")?;
+    let plan = call.query.flag("plan", false)?;
     let Body { file } = if call.body.trim_ascii().is_empty() { Body::default() } else { json::object(call.body)? };
     if let Some(file) = file.as_ref().filter(|file| !file.is_absolute()) {
         return Err(invalid(format_args!("file is {file:?}; it must be an absolute path")));

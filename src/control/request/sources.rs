@@ -131,7 +131,7 @@ fn change(call: &Call<'_>, change: SourcesChange) -> Result<Operation, AdminResp
         listener: call.segment(0),
         change,
         if_match,
-        plan: call.query.flag("plan")?,
+        plan: call.query.flag("plan", false)?,
     })))
 }
 

@@ -202,8 +202,9 @@ impl AdminHandler {
                 }
                 Err(response) => response,
             },
-            AdminRequest::Events { filter, recent } => {
-                AdminResponse::events(self.audit.recent_events().reader(recent, filter))
+            AdminRequest::Events { filter, recent, follow } => {
+                let reader = self.audit.recent_events().reader(recent, filter);
+                AdminResponse::events(if follow { reader } else { reader.of_the_past() })
             }
             AdminRequest::History => AdminResponse::ok(history.json()),
             AdminRequest::CloseSession(id) => self.close(id, origin),
