@@ -50,8 +50,11 @@ export function parseNetwork(text) {
 const mask = ({ bits, prefix }) => ((1n << BigInt(prefix)) - 1n) << BigInt(bits - prefix);
 
 export function contains(network, address) {
-  return network.bits === address.bits && network.prefix <= address.prefix
-    && ((network.value ^ address.value) & mask(network)) === 0n;
+  return (
+    network.bits === address.bits &&
+    network.prefix <= address.prefix &&
+    ((network.value ^ address.value) & mask(network)) === 0n
+  );
 }
 
 export const isEverything = (text) => parseNetwork(text)?.prefix === 0;

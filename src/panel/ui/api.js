@@ -49,7 +49,11 @@ export const lastActivity = () => lastForeground;
 
 export async function toError(response) {
   let body = null;
-  try { body = await response.json(); } catch { /* not every failure has a body in JSON */ }
+  try {
+    body = await response.json();
+  } catch {
+    /* not every failure has a body in JSON */
+  }
   return new ApiError({
     status: response.status,
     id: body?.id ?? 'unknown',
@@ -84,9 +88,10 @@ export async function send(method, target, { body, etag, background = false, raw
         signal: AbortSignal.timeout(60 * SECOND),
       });
     } catch (error) {
-      const message = error.name === 'TimeoutError'
-        ? 'The program did not answer in 60 s. Check that it runs, then try again.'
-        : 'The program cannot be reached. Check that it runs and that the network works, then try again.';
+      const message =
+        error.name === 'TimeoutError'
+          ? 'The program did not answer in 60 s. Check that it runs, then try again.'
+          : 'The program cannot be reached. Check that it runs and that the network works, then try again.';
       throw new ApiError({ status: 0, id: 'unreachable', message });
     }
     if (!response.ok) {
@@ -119,7 +124,9 @@ const failing = new Map();
 /** Since when what is shown is not up to date, or `null`. */
 export function staleSince() {
   const since = [...failing.values()];
-  return since.length === 0 ? null : { since: new Date(Math.min(...since.map((each) => each.since))), error: since[0].error };
+  return since.length === 0
+    ? null
+    : { since: new Date(Math.min(...since.map((each) => each.since))), error: since[0].error };
 }
 
 function report(poll, failure) {

@@ -41,7 +41,7 @@ let current = null;
 let statusPoll = null;
 let certificatePoll = null;
 
-// Views ----------------------------------------------------------------------------------------------------------------
+// Views ---------------------------------------------------------------------------------------------------------------
 
 const offered = () => VIEWS.filter((view) => !view.role || can(view.role));
 
@@ -54,9 +54,22 @@ function showView({ focus = true } = {}) {
   if (!view) {
     document.title = 'Portcullis';
     const isForbidden = VIEWS.some((each) => each.name === place.view);
-    replace(main, h('div', { class: 'page' }, h('h1', {}, isForbidden ? 'Not available' : 'No such page'),
-      h('p', {}, isForbidden ? 'Your role does not permit this page. Sign in with a token of an owner.' : 'The address names no page of the panel.'),
-      h('p', {}, h('a', { href: '#/' }, 'Open the overview'))));
+    replace(
+      main,
+      h(
+        'div',
+        { class: 'page' },
+        h('h1', {}, isForbidden ? 'Not available' : 'No such page'),
+        h(
+          'p',
+          {},
+          isForbidden
+            ? 'Your role does not permit this page. Sign in with a token of an owner.'
+            : 'The address names no page of the panel.',
+        ),
+        h('p', {}, h('a', { href: '#/' }, 'Open the overview')),
+      ),
+    );
     markCurrent(null);
     return;
   }
@@ -87,9 +100,30 @@ function markCurrent(name) {
 }
 
 function showNav() {
-  replace(nav, h('ul', {}, offered().map((view) => h('li', {},
-    h('a', { href: link(view.name), 'data-view': view.name, id: `nav-${view.name}`, 'aria-keyshortcuts': `g ${view.key}` }, h('span', {}, view.label),
-      view.name === 'overview' ? h('span', { class: 'badge', id: 'issue-count', hidden: true }) : null)))));
+  replace(
+    nav,
+    h(
+      'ul',
+      {},
+      offered().map((view) =>
+        h(
+          'li',
+          {},
+          h(
+            'a',
+            {
+              href: link(view.name),
+              'data-view': view.name,
+              id: `nav-${view.name}`,
+              'aria-keyshortcuts': `g ${view.key}`,
+            },
+            h('span', {}, view.label),
+            view.name === 'overview' ? h('span', { class: 'badge', id: 'issue-count', hidden: true }) : null,
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function showIssueCount() {
@@ -98,10 +132,14 @@ function showIssueCount() {
   const urgent = issues(state).filter(({ kind }) => kind !== 'info');
   badge.hidden = urgent.length === 0;
   badge.className = `badge ${urgent.some(({ kind }) => kind === 'bad') ? 'bad' : 'warn'}`;
-  replace(badge, h('span', { 'aria-hidden': 'true' }, String(urgent.length)), h('span', { class: 'visually-hidden' }, `, ${urgent.length} to look at`));
+  replace(
+    badge,
+    h('span', { 'aria-hidden': 'true' }, String(urgent.length)),
+    h('span', { class: 'visually-hidden' }, `, ${urgent.length} to look at`),
+  );
 }
 
-// Shell ----------------------------------------------------------------------------------------------------------------
+// Shell ---------------------------------------------------------------------------------------------------------------
 
 function closeMenu() {
   menu.classList.remove('open');
@@ -120,7 +158,11 @@ document.getElementById('skip-link').addEventListener('click', (event) => {
   main.focus();
 });
 
-const THEMES = [['auto', 'System'], ['light', 'Light'], ['dark', 'Dark']];
+const THEMES = [
+  ['auto', 'System'],
+  ['light', 'Light'],
+  ['dark', 'Dark'],
+];
 
 function themeChoice() {
   const chosen = document.documentElement.dataset.theme ?? 'auto';
@@ -130,21 +172,53 @@ function themeChoice() {
     try {
       if (value === 'auto') localStorage.removeItem('portcullis-theme');
       else localStorage.setItem('portcullis-theme', value);
-    } catch { /* the choice lasts as long as the page */ }
+    } catch {
+      /* the choice lasts as long as the page */
+    }
   };
-  return h('fieldset', { class: 'theme', id: 'theme' }, h('legend', { class: 'visually-hidden' }, 'Theme'),
-    THEMES.map(([value, label]) => h('label', {}, h('input', { type: 'radio', name: 'theme', value, checked: value === chosen, on: { change: () => choose(value) } }), h('span', {}, label))));
+  return h(
+    'fieldset',
+    { class: 'theme', id: 'theme' },
+    h('legend', { class: 'visually-hidden' }, 'Theme'),
+    THEMES.map(([value, label]) =>
+      h(
+        'label',
+        {},
+        h('input', {
+          type: 'radio',
+          name: 'theme',
+          value,
+          checked: value === chosen,
+          on: { change: () => choose(value) },
+        }),
+        h('span', {}, label),
+      ),
+    ),
+  );
 }
 
 function showAccount() {
   const { name, role, ends_at: ends } = state.session;
-  replace(account,
-    h('p', { class: 'account-name', id: 'account-name', title: ends ? `The session ends ${dateTime(ends)} at the latest` : null }, untrusted(name, { label: 'name of the token' })),
+  replace(
+    account,
+    h(
+      'p',
+      {
+        class: 'account-name',
+        id: 'account-name',
+        title: ends ? `The session ends ${dateTime(ends)} at the latest` : null,
+      },
+      untrusted(name, { label: 'name of the token' }),
+    ),
     h('p', { class: 'account-role', id: 'account-role' }, role),
-    h('div', { class: 'actions' },
+    h(
+      'div',
+      { class: 'actions' },
       button('Sign out', signOut, { kind: 'small', id: 'sign-out' }),
-      button('Shortcuts', showShortcuts, { kind: 'small quiet', id: 'shortcuts', 'aria-keyshortcuts': '?' })),
-    themeChoice());
+      button('Shortcuts', showShortcuts, { kind: 'small quiet', id: 'shortcuts', 'aria-keyshortcuts': '?' }),
+    ),
+    themeChoice(),
+  );
 }
 
 async function signOut() {
@@ -171,7 +245,7 @@ function showFreshness() {
 
 bus.addEventListener('freshness', showFreshness);
 
-// Session --------------------------------------------------------------------------------------------------------------
+// Session -------------------------------------------------------------------------------------------------------------
 
 function stopAll() {
   statusPoll?.stop();
@@ -189,7 +263,9 @@ bus.addEventListener('session-ended', async ({ detail }) => {
   statusPoll?.stop();
   certificatePoll?.stop();
   current?.destroy?.();
-  const session = await signIn({ reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.` });
+  const session = await signIn({
+    reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.`,
+  });
   // Another person must not see what this one has typed.
   if (session.name !== before.name || session.role !== before.role) stopAll();
   begin(session, { focus: false });
@@ -205,7 +281,18 @@ async function start({ reason = null } = {}) {
       if (error.status !== 401) {
         const boot = document.getElementById('boot');
         boot.hidden = false;
-        replace(boot, errorNotice(error), button('Try again', () => { replace(boot, 'Loading…'); start(); }, { kind: 'primary' }));
+        replace(
+          boot,
+          errorNotice(error),
+          button(
+            'Try again',
+            () => {
+              replace(boot, 'Loading…');
+              start();
+            },
+            { kind: 'primary' },
+          ),
+        );
         return;
       }
     }
@@ -238,7 +325,17 @@ function begin(session, { focus }) {
   statusPoll = poll((options) => get('/v1/status', options), 5 * SECOND, {
     onData: onStatus,
     onError: (error, { isFirst }) => {
-      if (isFirst && !isShown && error.status !== 401) replace(main, h('div', { class: 'page' }, h('h1', {}, 'No answer'), errorNotice(error), h('p', {}, 'The panel tries again by itself.')));
+      if (isFirst && !isShown && error.status !== 401)
+        replace(
+          main,
+          h(
+            'div',
+            { class: 'page' },
+            h('h1', {}, 'No answer'),
+            errorNotice(error),
+            h('p', {}, 'The panel tries again by itself.'),
+          ),
+        );
     },
   });
   certificatePoll = poll((options) => get('/v1/certificates', options), 2 * MINUTE, {
@@ -258,12 +355,16 @@ bus.addEventListener('changed', () => {
 
 // A person who reads or types sends no request, and yet is active.
 for (const event of ['keydown', 'pointerdown']) {
-  document.addEventListener(event, () => {
-    if (state.session && Date.now() - lastActivity() > 5 * MINUTE) send('GET', '/ui/session').catch(() => {});
-  }, { passive: true, capture: true });
+  document.addEventListener(
+    event,
+    () => {
+      if (state.session && Date.now() - lastActivity() > 5 * MINUTE) send('GET', '/ui/session').catch(() => {});
+    },
+    { passive: true, capture: true },
+  );
 }
 
-// Keys -----------------------------------------------------------------------------------------------------------------
+// Keys ----------------------------------------------------------------------------------------------------------------
 
 let isGo = false;
 let goTimer = null;
@@ -292,7 +393,9 @@ document.addEventListener('keydown', (event) => {
   }
   if (event.key === 'g') {
     isGo = true;
-    goTimer = setTimeout(() => { isGo = false; }, 1500);
+    goTimer = setTimeout(() => {
+      isGo = false;
+    }, 1500);
   } else if (event.key === '/') {
     const search = main.querySelector('[data-search]');
     if (search) {
@@ -311,15 +414,23 @@ function showShortcuts() {
   openDialog({
     title: 'Keyboard shortcuts',
     id: 'shortcuts-dialog',
-    body: h('dl', { class: 'shortcuts' },
-      h('dt', {}, key('/')), h('dd', {}, 'Focus the search'),
-      h('dt', {}, key('?')), h('dd', {}, 'Show the shortcuts'),
-      h('dt', {}, key('Esc')), h('dd', {}, 'Close the dialog'),
-      offered().map((view) => [h('dt', {}, key('g', view.key)), h('dd', {}, view.label)])),
+    body: h(
+      'dl',
+      { class: 'shortcuts' },
+      h('dt', {}, key('/')),
+      h('dd', {}, 'Focus the search'),
+      h('dt', {}, key('?')),
+      h('dd', {}, 'Show the shortcuts'),
+      h('dt', {}, key('Esc')),
+      h('dd', {}, 'Close the dialog'),
+      offered().map((view) => [h('dt', {}, key('g', view.key)), h('dd', {}, view.label)]),
+    ),
     actions: (close) => [button('Done', close, { kind: 'primary' })],
   });
 }
 
-window.addEventListener('hashchange', () => { if (state.session && state.status) showView(); });
+window.addEventListener('hashchange', () => {
+  if (state.session && state.status) showView();
+});
 
 start();

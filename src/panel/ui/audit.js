@@ -1,7 +1,20 @@
 // Audit events as they happen.
 
 import { ApiError, bus, toError } from './api.js';
-import { add, button, commandBox, emptyState, errorNotice, facts, field, h, replace, select, untrusted, visible } from './dom.js';
+import {
+  add,
+  button,
+  commandBox,
+  emptyState,
+  errorNotice,
+  facts,
+  field,
+  h,
+  replace,
+  select,
+  untrusted,
+  visible,
+} from './dom.js';
 import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { remember } from './router.js';
@@ -14,8 +27,29 @@ const RECENT = 200;
 /** The server sends a comment every 15 s. Without one for this time the connection is dead. */
 const SILENCE = 45 * SECOND;
 
-const EVENTS = ['connection.denied', 'connection.opened', 'connection.closed', 'session.revoked', 'admin.action', 'admin.denied', 'source.added', 'source.removed', 'source.stale', 'reload.applied', 'reload.rejected', 'policy.weakened', 'certificate.expiring', 'cancel.forwarded', 'shield.on', 'shield.off'];
-const KINDS = [[/^(connection\.denied|admin\.denied|reload\.rejected)$/, 'bad'], [/(weakened|expiring|revoked|stale|dropped|suppressed|shield)/, 'warn'], [/(opened|applied|added)$/, 'good']];
+const EVENTS = [
+  'connection.denied',
+  'connection.opened',
+  'connection.closed',
+  'session.revoked',
+  'admin.action',
+  'admin.denied',
+  'source.added',
+  'source.removed',
+  'source.stale',
+  'reload.applied',
+  'reload.rejected',
+  'policy.weakened',
+  'certificate.expiring',
+  'cancel.forwarded',
+  'shield.on',
+  'shield.off',
+];
+const KINDS = [
+  [/^(connection\.denied|admin\.denied|reload\.rejected)$/, 'bad'],
+  [/(weakened|expiring|revoked|stale|dropped|suppressed|shield)/, 'warn'],
+  [/(opened|applied|added)$/, 'good'],
+];
 
 export function auditView(page, { parameters }) {
   let listener = parameters.get('listener') ?? '';
@@ -33,26 +67,71 @@ export function auditView(page, { parameters }) {
   const list = h('ol', { class: 'events', id: 'events', 'aria-label': 'Audit events, newest first' });
   const status = h('p', { class: 'counter', role: 'status', id: 'stream-status' });
   const message = h('div', { 'aria-live': 'polite' });
-  const pause = button('Pause', () => {
-    isPaused = !isPaused;
-    pause.textContent = isPaused ? 'Continue' : 'Pause';
-    pause.setAttribute('aria-pressed', String(isPaused));
-    if (!isPaused) {
-      held = 0;
-      draw();
-    }
-    showStatus();
-  }, { id: 'pause', 'aria-pressed': 'false' });
-  const kind = select([['', 'All events'], ...[...new Set([...EVENTS, ...(event ? [event] : [])])].map((each) => [each, each])], event, {
-    id: 'event', name: 'event', on: { change: () => { event = kind.value; remember({ event }); restart(); } },
-  });
+  const pause = button(
+    'Pause',
+    () => {
+      isPaused = !isPaused;
+      pause.textContent = isPaused ? 'Continue' : 'Pause';
+      pause.setAttribute('aria-pressed', String(isPaused));
+      if (!isPaused) {
+        held = 0;
+        draw();
+      }
+      showStatus();
+    },
+    { id: 'pause', 'aria-pressed': 'false' },
+  );
+  const kind = select(
+    [['', 'All events'], ...[...new Set([...EVENTS, ...(event ? [event] : [])])].map((each) => [each, each])],
+    event,
+    {
+      id: 'event',
+      name: 'event',
+      on: {
+        change: () => {
+          event = kind.value;
+          remember({ event });
+          restart();
+        },
+      },
+    },
+  );
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Audit'), h('p', { class: 'lead' }, 'Events as they happen, newest first. The program keeps the last 1,024 in memory; the audit file has all of them.'))),
-    h('div', { class: 'toolbar' },
-      listenerFilter(listener, (chosen) => { listener = chosen; remember({ listener }); restart(); }),
+    h(
+      'div',
+      { class: 'page-head' },
+      h(
+        'div',
+        {},
+        h('h1', {}, 'Audit'),
+        h(
+          'p',
+          { class: 'lead' },
+          'Events as they happen, newest first. The program keeps the last 1,024 in memory; the audit file has all of them.',
+        ),
+      ),
+    ),
+    h(
+      'div',
+      { class: 'toolbar' },
+      listenerFilter(listener, (chosen) => {
+        listener = chosen;
+        remember({ listener });
+        restart();
+      }),
       field('Event', kind),
-      searchField({ id: 'search-events', label: 'Search events', value: query, onInput: (text) => { query = text; remember({ q: text }); draw(); } }),
-      h('div', { class: 'actions push' }, pause)),
+      searchField({
+        id: 'search-events',
+        label: 'Search events',
+        value: query,
+        onInput: (text) => {
+          query = text;
+          remember({ q: text });
+          draw();
+        },
+      }),
+      h('div', { class: 'actions push' }, pause),
+    ),
     message,
     h('div', { class: 'bar' }, status),
     list,
@@ -61,28 +140,54 @@ export function auditView(page, { parameters }) {
   let connection = 'connecting';
   function showStatus() {
     const shown = entries.filter(isMatch).length;
-    const state = { connecting: 'Connecting…', live: 'Live', hidden: 'Waiting while the tab is hidden', retrying: 'Disconnected, connecting again…' }[connection];
+    const state = {
+      connecting: 'Connecting…',
+      live: 'Live',
+      hidden: 'Waiting while the tab is hidden',
+      retrying: 'Disconnected, connecting again…',
+    }[connection];
     const text = isPaused ? `Paused, ${number(held)} new` : `${state} · ${number(shown)} shown`;
     if (status.textContent !== text) status.textContent = text;
   }
 
-  const isMatch = ({ haystack }) => query === '' || query.toLowerCase().split(/\s+/).every((term) => haystack.includes(term));
+  const isMatch = ({ haystack }) =>
+    query === '' ||
+    query
+      .toLowerCase()
+      .split(/\s+/)
+      .every((term) => haystack.includes(term));
 
-  // Events -------------------------------------------------------------------------------------------------------------
+  // Events ------------------------------------------------------------------------------------------------------------
 
   let queued = [];
   let isScheduled = false;
   function put(name, data) {
     if (name === 'lost') {
       let lost = 0;
-      try { lost = JSON.parse(data).lost; } catch { /* the number is unknown */ }
-      queued.push({ element: h('li', { class: 'event lost' }, `${number(lost)} events were lost here, because this page read too slowly. The audit file has them.`), haystack: '', isLost: true });
+      try {
+        lost = JSON.parse(data).lost;
+      } catch {
+        /* the number is unknown */
+      }
+      queued.push({
+        element: h(
+          'li',
+          { class: 'event lost' },
+          `${number(lost)} events were lost here, because this page read too slowly. The audit file has them.`,
+        ),
+        haystack: '',
+        isLost: true,
+      });
     } else {
       // After a reconnect, the recent events come again.
       if (seen.has(data)) return;
       seen.add(data);
       let fields;
-      try { fields = JSON.parse(data); } catch { return; }
+      try {
+        fields = JSON.parse(data);
+      } catch {
+        return;
+      }
       queued.push({ element: null, fields, haystack: data.toLowerCase(), data });
     }
     if (!isScheduled) {
@@ -110,7 +215,19 @@ export function auditView(page, { parameters }) {
   function draw() {
     const shown = entries.filter((entry) => entry.isLost || isMatch(entry));
     if (shown.length === 0) {
-      replace(list, h('li', {}, emptyState(entries.length === 0 ? 'No event yet' : 'No event matches', entries.length === 0 ? 'Events appear here within a second: connections, changes, reloads.' : 'Change the filter to see the others.')));
+      replace(
+        list,
+        h(
+          'li',
+          {},
+          emptyState(
+            entries.length === 0 ? 'No event yet' : 'No event matches',
+            entries.length === 0
+              ? 'Events appear here within a second: connections, changes, reloads.'
+              : 'Change the filter to see the others.',
+          ),
+        ),
+      );
     } else {
       const keep = new Set(shown.map((entry) => (entry.element ??= eventElement(entry))));
       for (const child of [...list.children]) if (!keep.has(child)) child.remove();
@@ -123,7 +240,7 @@ export function auditView(page, { parameters }) {
     showStatus();
   }
 
-  // The stream ---------------------------------------------------------------------------------------------------------
+  // The stream --------------------------------------------------------------------------------------------------------
 
   function restart() {
     entries = [];
@@ -155,9 +272,14 @@ export function auditView(page, { parameters }) {
     try {
       const given = Object.entries({ listener, event, recent: String(RECENT) }).filter(([, value]) => value !== '');
       alive();
-      const response = await fetch(`/v1/events?${given.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join('&')}`, {
-        headers: { Accept: 'text/event-stream', 'X-Portcullis-Background': 'true' }, cache: 'no-store', signal: mine.signal,
-      });
+      const response = await fetch(
+        `/v1/events?${given.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join('&')}`,
+        {
+          headers: { Accept: 'text/event-stream', 'X-Portcullis-Background': 'true' },
+          cache: 'no-store',
+          signal: mine.signal,
+        },
+      );
       if (!response.ok) throw await toError(response);
       connection = 'live';
       failures = 0;
@@ -233,13 +355,40 @@ const kindOf = (name) => KINDS.find(([pattern]) => pattern.test(name))?.[1] ?? '
 function eventElement({ fields, data }) {
   const { ts, event, ...others } = fields;
   const body = h('div', { class: 'event-body' });
-  const details = h('details', { on: { toggle: () => { if (details.open && body.childElementCount === 0) fillBody(); } } },
-    h('summary', {}, h('time', { datetime: ts, title: ts ? fullTime(ts) : null }, ts ? clockSeconds(new Date(ts)) : ''),
-      h('span', { class: `event-name ${kindOf(event ?? '')}` }, visible(event)), h('span', { class: 'event-text' }, summary(event, others))),
-    body);
+  const details = h(
+    'details',
+    {
+      on: {
+        toggle: () => {
+          if (details.open && body.childElementCount === 0) fillBody();
+        },
+      },
+    },
+    h(
+      'summary',
+      {},
+      h('time', { datetime: ts, title: ts ? fullTime(ts) : null }, ts ? clockSeconds(new Date(ts)) : ''),
+      h('span', { class: `event-name ${kindOf(event ?? '')}` }, visible(event)),
+      h('span', { class: 'event-text' }, summary(event, others)),
+    ),
+    body,
+  );
   function fillBody() {
-    replace(body, facts([['Time', ts ? fullTime(ts) : 'unknown'], ...Object.entries(others).map(([key, value]) => [words(key), h('span', { class: 'mono' }, untrusted(typeof value === 'string' ? value : JSON.stringify(value), { wrap: true }))])]),
-      commandBox('JSON', data));
+    replace(
+      body,
+      facts([
+        ['Time', ts ? fullTime(ts) : 'unknown'],
+        ...Object.entries(others).map(([key, value]) => [
+          words(key),
+          h(
+            'span',
+            { class: 'mono' },
+            untrusted(typeof value === 'string' ? value : JSON.stringify(value), { wrap: true }),
+          ),
+        ]),
+      ]),
+      commandBox('JSON', data),
+    );
   }
   return h('li', { class: 'event' }, details);
 }
@@ -247,7 +396,13 @@ function eventElement({ fields, data }) {
 /** The fields that say most, in one line. */
 function summary(event, fields) {
   const parts = [];
-  const put = (text, label = 'text') => { if (text !== undefined && text !== null && text !== '') parts.push(parts.length > 0 ? ' · ' : null, h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200)))); };
+  const put = (text, label = 'text') => {
+    if (text !== undefined && text !== null && text !== '')
+      parts.push(
+        parts.length > 0 ? ' · ' : null,
+        h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200))),
+      );
+  };
   put(fields.listener, 'listener');
   put(fields.generation ? `generation ${fields.generation}` : null, 'policy');
   put(fields.actor, 'actor');
@@ -261,11 +416,15 @@ function summary(event, fields) {
   put(fields.key ? `${fields.key}: ${fields.old} → ${fields.new}` : null, 'setting');
   put(fields.sources_added ? `${count(fields.sources_added, 'source')} added` : null, 'sources added');
   put(fields.sources_removed ? `${count(fields.sources_removed, 'source')} removed` : null, 'sources removed');
-  put(fields.weakened_count ? count(fields.weakened_count, 'setting weakens protection', 'settings weaken protection') : null, 'weakened');
+  put(
+    fields.weakened_count
+      ? count(fields.weakened_count, 'setting weakens protection', 'settings weaken protection')
+      : null,
+    'weakened',
+  );
   put(fields.error, 'error');
   put(fields.detail, 'detail');
   if (fields.bytes_in !== undefined) put(`${bytes(fields.bytes_in)} in, ${bytes(fields.bytes_out ?? 0)} out`, 'bytes');
   if (event === 'connection.closed' && fields.duration_ms !== undefined) put(duration(fields.duration_ms), 'duration');
   return parts;
 }
-

@@ -1,13 +1,28 @@
 // Every change goes through one dialog: what it does (the plan of the API), the same as commands, then the confirmation.
 
 import { ApiError, send } from './api.js';
-import { announce, button, commandBox, copyButton, errorNotice, h, notice, openDialog, pill, replace, select, skeleton, time, untrusted } from './dom.js';
+import {
+  announce,
+  button,
+  commandBox,
+  copyButton,
+  errorNotice,
+  h,
+  notice,
+  openDialog,
+  pill,
+  replace,
+  select,
+  skeleton,
+  time,
+  untrusted,
+} from './dom.js';
 import { bytes, count, DAY, dateTime, HOUR, localInput, MINUTE, relative, shellQuote, words } from './format.js';
 
 /** Longer bodies are shown as a file, because a shell limits the length of a command. */
 const MAX_INLINE_BODY = 4096;
 
-// Commands -------------------------------------------------------------------------------------------------------------
+// Commands ------------------------------------------------------------------------------------------------------------
 
 const API_HEADERS = ['-H "Authorization: Bearer $PORTCULLIS_TOKEN"'];
 
@@ -31,26 +46,58 @@ export function commandSection({ cli, cliNote = null, request, api = null }) {
   const body = request?.body === undefined ? '' : JSON.stringify(request.body);
   const isLong = body.length > MAX_INLINE_BODY && !api;
   const text = api ?? (isLong ? curl({ ...request, data: '@body.json' }) : curl(request));
-  return h('section', { class: 'commands', 'aria-label': 'The same change as a command' },
+  return h(
+    'section',
+    { class: 'commands', 'aria-label': 'The same change as a command' },
     h('h3', {}, 'The same as a command'),
     cli?.length > 0 ? commandBox('Command line', cli.join('\n')) : null,
     cliNote ? h('p', { class: 'small muted' }, cliNote) : null,
     commandBox('API', text),
-    isLong ? h('p', { class: 'small' }, `body.json has ${bytes(body.length)}. `, copyButton(body, 'Copy body.json', { kind: 'tiny' })) : null,
-    h('p', { class: 'small muted' }, 'From another machine, add ', h('code', {}, `--url ${shellQuote(window.location.origin)}`), ' to the command, and set ', h('code', {}, '$PORTCULLIS_TOKEN'), '.'));
+    isLong
+      ? h(
+          'p',
+          { class: 'small' },
+          `body.json has ${bytes(body.length)}. `,
+          copyButton(body, 'Copy body.json', { kind: 'tiny' }),
+        )
+      : null,
+    h(
+      'p',
+      { class: 'small muted' },
+      'From another machine, add ',
+      h('code', {}, `--url ${shellQuote(window.location.origin)}`),
+      ' to the command, and set ',
+      h('code', {}, '$PORTCULLIS_TOKEN'),
+      '.',
+    ),
+  );
 }
 
-// Expiry ---------------------------------------------------------------------------------------------------------------
+// Expiry --------------------------------------------------------------------------------------------------------------
 
-const PRESETS = [['1h', '1 hour'], ['8h', '8 hours'], ['30d', '30 days'], ['never', 'Never'], ['date', 'Date and time']];
+const PRESETS = [
+  ['1h', '1 hour'],
+  ['8h', '8 hours'],
+  ['30d', '30 days'],
+  ['never', 'Never'],
+  ['date', 'Date and time'],
+];
 const PRESET_LENGTH = { '1h': HOUR, '8h': 8 * HOUR, '30d': 30 * DAY };
 
 /** A choice of an expiry. `read()` returns `{ ttl }`, `{ expires_at }` or throws with words. */
 export function expiryField({ current = undefined, initial = null, name = 'expiry' } = {}) {
-  const options = current === undefined ? PRESETS : [['keep', current ? `Keep: ${dateTime(current)} (${relative(current)})` : 'Keep: never'], ...PRESETS];
+  const options =
+    current === undefined
+      ? PRESETS
+      : [['keep', current ? `Keep: ${dateTime(current)} (${relative(current)})` : 'Keep: never'], ...PRESETS];
   const value = initial ?? (current === undefined ? 'never' : 'keep');
   const choice = select(options, value, { id: `${name}-choice`, name });
-  const date = h('input', { type: 'datetime-local', id: `${name}-date`, name: `${name}-date`, 'aria-label': 'Expires at, in your time zone' });
+  const date = h('input', {
+    type: 'datetime-local',
+    id: `${name}-date`,
+    name: `${name}-date`,
+    'aria-label': 'Expires at, in your time zone',
+  });
   date.value = localInput(Date.now() + 8 * HOUR);
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
   const effect = h('p', { class: 'help', role: 'status' });
@@ -64,7 +111,13 @@ export function expiryField({ current = undefined, initial = null, name = 'expir
   };
   choice.addEventListener('change', show);
   show();
-  const element = h('div', { class: 'field' }, h('label', { for: choice.id }, 'Expires'), h('div', { class: 'inline' }, choice, date), effect);
+  const element = h(
+    'div',
+    { class: 'field' },
+    h('label', { for: choice.id }, 'Expires'),
+    h('div', { class: 'inline' }, choice, date),
+    effect,
+  );
   return {
     element,
     read() {
@@ -73,7 +126,8 @@ export function expiryField({ current = undefined, initial = null, name = 'expir
       if (choice.value !== 'date') return { ttl: choice.value };
       const at = new Date(date.value);
       if (Number.isNaN(at.getTime())) throw new FieldError('Enter a date and time for the expiry.', date);
-      if (at.getTime() < Date.now() + MINUTE) throw new FieldError('The expiry is in the past. Choose a later time.', date);
+      if (at.getTime() < Date.now() + MINUTE)
+        throw new FieldError('The expiry is in the past. Choose a later time.', date);
       return { expires_at: at.toISOString().replace(/\.\d+Z$/, 'Z') };
     },
   };
@@ -87,7 +141,7 @@ export class FieldError extends Error {
   }
 }
 
-// The dialog -----------------------------------------------------------------------------------------------------------
+// The dialog ----------------------------------------------------------------------------------------------------------
 
 /**
  * Shows a form (if there is one), then the plan of a change, and makes the change once it is confirmed.
@@ -100,7 +154,18 @@ export class FieldError extends Error {
  * - `apply(change)`: makes the change, by default by its request
  * - `done({ result, change, context, input })`: after the change; may return nodes that replace the content
  */
-export function changeDialog({ id, title, form = null, context: initial = null, load = null, build, plan: askPlan = planOf, show, apply = applyOf, done }) {
+export function changeDialog({
+  id,
+  title,
+  form = null,
+  context: initial = null,
+  load = null,
+  build,
+  plan: askPlan = planOf,
+  show,
+  apply = applyOf,
+  done,
+}) {
   let context = initial;
   let input = null;
   let change = null;
@@ -110,9 +175,16 @@ export function changeDialog({ id, title, form = null, context: initial = null, 
   const formPane = h('div', { class: 'pane' }, form?.element);
   const planPane = h('div', { class: 'pane', hidden: true });
   const opened = openDialog({
-    title, id, size: 'wide', body: [message, formPane, planPane],
-    onSubmit: () => { if (!busy && !formPane.hidden && form) review(); },
-    onClose: () => { run += 1; },
+    title,
+    id,
+    size: 'wide',
+    body: [message, formPane, planPane],
+    onSubmit: () => {
+      if (!busy && !formPane.hidden && form) review();
+    },
+    onClose: () => {
+      run += 1;
+    },
   });
   const { footer, content, close } = opened;
 
@@ -121,7 +193,11 @@ export function changeDialog({ id, title, form = null, context: initial = null, 
   function showForm() {
     formPane.hidden = false;
     planPane.hidden = true;
-    replace(footer, cancel(), button(form.reviewLabel ?? 'Review the change', review, { kind: 'primary', 'data-action': 'review' }));
+    replace(
+      footer,
+      cancel(),
+      button(form.reviewLabel ?? 'Review the change', review, { kind: 'primary', 'data-action': 'review' }),
+    );
   }
 
   async function review({ note = null, again = false } = {}) {
@@ -166,8 +242,15 @@ export function changeDialog({ id, title, form = null, context: initial = null, 
     context = null;
     await review({
       again: true,
-      note: notice('warn', h('p', {}, h('strong', {}, 'Somebody else changed this list since you read it.'),
-        ' It was read again, and what you entered is kept. Below is the plan for the new list.')),
+      note: notice(
+        'warn',
+        h(
+          'p',
+          {},
+          h('strong', {}, 'Somebody else changed this list since you read it.'),
+          ' It was read again, and what you entered is kept. Below is the plan for the new list.',
+        ),
+      ),
     });
   }
 
@@ -175,9 +258,22 @@ export function changeDialog({ id, title, form = null, context: initial = null, 
     const { nodes, confirm = 'Confirm', danger = false, isEmpty = false } = show({ plan, change, context, input });
     replace(planPane, nodes, commandSection(change));
     const buttons = [cancel()];
-    if (form) buttons.push(button('Back', () => { run += 1; replace(message); showForm(); }, { 'data-action': 'back' }));
+    if (form)
+      buttons.push(
+        button(
+          'Back',
+          () => {
+            run += 1;
+            replace(message);
+            showForm();
+          },
+          { 'data-action': 'back' },
+        ),
+      );
     if (!isEmpty) {
-      buttons.push(button(confirm, () => confirmed(), { kind: danger ? 'danger' : 'primary', 'data-action': 'confirm' }));
+      buttons.push(
+        button(confirm, () => confirmed(), { kind: danger ? 'danger' : 'primary', 'data-action': 'confirm' }),
+      );
     }
     replace(footer, buttons);
     content.scrollTop = 0;
@@ -230,12 +326,21 @@ export function changeDialog({ id, title, form = null, context: initial = null, 
     if (form) {
       showForm();
       if (isShown) return;
-      replace(message, error instanceof FieldError ? notice('bad', h('p', { class: 'error-text' }, error.message)) : errorNotice(error));
+      replace(
+        message,
+        error instanceof FieldError
+          ? notice('bad', h('p', { class: 'error-text' }, error.message))
+          : errorNotice(error),
+      );
       (error.control ?? content.querySelector('input, textarea, select'))?.focus();
     } else {
       replace(planPane);
       replace(message, errorNotice(error));
-      replace(footer, button('Close', close, { 'data-action': 'cancel' }), button('Try again', () => review(), { kind: 'primary', 'data-action': 'retry' }));
+      replace(
+        footer,
+        button('Close', close, { 'data-action': 'cancel' }),
+        button('Try again', () => review(), { kind: 'primary', 'data-action': 'retry' }),
+      );
       opened.heading.focus();
     }
   }
@@ -247,7 +352,9 @@ export function changeDialog({ id, title, form = null, context: initial = null, 
 
 // Without an answer the change may have been made.
 function unsureText(error) {
-  return error.status === 0 ? h('p', { class: 'small' }, 'It is not known whether the change was made. Compare the list before you try again.') : null;
+  return error.status === 0
+    ? h('p', { class: 'small' }, 'It is not known whether the change was made. Compare the list before you try again.')
+    : null;
 }
 
 async function planOf({ request }) {
@@ -257,21 +364,39 @@ async function planOf({ request }) {
 
 const applyOf = ({ request }) => send(request.method, request.path, request);
 
-// What a plan shows ----------------------------------------------------------------------------------------------------
+// What a plan shows ---------------------------------------------------------------------------------------------------
 
 export function sessionsEnded(sessions, total, { kept = null } = {}) {
   if (total === 0) {
     const rest = kept ? ` ${count(kept, 'session stays', 'sessions stay')} open.` : '';
     return h('section', {}, h('h3', {}, 'Sessions'), h('p', { class: 'plan-none' }, `No open session ends.${rest}`));
   }
-  return h('section', {}, h('h3', {}, `${count(total, 'session ends', 'sessions end')}`),
-    plainTable('Sessions that end', ['Session', 'Client', 'Certificate', 'Reason'], sessions.slice(0, 200).map((session) => [
-      String(session.session),
-      [clientOf(session), session.listener ? h('span', { class: 'muted' }, ' at ', untrusted(session.listener)) : null],
-      untrusted(session.client_subject, { label: 'subject' }),
-      [words(session.reason), session.detail ? h('span', { class: 'muted' }, ': ', untrusted(session.detail, { label: 'reason' })) : null],
-    ])),
-    total > Math.min(sessions.length, 200) ? h('p', { class: 'small muted' }, `The first ${Math.min(sessions.length, 200)} are shown.`) : null);
+  return h(
+    'section',
+    {},
+    h('h3', {}, `${count(total, 'session ends', 'sessions end')}`),
+    plainTable(
+      'Sessions that end',
+      ['Session', 'Client', 'Certificate', 'Reason'],
+      sessions
+        .slice(0, 200)
+        .map((session) => [
+          String(session.session),
+          [
+            clientOf(session),
+            session.listener ? h('span', { class: 'muted' }, ' at ', untrusted(session.listener)) : null,
+          ],
+          untrusted(session.client_subject, { label: 'subject' }),
+          [
+            words(session.reason),
+            session.detail ? h('span', { class: 'muted' }, ': ', untrusted(session.detail, { label: 'reason' })) : null,
+          ],
+        ]),
+    ),
+    total > Math.min(sessions.length, 200)
+      ? h('p', { class: 'small muted' }, `The first ${Math.min(sessions.length, 200)} are shown.`)
+      : null,
+  );
 }
 
 export function clientOf({ source, source_port: port, balancer }) {
@@ -281,30 +406,74 @@ export function clientOf({ source, source_port: port, balancer }) {
 
 /** A short table that is complete in the document. */
 export function plainTable(label, heads, rows, { className = '' } = {}) {
-  return h('div', { class: 'plain-table-wrap', tabindex: '0', role: 'region', 'aria-label': label },
-    h('table', { class: `plain-table ${className}` }, h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
-      h('tbody', {}, rows.map((row) => h('tr', {}, row.map((cell) => h('td', {}, cell)))))));
+  return h(
+    'div',
+    { class: 'plain-table-wrap', tabindex: '0', role: 'region', 'aria-label': label },
+    h(
+      'table',
+      { class: `plain-table ${className}` },
+      h(
+        'thead',
+        {},
+        h(
+          'tr',
+          {},
+          heads.map((head) => h('th', { scope: 'col' }, head)),
+        ),
+      ),
+      h(
+        'tbody',
+        {},
+        rows.map((row) =>
+          h(
+            'tr',
+            {},
+            row.map((cell) => h('td', {}, cell)),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 export function ruleLine(sign, rule, more = null) {
   const kind = { '+': 'added', '-': 'removed', '~': 'changed' }[sign];
   const name = { '+': 'added', '-': 'removed', '~': 'changed' }[sign];
-  return h('li', { class: `rule-line ${kind}` },
-    h('span', { class: 'rule-sign', 'aria-hidden': 'true' }, sign === '-' ? '−' : sign), h('span', { class: 'visually-hidden' }, `${name}: `),
+  return h(
+    'li',
+    { class: `rule-line ${kind}` },
+    h('span', { class: 'rule-sign', 'aria-hidden': 'true' }, sign === '-' ? '−' : sign),
+    h('span', { class: 'visually-hidden' }, `${name}: `),
     h('span', { class: 'mono rule-value' }, untrusted(`${rule.type}:${rule.value}`, { label: 'rule' })),
-    h('span', { class: 'rule-more' }, rule.description ? untrusted(rule.description, { label: 'description' }) : null,
-      rule.expires_at ? h('span', { class: 'muted' }, rule.description ? ' · ' : '', 'expires ', time(rule.expires_at)) : null, more));
+    h(
+      'span',
+      { class: 'rule-more' },
+      rule.description ? untrusted(rule.description, { label: 'description' }) : null,
+      rule.expires_at
+        ? h('span', { class: 'muted' }, rule.description ? ' · ' : '', 'expires ', time(rule.expires_at))
+        : null,
+      more,
+    ),
+  );
 }
 
 export function planSummary(parts) {
-  return h('p', { class: 'plan-summary' }, parts.filter(Boolean).map(([kind, text]) => pill(kind, text)));
+  return h(
+    'p',
+    { class: 'plan-summary' },
+    parts.filter(Boolean).map(([kind, text]) => pill(kind, text)),
+  );
 }
 
 /** A confirmation of a change that the API has no plan for. */
 export function confirmDialog({ id, title, nodes, confirm, danger = true, change, apply = applyOf, done }) {
   return changeDialog({
-    id, title, build: () => change, plan: async () => null, apply, done,
+    id,
+    title,
+    build: () => change,
+    plan: async () => null,
+    apply,
+    done,
     show: () => ({ nodes, confirm, danger }),
   });
 }
-

@@ -26,33 +26,116 @@ export function denialsView(page, { parameters }) {
     sort: { key: 'last', dir: 'desc' },
     columns: [
       { key: 'source', label: 'Source', className: 'c-main', cell: sourceCell, sort: (row) => sortKey(row.network) },
-      { key: 'listener', label: 'Listener', className: 'c-listener', cell: (row) => untrusted(row.listener, { label: 'name' }), sort: (row) => row.listener },
-      { key: 'reason', label: 'Reason', className: 'c-reason', cell: (row) => h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason)), sort: (row) => row.reason },
+      {
+        key: 'listener',
+        label: 'Listener',
+        className: 'c-listener',
+        cell: (row) => untrusted(row.listener, { label: 'name' }),
+        sort: (row) => row.listener,
+      },
+      {
+        key: 'reason',
+        label: 'Reason',
+        className: 'c-reason',
+        cell: (row) => h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason)),
+        sort: (row) => row.reason,
+      },
       { key: 'count', label: 'Count', className: 'c-num', cell: (row) => number(row.count), sort: (row) => row.count },
       { key: 'first', label: 'First', className: 'c-time', cell: (row) => time(row.first), sort: (row) => row.first },
       { key: 'last', label: 'Last', className: 'c-time', cell: (row) => time(row.last), sort: (row) => row.last },
       {
-        key: 'actions', label: 'Actions', hiddenLabel: true, className: 'c-actions two',
+        key: 'actions',
+        label: 'Actions',
+        hiddenLabel: true,
+        className: 'c-actions two',
         cell: (row) => [
-          row.rule && mayChange ? button('Allow this source', () => allow(row), { kind: 'small', 'data-action': 'allow', 'aria-label': `Allow this source: ${row.last_address ?? row.network} at ${row.listener}` }) : null,
-          h('a', { class: 'button small', href: link('explain', '', { listener: row.listener, source: row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]) }), 'data-action': 'explain', 'aria-label': `Explain ${row.last_address ?? row.network} at ${row.listener}` }, 'Explain'),
+          row.rule && mayChange
+            ? button('Allow this source', () => allow(row), {
+                kind: 'small',
+                'data-action': 'allow',
+                'aria-label': `Allow this source: ${row.last_address ?? row.network} at ${row.listener}`,
+              })
+            : null,
+          h(
+            'a',
+            {
+              class: 'button small',
+              href: link('explain', '', {
+                listener: row.listener,
+                source: row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]),
+              }),
+              'data-action': 'explain',
+              'aria-label': `Explain ${row.last_address ?? row.network} at ${row.listener}`,
+            },
+            'Explain',
+          ),
         ],
       },
     ],
-    empty: () => (rows?.length > 0
-      ? emptyState('No denial matches', 'Change the filter to see the others.')
-      : emptyState('Nobody was denied', 'A client that is not admitted appears here within seconds, with the reason and the way to admit it.', h('a', { class: 'button', href: link('explain') }, 'Explain an address'))),
+    empty: () =>
+      rows?.length > 0
+        ? emptyState('No denial matches', 'Change the filter to see the others.')
+        : emptyState(
+            'Nobody was denied',
+            'A client that is not admitted appears here within seconds, with the reason and the way to admit it.',
+            h('a', { class: 'button', href: link('explain') }, 'Explain an address'),
+          ),
   });
 
-  const period = select([['', 'Last 24 hours'], ['1h', 'Last hour'], ['10m', 'Last 10 minutes']], since, {
-    id: 'since', name: 'since', on: { change: () => { since = period.value; remember({ since }); denialsPoll.now({ background: false }); } },
-  });
+  const period = select(
+    [
+      ['', 'Last 24 hours'],
+      ['1h', 'Last hour'],
+      ['10m', 'Last 10 minutes'],
+    ],
+    since,
+    {
+      id: 'since',
+      name: 'since',
+      on: {
+        change: () => {
+          since = period.value;
+          remember({ since });
+          denialsPoll.now({ background: false });
+        },
+      },
+    },
+  );
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Denials'), h('p', { class: 'lead' }, 'Denied connections, grouped by source and reason. The program keeps them in memory for a day.'))),
-    h('div', { class: 'toolbar' },
-      listenerFilter(listener, (value) => { listener = value; remember({ listener }); denialsPoll.now({ background: false }); }),
+    h(
+      'div',
+      { class: 'page-head' },
+      h(
+        'div',
+        {},
+        h('h1', {}, 'Denials'),
+        h(
+          'p',
+          { class: 'lead' },
+          'Denied connections, grouped by source and reason. The program keeps them in memory for a day.',
+        ),
+      ),
+    ),
+    h(
+      'div',
+      { class: 'toolbar' },
+      listenerFilter(listener, (value) => {
+        listener = value;
+        remember({ listener });
+        denialsPoll.now({ background: false });
+      }),
       field('Period', period),
-      searchField({ id: 'search-denials', label: 'Search source or reason', value: query, onInput: (text) => { query = text; remember({ q: text }); filter(); } })),
+      searchField({
+        id: 'search-denials',
+        label: 'Search source or reason',
+        value: query,
+        onInput: (text) => {
+          query = text;
+          remember({ q: text });
+          filter();
+        },
+      }),
+    ),
     message,
     h('div', { class: 'bar' }, found.element),
     table.element,
@@ -62,19 +145,36 @@ export function denialsView(page, { parameters }) {
     if (!rows) return;
     const terms = query.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = rows.filter((row) => {
-      const text = `${row.network} ${row.last_address ?? ''} ${row.listener} ${words(row.reason)} ${row.reason}`.toLowerCase();
+      const text =
+        `${row.network} ${row.last_address ?? ''} ${row.listener} ${words(row.reason)} ${row.reason}`.toLowerCase();
       return terms.every((term) => text.includes(term));
     });
     table.update(shown);
     found.show(shown.length, rows.length, 'denied source');
-    replace(message, replaced > 0 ? notice('info', h('p', {}, `${number(replaced)} groups made room for newer ones since the start. The audit is complete.`)) : null);
+    replace(
+      message,
+      replaced > 0
+        ? notice(
+            'info',
+            h('p', {}, `${number(replaced)} groups made room for newer ones since the start. The audit is complete.`),
+          )
+        : null,
+    );
   }
 
   function allow(row) {
     allowDialog({
       listener: row.listener,
       choices: choicesFor(row),
-      intro: h('p', {}, `Denied ${number(row.count)} ${row.count === 1 ? 'time' : 'times'}, last `, time(row.last), ': ', words(row.reason), '.'),
+      intro: h(
+        'p',
+        {},
+        `Denied ${number(row.count)} ${row.count === 1 ? 'time' : 'times'}, last `,
+        time(row.last),
+        ': ',
+        words(row.reason),
+        '.',
+      ),
     });
   }
 
@@ -84,7 +184,9 @@ export function denialsView(page, { parameters }) {
       replaced = data.replaced ?? 0;
       filter();
     },
-    onError: (error, { isFirst }) => { if (isFirst && error.status !== 401) replace(message, errorNotice(error)); },
+    onError: (error, { isFirst }) => {
+      if (isFirst && error.status !== 401) replace(message, errorNotice(error));
+    },
   });
   return {
     destroy() {
@@ -96,7 +198,10 @@ export function denialsView(page, { parameters }) {
 
 function sourceCell(row) {
   const isNetwork = row.last_address && row.network !== row.last_address;
-  return [h('span', { class: 'mono untrusted' }, row.last_address ?? row.network), isNetwork ? h('span', { class: 'muted small untrusted' }, ` in ${row.network}`) : null];
+  return [
+    h('span', { class: 'mono untrusted' }, row.last_address ?? row.network),
+    isNetwork ? h('span', { class: 'muted small untrusted' }, ` in ${row.network}`) : null,
+  ];
 }
 
 /** The single address comes first; its usual network is a choice. */
@@ -111,4 +216,3 @@ function choicesFor({ rule }) {
   }
   return choices;
 }
-

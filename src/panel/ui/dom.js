@@ -38,10 +38,11 @@ export function replace(element, ...children) {
 let lastId = 0;
 export const newId = (prefix) => `${prefix}-${(lastId += 1)}`;
 
-// Text that others choose ----------------------------------------------------------------------------------------------
+// Text that others choose ---------------------------------------------------------------------------------------------
 
 // Control characters, characters that change the direction of text, and characters without a glyph.
-const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
+const HIDDEN =
+  /[\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u205f-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
 
 const escapeOne = (character) => {
   if (character === '\n') return '\\n';
@@ -73,16 +74,29 @@ export function untrusted(text, { empty = '–', label = 'text', wrap = false } 
   }
   parts.push(value.slice(from, wrap ? undefined : 2000));
   const title = shown.length > MAX_TITLE ? `${shown.slice(0, MAX_TITLE)}…` : shown;
-  const body = h('bdi', { dir: 'auto', class: wrap ? 'untrusted wrap' : 'untrusted', title: wrap ? null : title }, parts);
+  const body = h(
+    'bdi',
+    { dir: 'auto', class: wrap ? 'untrusted wrap' : 'untrusted', title: wrap ? null : title },
+    parts,
+  );
   if (wrap || shown.length <= LONG) return body;
-  const more = h('button', {
-    type: 'button',
-    class: 'show-all',
-    'data-focus': 'show-all',
-    'aria-label': `Show the whole ${label}`,
-    title: `Show the whole ${label}`,
-    on: { click: (event) => { event.stopPropagation(); showText(label, value); } },
-  }, '⋯');
+  const more = h(
+    'button',
+    {
+      type: 'button',
+      class: 'show-all',
+      'data-focus': 'show-all',
+      'aria-label': `Show the whole ${label}`,
+      title: `Show the whole ${label}`,
+      on: {
+        click: (event) => {
+          event.stopPropagation();
+          showText(label, value);
+        },
+      },
+    },
+    '⋯',
+  );
   return h('span', { class: 'untrusted-long' }, body, more);
 }
 
@@ -94,7 +108,7 @@ function showText(label, value) {
   });
 }
 
-// Small parts ----------------------------------------------------------------------------------------------------------
+// Small parts ---------------------------------------------------------------------------------------------------------
 
 export function button(label, onClick, { kind = '', ...properties } = {}) {
   return h('button', { type: 'button', class: `button ${kind}`.trim(), on: { click: onClick }, ...properties }, label);
@@ -104,12 +118,21 @@ const ICONS = { good: '✓', warn: '!', bad: '✕', info: 'i', idle: '○' };
 
 /** A state as words with a sign and a colour, so that the colour is never alone. */
 export function pill(kind, text, properties = {}) {
-  return h('span', { class: `pill ${kind}`, ...properties }, h('span', { class: 'pill-sign', 'aria-hidden': 'true' }, ICONS[kind] ?? '•'), h('span', {}, text));
+  return h(
+    'span',
+    { class: `pill ${kind}`, ...properties },
+    h('span', { class: 'pill-sign', 'aria-hidden': 'true' }, ICONS[kind] ?? '•'),
+    h('span', {}, text),
+  );
 }
 
 export function notice(kind, ...children) {
-  return h('div', { class: `notice ${kind}`, role: kind === 'bad' ? 'alert' : null },
-    h('span', { class: 'notice-sign', 'aria-hidden': 'true' }, ICONS[kind] ?? 'i'), h('div', { class: 'notice-body' }, children));
+  return h(
+    'div',
+    { class: `notice ${kind}`, role: kind === 'bad' ? 'alert' : null },
+    h('span', { class: 'notice-sign', 'aria-hidden': 'true' }, ICONS[kind] ?? 'i'),
+    h('div', { class: 'notice-body' }, children),
+  );
 }
 
 /** A time relative to now. It is kept up to date, and shows the local time and UTC on hover. */
@@ -130,23 +153,33 @@ setInterval(() => {
 
 export function fingerprint(sha256) {
   if (!sha256) return h('span', { class: 'muted' }, '–');
-  return h('span', { class: 'fingerprint' }, h('code', { title: sha256 }, shortFingerprint(sha256)),
-    copyButton(sha256, 'Copy', { label: `Copy the SHA-256 fingerprint ${shortFingerprint(sha256)}`, kind: 'tiny' }));
+  return h(
+    'span',
+    { class: 'fingerprint' },
+    h('code', { title: sha256 }, shortFingerprint(sha256)),
+    copyButton(sha256, 'Copy', { label: `Copy the SHA-256 fingerprint ${shortFingerprint(sha256)}`, kind: 'tiny' }),
+  );
 }
 
 export function copyButton(text, label = 'Copy', { label: name = null, kind = '' } = {}) {
-  const element = button(label, async () => {
-    const value = typeof text === 'function' ? text() : text;
-    let isCopied = true;
-    try {
-      await navigator.clipboard.writeText(value);
-    } catch {
-      isCopied = copyBySelection(value, element);
-    }
-    element.textContent = isCopied ? 'Copied' : 'Not copied';
-    announce(isCopied ? 'Copied' : 'The browser did not allow copying. Select the text and copy it.');
-    setTimeout(() => { element.textContent = label; }, 1600);
-  }, { kind: `copy ${kind}`, 'aria-label': name, 'data-action': 'copy' });
+  const element = button(
+    label,
+    async () => {
+      const value = typeof text === 'function' ? text() : text;
+      let isCopied = true;
+      try {
+        await navigator.clipboard.writeText(value);
+      } catch {
+        isCopied = copyBySelection(value, element);
+      }
+      element.textContent = isCopied ? 'Copied' : 'Not copied';
+      announce(isCopied ? 'Copied' : 'The browser did not allow copying. Select the text and copy it.');
+      setTimeout(() => {
+        element.textContent = label;
+      }, 1600);
+    },
+    { kind: `copy ${kind}`, 'aria-label': name, 'data-action': 'copy' },
+  );
   return element;
 }
 
@@ -165,33 +198,57 @@ function copyBySelection(value, near) {
 /** A command in a box with a button that copies it. */
 export function commandBox(label, text, { shown = text } = {}) {
   const id = newId('command');
-  return h('div', { class: 'command' },
-    h('div', { class: 'command-head' }, h('span', { class: 'command-label', id }, label), copyButton(text, 'Copy', { label: `Copy: ${label}`, kind: 'tiny' })),
-    h('pre', { tabindex: '0', role: 'group', 'aria-labelledby': id }, h('code', {}, visibleLines(shown))));
+  return h(
+    'div',
+    { class: 'command' },
+    h(
+      'div',
+      { class: 'command-head' },
+      h('span', { class: 'command-label', id }, label),
+      copyButton(text, 'Copy', { label: `Copy: ${label}`, kind: 'tiny' }),
+    ),
+    h('pre', { tabindex: '0', role: 'group', 'aria-labelledby': id }, h('code', {}, visibleLines(shown))),
+  );
 }
 
 const visibleLines = (text) => text.split('\n').map(visible).join('\n');
 
 /** An error of the API or of the network, with the number that finds it in the audit. */
 export function errorNotice(error, ...more) {
-  return notice('bad',
+  return notice(
+    'bad',
     h('p', { class: 'error-text' }, visibleLines(error.message)),
     error.requestId ? h('p', { class: 'small' }, 'Request ', h('code', {}, error.requestId)) : null,
-    more);
+    more,
+  );
 }
 
 /** A list of terms with values. */
 export function facts(entries) {
   const shown = entries.filter(Boolean);
-  return h('dl', { class: 'facts' }, shown.map(([term, value]) => [h('dt', {}, term), h('dd', {}, value)]));
+  return h(
+    'dl',
+    { class: 'facts' },
+    shown.map(([term, value]) => [h('dt', {}, term), h('dd', {}, value)]),
+  );
 }
 
 export function emptyState(title, text, ...actions) {
-  return h('div', { class: 'empty' }, h('p', { class: 'empty-title' }, title), text ? h('p', {}, text) : null,
-    actions.length > 0 ? h('div', { class: 'actions' }, actions) : null);
+  return h(
+    'div',
+    { class: 'empty' },
+    h('p', { class: 'empty-title' }, title),
+    text ? h('p', {}, text) : null,
+    actions.length > 0 ? h('div', { class: 'actions' }, actions) : null,
+  );
 }
 
-export const skeleton = (lines = 6) => h('div', { class: 'skeleton', 'aria-hidden': 'true' }, Array.from({ length: lines }, () => h('span', {})));
+export const skeleton = (lines = 6) =>
+  h(
+    'div',
+    { class: 'skeleton', 'aria-hidden': 'true' },
+    Array.from({ length: lines }, () => h('span', {})),
+  );
 
 /** A field with its label and its help or error below, both linked to the control. */
 export function field(label, control, { help = null, error = null, className = '' } = {}) {
@@ -208,12 +265,16 @@ export function field(label, control, { help = null, error = null, className = '
 }
 
 export function select(options, value, properties = {}) {
-  const element = h('select', properties, options.map(([key, label]) => h('option', { value: key }, label)));
+  const element = h(
+    'select',
+    properties,
+    options.map(([key, label]) => h('option', { value: key }, label)),
+  );
   element.value = value;
   return element;
 }
 
-// Dialogs, results -----------------------------------------------------------------------------------------------------
+// Dialogs, results ----------------------------------------------------------------------------------------------------
 
 /**
  * Opens a modal dialog. The focus returns to the control that opened it, also if that was built anew meanwhile.
@@ -226,9 +287,31 @@ export function openDialog({ title, body, actions, size = '', id = null, onClose
   const heading = h('h2', { id: titleId, tabindex: '-1' }, title);
   const content = h('div', { class: 'dialog-body' }, body);
   const footer = h('div', { class: 'dialog-actions' });
-  const form = h('form', { class: 'dialog-form', novalidate: true, on: { submit: (event) => { event.preventDefault(); onSubmit?.(); } } },
-    h('header', { class: 'dialog-head' }, heading, button('Close', () => dialog.close(), { kind: 'quiet', 'data-action': 'close-dialog', 'aria-label': 'Close the dialog' })),
-    content, footer);
+  const form = h(
+    'form',
+    {
+      class: 'dialog-form',
+      novalidate: true,
+      on: {
+        submit: (event) => {
+          event.preventDefault();
+          onSubmit?.();
+        },
+      },
+    },
+    h(
+      'header',
+      { class: 'dialog-head' },
+      heading,
+      button('Close', () => dialog.close(), {
+        kind: 'quiet',
+        'data-action': 'close-dialog',
+        'aria-label': 'Close the dialog',
+      }),
+    ),
+    content,
+    footer,
+  );
   const dialog = h('dialog', { class: `dialog ${size}`, id, 'aria-labelledby': titleId }, form);
   const close = () => dialog.close();
   if (actions) add(footer, actions(close));
@@ -259,7 +342,9 @@ export function announce(text) {
   const host = [...document.querySelectorAll('dialog[open]')].at(-1) ?? document.body;
   if (live.parentElement !== host) host.append(live);
   live.textContent = '';
-  setTimeout(() => { live.textContent = text; }, 50);
+  setTimeout(() => {
+    live.textContent = text;
+  }, 50);
 }
 
 /** A result at the edge of the window. One with an action stays until it is used or closed. */
@@ -271,11 +356,23 @@ export function toast(kind, text, { action = null } = {}) {
   };
   // Only the last change can be undone.
   if (action) box.querySelector(`[data-action="${action.name}"]`)?.closest('.toast').remove();
-  const element = h('div', { class: `toast ${kind}` },
+  const element = h(
+    'div',
+    { class: `toast ${kind}` },
     h('span', { class: 'notice-sign', 'aria-hidden': 'true' }, ICONS[kind] ?? 'i'),
     h('p', {}, text),
-    action ? button(action.label, () => { remove(); action.run(); }, { kind: 'small', 'data-action': action.name }) : null,
-    button('✕', remove, { kind: 'quiet tiny', 'aria-label': 'Dismiss' }));
+    action
+      ? button(
+          action.label,
+          () => {
+            remove();
+            action.run();
+          },
+          { kind: 'small', 'data-action': action.name },
+        )
+      : null,
+    button('✕', remove, { kind: 'quiet tiny', 'aria-label': 'Dismiss' }),
+  );
   box.append(element);
   while (box.childElementCount > 3) box.firstElementChild.remove();
   // Shown anew, it lies above a dialog that was opened meanwhile.
@@ -285,5 +382,5 @@ export function toast(kind, text, { action = null } = {}) {
   setTimeout(remove, action ? 30_000 : 6_000);
 }
 
-export const isHTMLInput = (element) => element instanceof HTMLElement
-  && (element.matches('input, textarea, select') || element.isContentEditable);
+export const isHTMLInput = (element) =>
+  element instanceof HTMLElement && (element.matches('input, textarea, select') || element.isContentEditable);

@@ -1,8 +1,20 @@
 // Text for people: times, durations, numbers, and commands that can be pasted into a shell.
 
-const DATE_TIME = new Intl.DateTimeFormat(undefined, { year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' });
+const DATE_TIME = new Intl.DateTimeFormat(undefined, {
+  year: 'numeric',
+  month: 'short',
+  day: 'numeric',
+  hour: '2-digit',
+  minute: '2-digit',
+});
 const DATE_TIME_SECONDS = new Intl.DateTimeFormat(undefined, {
-  year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', timeZoneName: 'short',
+  year: 'numeric',
+  month: 'short',
+  day: 'numeric',
+  hour: '2-digit',
+  minute: '2-digit',
+  second: '2-digit',
+  timeZoneName: 'short',
 });
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
 const CLOCK_SECONDS = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
@@ -22,7 +34,10 @@ export const dateTime = (text) => DATE_TIME.format(new Date(text));
 /** The time in the reader's zone, and the same in UTC. */
 export function fullTime(text) {
   const date = new Date(text);
-  const utc = date.toISOString().replace('T', ' ').replace(/\.\d+Z$/, '');
+  const utc = date
+    .toISOString()
+    .replace('T', ' ')
+    .replace(/\.\d+Z$/, '');
   return `${DATE_TIME_SECONDS.format(date)} · ${utc} UTC`;
 }
 

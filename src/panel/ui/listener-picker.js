@@ -8,9 +8,11 @@ import { listeners } from './state.js';
 export function listenerPicker(view, name) {
   const names = listeners().map((each) => each.name);
   if (name && !names.includes(name)) names.unshift(name);
-  const choice = select(names.map((each) => [each, each]), name, {
-    id: 'listener', name: 'listener', on: { change: () => go(link(view, choice.value)) },
-  });
+  const choice = select(
+    names.map((each) => [each, each]),
+    name,
+    { id: 'listener', name: 'listener', on: { change: () => go(link(view, choice.value)) } },
+  );
   return field('Listener', choice);
 }
 
@@ -19,7 +21,9 @@ export function listenerFilter(value, onChange) {
   const names = listeners().map((each) => each.name);
   if (value && !names.includes(value)) names.push(value);
   const choice = select([['', 'All listeners'], ...names.map((each) => [each, each])], value ?? '', {
-    id: 'listener', name: 'listener', on: { change: () => onChange(choice.value) },
+    id: 'listener',
+    name: 'listener',
+    on: { change: () => onChange(choice.value) },
   });
   return field('Listener', choice);
 }
@@ -32,6 +36,13 @@ export function chosenListener(page, view, name) {
     history.replaceState(null, '', link(view, first));
     return first;
   }
-  page.append(h('h1', {}, 'No listener'), emptyState('No listener is configured', 'Add a [[listener]] to the configuration, then reload.', h('a', { class: 'button', href: link('reload') }, 'Open Reload')));
+  page.append(
+    h('h1', {}, 'No listener'),
+    emptyState(
+      'No listener is configured',
+      'Add a [[listener]] to the configuration, then reload.',
+      h('a', { class: 'button', href: link('reload') }, 'Open Reload'),
+    ),
+  );
   return null;
 }

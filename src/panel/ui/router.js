@@ -5,7 +5,11 @@ export function route() {
   const [location, search = ''] = window.location.hash.replace(/^#\/?/, '').split('?');
   const [view = '', ...rest] = location.split('/');
   let name = rest.join('/');
-  try { name = decodeURIComponent(name); } catch { /* shown as it is */ }
+  try {
+    name = decodeURIComponent(name);
+  } catch {
+    /* shown as it is */
+  }
   return { view: view || 'overview', name, parameters: new URLSearchParams(search) };
 }
 
@@ -24,4 +28,6 @@ export function remember(parameters) {
   if (target !== window.location.hash) history.replaceState(null, '', target);
 }
 
-export const go = (target) => { window.location.hash = target; };
+export const go = (target) => {
+  window.location.hash = target;
+};
