@@ -245,6 +245,10 @@ function showFreshness() {
 
 bus.addEventListener('freshness', showFreshness);
 
+bus.addEventListener('fault', ({ detail: error }) => {
+  toast('bad', `The panel cannot show this page: ${error.message}. Reload it; report the fault if it comes back.`);
+});
+
 // Session -------------------------------------------------------------------------------------------------------------
 
 function stopAll() {
@@ -346,12 +350,6 @@ function begin(session, { focus }) {
     },
   });
 }
-
-/** Reads the status at once, after a change. */
-bus.addEventListener('changed', () => {
-  statusPoll?.now();
-  certificatePoll?.now();
-});
 
 // A person who reads or types sends no request, and yet is active.
 for (const event of ['keydown', 'pointerdown']) {
