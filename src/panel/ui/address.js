@@ -92,5 +92,6 @@ export function sizeOf(text) {
 export function sortKey(text) {
   const network = parseNetwork(text);
   if (!network) return `9${String(text).toLowerCase()}`;
-  return `${network.bits === 32 ? 4 : 6}${network.value.toString(16).padStart(32, '0')}${String(network.prefix).padStart(3, '0')}`;
+  const value = network.value.toString(16).padStart(32, '0');
+  return `${network.bits === 32 ? 4 : 6}${value}${String(network.prefix).padStart(3, '0')}`;
 }

@@ -19,16 +19,6 @@ export const bus = new EventTarget();
 /** Has all views and the status read again. */
 export const notifyChanged = () => bus.dispatchEvent(new Event('changed'));
 
-/** A path with its values percent-encoded. The server does not read `+` as a space. */
-export function path(strings, ...values) {
-  return strings.reduce((text, part, index) => text + encodeURIComponent(values[index - 1]) + part);
-}
-
-export function query(parameters) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== '');
-  return given.length === 0 ? '' : `?${given.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join('&')}`;
-}
-
 // The server answers one request per connection and closes further connections of one source above its limit.
 const MAX_PARALLEL = 4;
 let running = 0;

@@ -1,29 +1,31 @@
 // Starts the panel: session, shell, views and keys.
 
 import { bus, get, lastActivity, poll, send, staleSince } from './api.js';
-import { announce, button, errorNotice, h, isHTMLInput, openDialog, replace, toast, untrusted } from './dom.js';
-import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
-import { issues } from './issues.js';
-import { go, link, route } from './router.js';
-import { signIn } from './signin.js';
-import { can, state } from './state.js';
 import { auditView } from './audit.js';
 import { denialsView } from './denials.js';
+import { announce, openDialog, toast } from './dialogs.js';
+import { button, h, isHTMLInput, replace } from './dom.js';
 import { explainView } from './explain.js';
+import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
+import { issues } from './issues.js';
 import { overviewView } from './overview.js';
 import { reloadView } from './reload.js';
 import { rotationView } from './rotation.js';
+import { go, link, route } from './router.js';
 import { sessionsView } from './sessions.js';
+import { signIn } from './signin.js';
 import { sourcesView } from './sources.js';
+import { can, state } from './state.js';
 import { tlsView } from './tls.js';
 import { tokensView } from './tokens.js';
+import { errorNotice, untrusted, updateTimes } from './widgets.js';
 
 const VIEWS = [
   { name: 'overview', label: 'Overview', key: 'o', show: overviewView },
-  { name: 'sources', label: 'Trusted sources', key: 's', show: sourcesView, perListener: true },
+  { name: 'sources', label: 'Trusted sources', key: 's', show: sourcesView },
   { name: 'denials', label: 'Denials', key: 'd', show: denialsView },
   { name: 'sessions', label: 'Sessions', key: 'n', show: sessionsView },
-  { name: 'tls', label: 'TLS', key: 't', show: tlsView, perListener: true },
+  { name: 'tls', label: 'TLS', key: 't', show: tlsView },
   { name: 'rotation', label: 'Rotation', key: 'r', show: rotationView },
   { name: 'explain', label: 'Explain', key: 'e', show: explainView },
   { name: 'reload', label: 'Reload', key: 'l', show: reloadView },
@@ -84,7 +86,6 @@ function showView({ focus = true } = {}) {
     replace(page, h('h1', {}, view.label), errorNotice(error));
     current = {};
   }
-  current.view = view.name;
   if (focus) {
     window.scrollTo(0, 0);
     main.focus({ preventScroll: true });
@@ -329,17 +330,9 @@ function begin(session, { focus }) {
   statusPoll = poll((options) => get('/v1/status', options), 5 * SECOND, {
     onData: onStatus,
     onError: (error, { isFirst }) => {
-      if (isFirst && !isShown && error.status !== 401)
-        replace(
-          main,
-          h(
-            'div',
-            { class: 'page' },
-            h('h1', {}, 'No answer'),
-            errorNotice(error),
-            h('p', {}, 'The panel tries again by itself.'),
-          ),
-        );
+      if (!isFirst || isShown || error.status === 401) return;
+      const hint = h('p', {}, 'The panel tries again by itself.');
+      replace(main, h('div', { class: 'page' }, h('h1', {}, 'No answer'), errorNotice(error), hint));
     },
   });
   certificatePoll = poll((options) => get('/v1/certificates', options), 2 * MINUTE, {
@@ -431,4 +424,5 @@ window.addEventListener('hashchange', () => {
   if (state.session && state.status) showView();
 });
 
+setInterval(updateTimes, 5 * SECOND);
 start();

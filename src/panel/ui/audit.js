@@ -1,24 +1,13 @@
 // Audit events as they happen.
 
 import { ApiError, bus, toError } from './api.js';
-import {
-  add,
-  button,
-  commandBox,
-  emptyState,
-  errorNotice,
-  facts,
-  field,
-  h,
-  replace,
-  select,
-  untrusted,
-  visible,
-} from './dom.js';
-import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, words } from './format.js';
+import { add, button, h, replace } from './dom.js';
+import { matcher, searchField } from './filter.js';
+import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, visible, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { remember } from './router.js';
-import { searchField } from './table.js';
+import { query as asQuery } from './url.js';
+import { commandBox, emptyState, errorNotice, facts, field, pageHead, select, untrusted } from './widgets.js';
 
 /** Events that stay in the page. Older ones are in the audit file. */
 const MAX_EVENTS = 400;
@@ -96,20 +85,21 @@ export function auditView(page, { parameters }) {
       },
     },
   );
+  const search = searchField({
+    id: 'search-events',
+    label: 'Search events',
+    value: query,
+    onInput: (text) => {
+      query = text;
+      hasTerms = matcher(query);
+      remember({ q: text });
+      draw();
+    },
+  });
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Audit'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Events as they happen, newest first. The program keeps the last 1,024 in memory; the audit file has all of them.',
-        ),
-      ),
+    pageHead(
+      'Audit',
+      'Events as they happen, newest first. The program keeps the last 1,024; the audit file has all of them.',
     ),
     h(
       'div',
@@ -120,16 +110,7 @@ export function auditView(page, { parameters }) {
         restart();
       }),
       field('Event', kind),
-      searchField({
-        id: 'search-events',
-        label: 'Search events',
-        value: query,
-        onInput: (text) => {
-          query = text;
-          remember({ q: text });
-          draw();
-        },
-      }),
+      search.element,
       h('div', { class: 'actions push' }, pause),
     ),
     message,
@@ -150,12 +131,8 @@ export function auditView(page, { parameters }) {
     if (status.textContent !== text) status.textContent = text;
   }
 
-  const isMatch = ({ haystack }) =>
-    query === '' ||
-    query
-      .toLowerCase()
-      .split(/\s+/)
-      .every((term) => haystack.includes(term));
+  let hasTerms = matcher(query);
+  const isMatch = (entry) => hasTerms(entry.haystack);
 
   // Events ------------------------------------------------------------------------------------------------------------
 
@@ -270,16 +247,12 @@ export function auditView(page, { parameters }) {
       silence = setTimeout(() => mine.abort(), SILENCE);
     };
     try {
-      const given = Object.entries({ listener, event, recent: String(RECENT) }).filter(([, value]) => value !== '');
       alive();
-      const response = await fetch(
-        `/v1/events?${given.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join('&')}`,
-        {
-          headers: { Accept: 'text/event-stream', 'X-Portcullis-Background': 'true' },
-          cache: 'no-store',
-          signal: mine.signal,
-        },
-      );
+      const response = await fetch(`/v1/events${asQuery({ listener, event, recent: RECENT })}`, {
+        headers: { Accept: 'text/event-stream', 'X-Portcullis-Background': 'true' },
+        cache: 'no-store',
+        signal: mine.signal,
+      });
       if (!response.ok) throw await toError(response);
       connection = 'live';
       failures = 0;
@@ -344,6 +317,7 @@ export function auditView(page, { parameters }) {
     destroy() {
       isDestroyed = true;
       clearTimeout(retry);
+      search.destroy();
       controller?.abort();
       document.removeEventListener('visibilitychange', onVisible);
     },
@@ -397,11 +371,12 @@ function eventElement({ fields, data }) {
 function summary(event, fields) {
   const parts = [];
   const put = (text, label = 'text') => {
-    if (text !== undefined && text !== null && text !== '')
+    if (text !== undefined && text !== null && text !== '') {
       parts.push(
         parts.length > 0 ? ' · ' : null,
         h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200))),
       );
+    }
   };
   put(fields.listener, 'listener');
   put(fields.generation ? `generation ${fields.generation}` : null, 'policy');

@@ -1,14 +1,17 @@
 // Denied connections by source and reason, each with the way to admit it.
 
-import { get, poll, query as asQuery } from './api.js';
 import { networkAround, parseNetwork, sizeOf, sortKey } from './address.js';
-import { add, button, emptyState, errorNotice, field, h, notice, replace, select, time, untrusted } from './dom.js';
+import { get, poll } from './api.js';
+import { add, button, h, replace } from './dom.js';
+import { matcher, searchField } from './filter.js';
 import { number, SECOND, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
-import { allowDialog } from './sources.js';
+import { allowDialog } from './source-changes.js';
 import { can } from './state.js';
-import { counter, dataTable, searchField } from './table.js';
+import { counter, dataTable } from './table.js';
+import { query as asQuery } from './url.js';
+import { emptyState, errorNotice, field, notice, pageHead, select, time, untrusted } from './widgets.js';
 
 export function denialsView(page, { parameters }) {
   let rows = null;
@@ -101,20 +104,20 @@ export function denialsView(page, { parameters }) {
       },
     },
   );
+  const search = searchField({
+    id: 'search-denials',
+    label: 'Search source or reason',
+    value: query,
+    onInput: (text) => {
+      query = text;
+      remember({ q: text });
+      filter();
+    },
+  });
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Denials'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Denied connections, grouped by source and reason. The program keeps them in memory for a day.',
-        ),
-      ),
+    pageHead(
+      'Denials',
+      'Denied connections, grouped by source and reason. The program keeps them in memory for a day.',
     ),
     h(
       'div',
@@ -125,16 +128,7 @@ export function denialsView(page, { parameters }) {
         denialsPoll.now({ background: false });
       }),
       field('Period', period),
-      searchField({
-        id: 'search-denials',
-        label: 'Search source or reason',
-        value: query,
-        onInput: (text) => {
-          query = text;
-          remember({ q: text });
-          filter();
-        },
-      }),
+      search.element,
     ),
     message,
     h('div', { class: 'bar' }, found.element),
@@ -143,12 +137,8 @@ export function denialsView(page, { parameters }) {
 
   function filter() {
     if (!rows) return;
-    const terms = query.toLowerCase().split(/\s+/).filter(Boolean);
-    const shown = rows.filter((row) => {
-      const text =
-        `${row.network} ${row.last_address ?? ''} ${row.listener} ${words(row.reason)} ${row.reason}`.toLowerCase();
-      return terms.every((term) => text.includes(term));
-    });
+    const isMatch = matcher(query);
+    const shown = rows.filter((row) => isMatch(haystack(row)));
     table.update(shown);
     found.show(shown.length, rows.length, 'denied source');
     replace(
@@ -191,9 +181,15 @@ export function denialsView(page, { parameters }) {
   return {
     destroy() {
       denialsPoll.stop();
+      search.destroy();
       table.destroy();
     },
   };
+}
+
+function haystack(row) {
+  const parts = [row.network, row.last_address, row.listener, words(row.reason), row.reason];
+  return parts.join(' ').toLowerCase();
 }
 
 function sourceCell(row) {

@@ -1,12 +1,14 @@
 // Whether a connection would be admitted, step by step.
 
-import { send } from './api.js';
-import { commandSection } from './changes.js';
-import { add, button, errorNotice, field, h, notice, pill, replace, select, skeleton, untrusted } from './dom.js';
+import { bus, send } from './api.js';
+import { commandSection } from './commands.js';
+import { add, button, h, replace } from './dom.js';
 import { shellJoin, words } from './format.js';
 import { link, remember } from './router.js';
-import { allowDialog } from './sources.js';
+import { allowDialog } from './source-changes.js';
 import { can, listeners, state } from './state.js';
+import { query } from './url.js';
+import { errorNotice, field, notice, pageHead, pill, select, skeleton, untrusted } from './widgets.js';
 
 export function explainView(page, { parameters }) {
   const names = listeners().map((each) => each.name);
@@ -74,20 +76,7 @@ export function explainView(page, { parameters }) {
     ),
   );
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Explain'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Asks the policy in force whether a connection would be admitted, and why. Nothing changes.',
-        ),
-      ),
-    ),
+    pageHead('Explain', 'Asks the policy in force whether a connection would be admitted, and why. Nothing changes.'),
     form,
     result,
   ]);
@@ -97,7 +86,8 @@ export function explainView(page, { parameters }) {
     const mine = (run += 1);
     const address = source.value.trim();
     const pem = certificate.value.trim();
-    remember({ listener: listener.value, source: address });
+    const name = listener.value;
+    remember({ listener: name, source: address });
     if (address === '') {
       replace(result, notice('bad', h('p', {}, 'Enter the address of the client.')));
       source.focus();
@@ -113,28 +103,25 @@ export function explainView(page, { parameters }) {
     }
     const request =
       pem === ''
-        ? {
-            method: 'GET',
-            path: `/v1/explain?listener=${encodeURIComponent(listener.value)}&source=${encodeURIComponent(address)}`,
-          }
+        ? { method: 'GET', path: `/v1/explain${query({ listener: name, source: address })}` }
         : {
             method: 'POST',
             path: '/v1/explain',
-            body: { listener: listener.value, source: address, client_certificate: `${pem}\n` },
+            body: { listener: name, source: address, client_certificate: `${pem}\n` },
           };
     replace(result, skeleton(4));
     try {
       const { data } = await send(request.method, request.path, request);
       if (mine !== run) return;
-      show(data, { address, request, hasCertificate: pem !== '' });
+      show(data, { name, address, request, hasCertificate: pem !== '' });
     } catch (error) {
-      if (mine === run) replace(result, errorNotice(error));
+      if (mine !== run) return;
+      replace(result, errorNotice(error));
     }
   }
 
-  function show(data, { address, request, hasCertificate }) {
+  function show(data, { name, address, request, hasCertificate }) {
     const isAdmitted = data.verdict === 'admitted';
-    const name = listener.value;
     const command = [
       'portcullis',
       'explain',
@@ -157,8 +144,7 @@ export function explainView(page, { parameters }) {
         isUntrusted && can('operator')
           ? button(
               'Allow this source',
-              () =>
-                allowDialog({ listener: name, choices: [{ value: address, label: 'only this address' }], intro: null }),
+              () => allowDialog({ listener: name, choices: [{ value: address, label: 'only this address' }] }),
               { kind: 'small', id: 'explain-allow' },
             )
           : null,
@@ -199,6 +185,10 @@ export function explainView(page, { parameters }) {
     );
   }
 
+  const onChanged = () => {
+    if (result.childElementCount > 0 && source.value.trim() !== '') explain();
+  };
+  bus.addEventListener('changed', onChanged);
   if (source.value !== '' && names.length > 0) explain();
-  return {};
+  return { destroy: () => bus.removeEventListener('changed', onChanged) };
 }

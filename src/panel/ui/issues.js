@@ -1,6 +1,6 @@
 // What needs a person, from the status and the certificates, each with a link to where it is fixed.
 
-import { count, DAY, relative, dateTime } from './format.js';
+import { count, dateTime, DAY, relative } from './format.js';
 import { link } from './router.js';
 
 /** Audit events warn 30 days ahead. Certificates that live for a short time are judged by a third of their life. */
@@ -15,7 +15,7 @@ export function certificateState({ not_before: from, not_after: until, expired }
   return { kind: 'good', text: 'valid' };
 }
 
-export const ROLE_NAMES = {
+const ROLE_NAMES = {
   server: 'server certificate',
   server_certificate: 'server certificate',
   client_ca: 'client CA',
@@ -35,8 +35,8 @@ export function admitsNobody(listener) {
   if (listener.enforcement !== 'enforce') return false;
   // The mode of the file, not a rule, admits the clients of a Unix socket.
   if (listener.addresses.length > 0 && listener.addresses.every((address) => address.startsWith('unix:'))) return false;
-  const silent = (listener.dns_sources ?? []).filter((source) => source.addresses.length === 0).length;
-  return listener.trusted_sources === 0 || listener.trusted_sources === silent;
+  const withoutAddress = (listener.dns_sources ?? []).filter((source) => source.addresses.length === 0).length;
+  return listener.trusted_sources === 0 || listener.trusted_sources === withoutAddress;
 }
 
 /** A list of `{ kind, key, title, text, target, action }`, the most urgent first. */
@@ -69,7 +69,8 @@ export function issues({ status, certificates, session }) {
       'bad',
       'descriptors',
       'New connections wait',
-      `All ${count(status.descriptors.max_connections, 'connection')} that the limit of open files permits are in use. Raise the limit and restart.`,
+      `All ${count(status.descriptors.max_connections, 'connection')} that the limit of open files permits are ` +
+        'in use. Raise the limit and restart.',
       link('sessions'),
       'Show the sessions',
     );
@@ -139,7 +140,8 @@ export function issues({ status, certificates, session }) {
       kind,
       `certificate-${where}-${certificate.role}-${certificate.sha256}`,
       `${where}: a ${roleName(certificate.role)} ${text === 'expired' ? 'has expired' : text}`,
-      `${certificate.subject || certificate.names?.[0] || certificate.sha256}, ${relative(certificate.not_after)} (${dateTime(certificate.not_after)})`,
+      `${certificate.subject || certificate.names?.[0] || certificate.sha256}, ` +
+        `${relative(certificate.not_after)} (${dateTime(certificate.not_after)})`,
       target,
       action,
     );

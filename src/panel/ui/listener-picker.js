@@ -1,8 +1,9 @@
 // The choice of a listener, which all views share.
 
-import { emptyState, field, h, select } from './dom.js';
+import { h } from './dom.js';
 import { go, link } from './router.js';
 import { listeners } from './state.js';
+import { emptyState, field, select } from './widgets.js';
 
 /** A choice that opens the same view for another listener. */
 export function listenerPicker(view, name) {
@@ -28,7 +29,10 @@ export function listenerFilter(value, onChange) {
   return field('Listener', choice);
 }
 
-/** The listener of a view: the one in the address, else the first. Returns `null` if there is none, and says what to do. */
+/**
+ * The listener of a view: the one in the address, else the first. Returns `null` if there is none, and says what to
+ * do.
+ */
 export function chosenListener(page, view, name) {
   const first = listeners()[0]?.name;
   if (name) return name;

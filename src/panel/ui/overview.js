@@ -1,11 +1,12 @@
 // The state of the program and of each listener, with what needs a person first.
 
 import { get, poll } from './api.js';
-import { add, emptyState, facts, h, pill, replace, skeleton, svg, time, untrusted } from './dom.js';
+import { add, h, replace, svg } from './dom.js';
 import { clock, count, dateTime, MINUTE, number, relative, words } from './format.js';
 import { admitsNobody, certificateState, issues, roleName } from './issues.js';
 import { link } from './router.js';
 import { state } from './state.js';
+import { emptyState, facts, pill, skeleton, time, untrusted } from './widgets.js';
 
 const WIDTH = 300;
 const HEIGHT = 56;
@@ -71,7 +72,7 @@ export function overviewView(page, { parameters }) {
 
   function drawBanner(status) {
     const list = issues({ ...state, status });
-    const signature = JSON.stringify(list.map(({ text, ...rest }) => rest)) + Math.floor(Date.now() / MINUTE);
+    const signature = JSON.stringify(list.map((issue) => ({ ...issue, text: null }))) + Math.floor(Date.now() / MINUTE);
     if (signature === lastBanner) return;
     lastBanner = signature;
     if (list.length === 0) {
@@ -210,6 +211,7 @@ function listenerCard(name, charts) {
         h('span', {}, listener.sessions === 1 ? ' open session' : ' open sessions'),
       ),
     );
+    const healthy = (listener.upstreams ?? []).filter((each) => each.healthy).length;
     const broken = (listener.upstreams ?? []).filter((each) => each.health === 'unhealthy');
     const stale = (listener.dns_sources ?? []).filter((each) => each.stale);
     const expiry = listener.next_certificate_expiry;
@@ -232,11 +234,7 @@ function listenerCard(name, charts) {
               ' ',
               pill(kind, health),
               listener.upstreams?.length > 1
-                ? h(
-                    'span',
-                    { class: 'muted' },
-                    ` ${listener.upstreams.filter((each) => each.healthy).length} of ${listener.upstreams.length} healthy`,
-                  )
+                ? h('span', { class: 'muted' }, ` ${healthy} of ${listener.upstreams.length} healthy`)
                 : null,
               broken
                 .slice(0, 3)
@@ -302,11 +300,12 @@ function expiryPill({ not_after: until }) {
 function shield(value) {
   if (!value || value.mode === 'off') return h('span', { class: 'muted' }, 'off');
   const dropped = value.dropped ? `, ${count(value.dropped, 'packet')} dropped` : '';
-  if (value.unavailable_reason)
+  if (value.unavailable_reason) {
     return [
       pill('warn', 'not active'),
       h('p', { class: 'small' }, untrusted(value.unavailable_reason, { wrap: true })),
     ];
+  }
   if (value.active_since) return [pill('good', 'active'), ` since ${dateTime(value.active_since)}${dropped}`];
   return `${value.mode}, not active now${dropped}`;
 }
@@ -370,6 +369,10 @@ function sessionChart(name) {
     const area = `${line}L${WIDTH} ${HEIGHT}L${x(0).toFixed(1)} ${HEIGHT}Z`;
     const bar = WIDTH / 59 - 1.5;
     const total = denials.reduce((sum, value) => sum + value, 0);
+    const label = [
+      `Sessions at ${name} in the last hour: now ${points.at(-1)}`,
+      `highest ${Math.max(...points)}, lowest ${Math.min(...points)}. Denied connections: ${total}.`,
+    ].join(', ');
     const graphic = svg(
       'svg',
       {
@@ -377,7 +380,7 @@ function sessionChart(name) {
         preserveAspectRatio: 'none',
         role: 'img',
         class: 'chart-svg',
-        'aria-label': `Sessions at ${name} in the last hour: now ${points.at(-1)}, highest ${Math.max(...points)}, lowest ${Math.min(...points)}. Denied connections: ${total}.`,
+        'aria-label': label,
       },
       svg('line', { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT, class: 'chart-axis' }),
       svg('path', { d: area, class: 'chart-area' }),

@@ -1,25 +1,15 @@
 // Reloading the configuration: first the plan, then the confirmation.
 
-import { bus, send } from './api.js';
-import { changeDialog, commandSection, planSummary, plainTable, sessionsEnded } from './changes.js';
-import {
-  add,
-  button,
-  emptyState,
-  errorNotice,
-  fingerprint,
-  h,
-  notice,
-  pill,
-  replace,
-  skeleton,
-  time,
-  toast,
-  untrusted,
-} from './dom.js';
+import { bus, notifyChanged, send } from './api.js';
+import { changeDialog } from './changes.js';
+import { commandSection } from './commands.js';
+import { toast } from './dialogs.js';
+import { add, button, h, replace } from './dom.js';
 import { count, number } from './format.js';
 import { roleName } from './issues.js';
+import { plainTable, planSummary, sessionsEnded } from './plan-parts.js';
 import { can, state } from './state.js';
+import { emptyState, errorNotice, fingerprint, notice, pageHead, pill, skeleton, time, untrusted } from './widgets.js';
 
 const REQUEST = { method: 'POST', path: '/v1/reload' };
 const COMMANDS = { request: REQUEST, cli: ['portcullis reload'] };
@@ -29,19 +19,9 @@ export function reloadView(page) {
   const plan = h('section', { class: 'stack', id: 'reload-plan', 'aria-live': 'polite' });
   const mayReload = can('operator');
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Reload'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Reads the configuration and its files again. A reload applies completely or not at all.',
-        ),
-      ),
+    pageHead(
+      'Reload',
+      'Reads the configuration and its files again. A reload applies completely or not at all.',
       mayReload
         ? h(
             'div',
@@ -146,15 +126,18 @@ export function reloadView(page) {
             ? 'The files are in force already.'
             : `Generation ${data?.generation ?? ''} is in force.`,
         );
-        bus.dispatchEvent(new Event('changed'));
-        showPlan();
+        notifyChanged();
       },
     });
   }
 
   showLast(state.status);
-  if (mayReload) showPlan();
-  return { onStatus: showLast };
+  if (!mayReload) {
+    return { onStatus: showLast };
+  }
+  bus.addEventListener('changed', showPlan);
+  showPlan();
+  return { onStatus: showLast, destroy: () => bus.removeEventListener('changed', showPlan) };
 }
 
 function rejected(error) {

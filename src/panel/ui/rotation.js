@@ -1,57 +1,20 @@
 // The evidence of a rotation as a checklist: is the new one there, who still uses the old one, can it be removed.
 
 import { get, poll } from './api.js';
-import { add, emptyState, errorNotice, fingerprint, h, pill, replace, skeleton, time, untrusted } from './dom.js';
-import { count, DAY, relative, SECOND } from './format.js';
-import { listenerFilter } from './listener-picker.js';
+import { add, h, replace } from './dom.js';
+import { groupBy, matcher, searchField } from './filter.js';
+import { count, SECOND } from './format.js';
 import { roleName } from './issues.js';
+import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
-import { counter, dataTable, searchField } from './table.js';
+import { counter, dataTable } from './table.js';
+import { verdictOf } from './verdict.js';
+import { emptyState, errorNotice, fingerprint, pageHead, pill, skeleton, time, untrusted } from './widgets.js';
 
-/** A job that runs once a week would not be noticed earlier. */
-const QUIET = 7 * DAY;
-
-/** Whether an item can be removed, why, and how to show it. `hasSuccessor`: another one of its kind is valid. */
-export function verdictOf(item, { hasSuccessor, now = Date.now() }) {
-  const { sessions, last_used: last, since, not_after: until, kind } = item;
-  const isSource = kind === 'source';
-  if (sessions > 0)
-    return {
-      kind: 'bad',
-      text: 'not safe to remove',
-      why: `${count(sessions, 'open session relies', 'open sessions rely')} on it.`,
-    };
-  if (until && new Date(until).getTime() < now)
-    return { kind: 'good', text: 'safe to remove', why: 'It has expired, so it admits nobody.' };
-  if (!isSource && !hasSuccessor)
-    return { kind: 'warn', text: 'keep it', why: 'It is the only valid one of its kind. Add its successor first.' };
-  if (last) {
-    const quiet = now - new Date(last).getTime();
-    return quiet >= QUIET
-      ? {
-          kind: 'good',
-          text: 'safe to remove',
-          why: `No session uses it, and nobody used it for ${Math.floor(quiet / DAY)} days.`,
-        }
-      : {
-          kind: 'warn',
-          text: 'wait',
-          why: `No session uses it now, but it was used ${relative(last)}. Its last users may connect again.`,
-        };
-  }
-  const age = since ? now - new Date(since).getTime() : 0;
-  return age >= QUIET
-    ? {
-        kind: 'good',
-        text: 'safe to remove',
-        why: `Nobody used it since it was added or the program started, ${Math.floor(age / DAY)} days ago.`,
-      }
-    : {
-        kind: 'warn',
-        text: 'wait',
-        why: `Nobody used it yet, but it is observed only since ${since ? relative(since) : 'the start'}.`,
-      };
-}
+const LEAD = [
+  'Add the new one next to the old one, wait until nobody uses the old one, then remove it.',
+  'Uses are known since the start of the program.',
+].join(' ');
 
 export function rotationView(page, { parameters }) {
   let listener = parameters.get('listener') ?? '';
@@ -118,21 +81,18 @@ export function rotationView(page, { parameters }) {
         query ? 'Change the search to see the others.' : 'Add trusted sources first.',
       ),
   });
+  const search = searchField({
+    id: 'search-rotation',
+    label: 'Search sources and users',
+    value: query,
+    onInput: (text) => {
+      query = text;
+      remember({ q: text });
+      drawSources();
+    },
+  });
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Rotation'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Add the new one next to the old one, wait until nobody uses the old one, then remove it. Uses are known since the start of the program.',
-        ),
-      ),
-    ),
+    pageHead('Rotation', LEAD),
     h(
       'div',
       { class: 'toolbar' },
@@ -146,20 +106,7 @@ export function rotationView(page, { parameters }) {
     h('h2', { class: 'section-title' }, 'Certificates'),
     groups,
     h('h2', { class: 'section-title' }, 'Trusted sources'),
-    h(
-      'div',
-      { class: 'toolbar' },
-      searchField({
-        id: 'search-rotation',
-        label: 'Search sources and users',
-        value: query,
-        onInput: (text) => {
-          query = text;
-          remember({ q: text });
-          drawSources();
-        },
-      }),
-    ),
+    h('div', { class: 'toolbar' }, search.element),
     h('div', { class: 'bar' }, found.element),
     table.element,
   ]);
@@ -171,12 +118,8 @@ export function rotationView(page, { parameters }) {
   function draw() {
     if (!items) return;
     drawSources();
-    const byGroup = new Map();
-    for (const item of selected()) {
-      if (item.kind === 'source') continue;
-      const key = JSON.stringify([item.listener, item.kind]);
-      byGroup.set(key, [...(byGroup.get(key) ?? []), item]);
-    }
+    const certificates = selected().filter((item) => item.kind !== 'source');
+    const byGroup = groupBy(certificates, (item) => JSON.stringify([item.listener, item.kind]));
     const signature = JSON.stringify([...byGroup]);
     if (signature === last) return;
     last = signature;
@@ -193,13 +136,9 @@ export function rotationView(page, { parameters }) {
 
   function drawSources() {
     if (!items) return;
-    const terms = query.toLowerCase().split(/\s+/).filter(Boolean);
+    const isMatch = matcher(query);
     const sources = selected().filter((item) => item.kind === 'source');
-    const shown = sources.filter((item) =>
-      terms.every((term) =>
-        `${item.name} ${item.description ?? ''} ${item.listener} ${usersText(item)}`.toLowerCase().includes(term),
-      ),
-    );
+    const shown = sources.filter((item) => isMatch(haystack(item)));
     table.update(shown);
     found.show(shown.length, sources.length, 'source');
   }
@@ -220,9 +159,14 @@ export function rotationView(page, { parameters }) {
   return {
     destroy() {
       rotationPoll.stop();
+      search.destroy();
       table.destroy();
     },
   };
+}
+
+function haystack(item) {
+  return [item.name, item.description, item.listener, usersText(item)].join(' ').toLowerCase();
 }
 
 function usersText(item) {
@@ -361,12 +305,13 @@ function users(item) {
     );
   }
   const last = item.last_users ?? [];
-  if (last.length === 0)
+  if (last.length === 0) {
     return h(
       'p',
       { class: 'muted' },
       item.last_used ? ['Last used ', time(item.last_used), '.'] : 'Not used since it was added.',
     );
+  }
   return h(
     'ul',
     { class: 'evidence' },

@@ -1,5 +1,7 @@
 // Views by hash, so that a reload or a bookmark shows the same page with the same filter.
 
+import { query } from './url.js';
+
 /** The parts of the hash: `#/sources/cache?q=x` is `{ view: 'sources', name: 'cache', parameters }`. */
 export function route() {
   const [location, search = ''] = window.location.hash.replace(/^#\/?/, '').split('?');
@@ -14,10 +16,8 @@ export function route() {
 }
 
 export function link(view, name = '', parameters = {}) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== '');
-  const search = new URLSearchParams(given).toString();
   const location = view === 'overview' ? '' : view;
-  return `#/${location}${name ? `/${encodeURIComponent(name)}` : ''}${search ? `?${search}` : ''}`;
+  return `#/${location}${name ? `/${encodeURIComponent(name)}` : ''}${query(parameters)}`;
 }
 
 /** Changes parameters of the current page without showing it anew. */

@@ -1,27 +1,18 @@
 // Open sessions, page by page.
 
-import { bus, get, poll, query as asQuery } from './api.js';
-import { clientOf, confirmDialog } from './changes.js';
-import {
-  add,
-  button,
-  emptyState,
-  errorNotice,
-  facts,
-  field,
-  h,
-  notice,
-  pill,
-  replace,
-  time,
-  toast,
-  untrusted,
-} from './dom.js';
+import { get, notifyChanged, poll } from './api.js';
+import { confirmDialog } from './changes.js';
+import { toast } from './dialogs.js';
+import { add, button, h, replace } from './dom.js';
+import { debounced } from './filter.js';
 import { count, number, SECOND, shellJoin } from './format.js';
 import { listenerFilter } from './listener-picker.js';
+import { clientOf } from './plan-parts.js';
 import { link, remember } from './router.js';
 import { can } from './state.js';
 import { dataTable, pager } from './table.js';
+import { query as asQuery } from './url.js';
+import { emptyState, errorNotice, facts, field, notice, pageHead, pill, time, untrusted } from './widgets.js';
 
 const PAGE = 100;
 const STATES = { open: ['good', 'open'], half_closed: ['warn', 'half closed'], closing: ['idle', 'closing'] };
@@ -125,9 +116,12 @@ export function sessionsView(page, { parameters }) {
           ),
   });
 
-  let timer = null;
-  const input = (key, label, placeholder) => {
-    const element = h('input', {
+  const search = debounced(() => {
+    for (const key of ['source', 'client']) filter[key] = inputs[key].value.trim();
+    changed();
+  }, 250);
+  const input = (key, placeholder) =>
+    h('input', {
       type: 'search',
       id: `filter-${key}`,
       name: key,
@@ -136,43 +130,27 @@ export function sessionsView(page, { parameters }) {
       autocomplete: 'off',
       spellcheck: 'false',
       'data-search': key === 'source' ? '' : null,
-      on: {
-        input: () => {
-          clearTimeout(timer);
-          timer = setTimeout(() => {
-            filter[key] = element.value.trim();
-            changed();
-          }, 250);
-        },
-      },
+      on: { input: search },
     });
-    return field(label, element, { className: 'grow' });
+  const inputs = {
+    source: input('source', 'Address or network, such as 10.0.0.0/8'),
+    client: input('client', 'Text in the subject of the certificate'),
   };
   const listenerField = listenerFilter(filter.listener, (value) => {
     filter.listener = value;
     changed();
   });
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Sessions'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Connections whose upstream is reached, oldest first. To keep a client out, remove its source or its certificate.',
-        ),
-      ),
+    pageHead(
+      'Sessions',
+      'Connections to the upstream, oldest first. To keep a client out, remove its source or its certificate.',
     ),
     h(
       'div',
       { class: 'toolbar' },
       listenerField,
-      input('source', 'Source', 'Address or network, such as 10.0.0.0/8'),
-      input('client', 'Subject', 'Text in the subject of the certificate'),
+      field('Source', inputs.source, { className: 'grow' }),
+      field('Subject', inputs.client, { className: 'grow' }),
     ),
     message,
     h('div', { class: 'bar' }, found),
@@ -187,6 +165,7 @@ export function sessionsView(page, { parameters }) {
   }
 
   function clear() {
+    search.cancel();
     Object.assign(filter, { listener: '', source: '', client: '' });
     for (const each of page.querySelectorAll('.toolbar input, .toolbar select')) each.value = '';
     changed();
@@ -222,8 +201,7 @@ export function sessionsView(page, { parameters }) {
       },
       done: () => {
         toast('good', `Session ${row.session} ends.`);
-        sessionsPoll.now();
-        bus.dispatchEvent(new Event('changed'));
+        notifyChanged();
       },
     });
   }
@@ -255,7 +233,7 @@ export function sessionsView(page, { parameters }) {
   );
   return {
     destroy() {
-      clearTimeout(timer);
+      search.cancel();
       sessionsPoll.stop();
       table.destroy();
     },

@@ -1,7 +1,8 @@
 // Signing in and out. The page is a dialog above everything else, so that what was typed below it is kept.
 
 import { send } from './api.js';
-import { commandBox, field, h, notice, replace } from './dom.js';
+import { h, replace } from './dom.js';
+import { commandBox, field, notice } from './widgets.js';
 
 let open = null;
 
@@ -99,11 +100,16 @@ function show(reason) {
 }
 
 function inWords(error) {
-  if (error.status === 401)
+  if (error.status === 401) {
     return 'This token is not accepted: it is unknown, revoked, expired, or not valid from your address.';
-  if (error.status === 429)
-    return `Too many attempts from your address.${error.retryAfter ? ` Try again in ${error.retryAfter} s.` : ' Try again later.'}`;
-  if (error.status === 421)
-    return `${error.message} Open the panel under a name of the admin certificate, or add the name to hosts in [admin].`;
+  }
+  if (error.status === 429) {
+    const wait = error.retryAfter ? `in ${error.retryAfter} s` : 'later';
+    return `Too many attempts from your address. Try again ${wait}.`;
+  }
+  if (error.status === 421) {
+    const advice = 'Open the panel under a name of the admin certificate, or add the name to hosts in [admin].';
+    return `${error.message} ${advice}`;
+  }
   return error.message;
 }

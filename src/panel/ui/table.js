@@ -1,7 +1,8 @@
 // Tables that sort and select, and that stay fast with many thousand rows: only the visible ones are in the document.
 
-import { add, button, h, newId, replace, select } from './dom.js';
+import { add, button, h, newId, replace } from './dom.js';
 import { number } from './format.js';
+import { select } from './widgets.js';
 
 /** Rows that are kept above and below the window. */
 const OVERSCAN = 12;
@@ -35,7 +36,6 @@ export function dataTable({
   selectable = null,
   onSelect = () => {},
   empty = null,
-  countLabel = null,
 }) {
   const state = { rows: [], sorted: [], sort, selected: new Set(), rowHeight: 0 };
   const nodes = new Map();
@@ -143,9 +143,9 @@ export function dataTable({
 
   function resort() {
     for (const [key, cell] of headers) {
-      if (state.sort?.key === key)
+      if (state.sort?.key === key) {
         cell.setAttribute('aria-sort', state.sort.dir === 'asc' ? 'ascending' : 'descending');
-      else cell.removeAttribute('aria-sort');
+      } else cell.removeAttribute('aria-sort');
     }
     if (order && state.sort) order.value = `${state.sort.key}:${state.sort.dir}`;
     const column = columns.find((each) => each.key === state.sort?.key);
@@ -309,11 +309,6 @@ export function dataTable({
       for (const key of state.selected) if (!keys.has(key)) state.selected.delete(key);
       resort();
     },
-    clearSelection() {
-      state.selected.clear();
-      if (all) selectionChanged();
-    },
-    redraw: draw,
     destroy() {
       window.removeEventListener('scroll', schedule);
       window.removeEventListener('resize', onResize);
@@ -332,29 +327,6 @@ export function counter() {
       if (element.textContent !== text) element.textContent = text;
     },
   };
-}
-
-/** A field that filters. `/` focuses it from anywhere. */
-export function searchField({ label, value = '', onInput, id }) {
-  let timer = null;
-  const input = h('input', {
-    type: 'search',
-    id,
-    name: id,
-    value,
-    placeholder: label,
-    'aria-label': label,
-    'data-search': '',
-    autocomplete: 'off',
-    spellcheck: 'false',
-    on: {
-      input: () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => onInput(input.value.trim()), 60);
-      },
-    },
-  });
-  return h('div', { class: 'search' }, input, h('kbd', { 'aria-hidden': 'true' }, '/'));
 }
 
 export function pager({ onPage }) {

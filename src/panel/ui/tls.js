@@ -1,29 +1,31 @@
 // Certificates of a listener: its own, those that it trusts, and the client certificates that are pinned.
 
-import { bus, get, path, poll, send } from './api.js';
-import { changeDialog, curl, FieldError, planSummary, sessionsEnded } from './changes.js';
+import { get, notifyChanged, poll, send } from './api.js';
+import { changeDialog } from './changes.js';
+import { curl } from './commands.js';
+import { toast } from './dialogs.js';
+import { add, button, h, replace } from './dom.js';
+import { FieldError } from './expiry.js';
+import { count, SECOND, shellJoin } from './format.js';
+import { certificateState, roleName } from './issues.js';
+import { chosenListener, listenerPicker } from './listener-picker.js';
+import { planSummary, sessionsEnded } from './plan-parts.js';
+import { link } from './router.js';
+import { can, listenerNamed } from './state.js';
+import { path } from './url.js';
 import {
-  add,
-  button,
   emptyState,
   errorNotice,
   facts,
   field,
   fingerprint,
-  h,
   notice,
+  pageHead,
   pill,
-  replace,
   skeleton,
   time,
-  toast,
   untrusted,
-} from './dom.js';
-import { count, SECOND, shellJoin } from './format.js';
-import { certificateState, roleName } from './issues.js';
-import { chosenListener, listenerPicker } from './listener-picker.js';
-import { link } from './router.js';
-import { can, listenerNamed } from './state.js';
+} from './widgets.js';
 
 const MODES = {
   none: ['warn', 'not required', 'Every trusted source can connect without a client certificate.'],
@@ -44,19 +46,9 @@ export function tlsView(page, { name }) {
   const others = h('div', { class: 'stack' });
   const actions = h('div', { class: 'actions push' });
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'TLS'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Certificates of the listener, the authorities that it trusts, and the client certificates that it accepts.',
-        ),
-      ),
+    pageHead(
+      'TLS',
+      'Certificates of the listener, the authorities that it trusts, and the client certificates that it accepts.',
     ),
     h('div', { class: 'toolbar' }, listenerPicker('tls', listener), actions),
     message,
@@ -130,7 +122,8 @@ export function tlsView(page, { name }) {
             h(
               'p',
               {},
-              'This listener has no TLS. Passwords and data pass in plaintext. Add [listener.tls] to the configuration.',
+              'This listener has no TLS. Passwords and data pass in plaintext.',
+              ' Add [listener.tls] to the configuration.',
             ),
           ),
       h(
@@ -247,11 +240,6 @@ export function tlsView(page, { name }) {
     },
   });
 
-  const refresh = () => {
-    bus.dispatchEvent(new Event('changed'));
-    tlsPoll.now();
-  };
-
   // Changes -----------------------------------------------------------------------------------------------------------
 
   const context = () => (seen ? { etag: seen.etag } : null);
@@ -304,13 +292,15 @@ export function tlsView(page, { name }) {
         read: () => {
           const text = pem.value.trim();
           if (text === '') throw new FieldError('Paste a certificate, or choose a file.', pem);
-          if (/PRIVATE KEY/.test(text))
+          if (/PRIVATE KEY/.test(text)) {
             throw new FieldError(
               'The text contains a private key. It was not sent. Remove the key; only the certificate is needed.',
               pem,
             );
-          if (!text.includes('-----BEGIN CERTIFICATE-----'))
+          }
+          if (!text.includes('-----BEGIN CERTIFICATE-----')) {
             throw new FieldError('This is not a certificate in PEM. It begins with -----BEGIN CERTIFICATE-----.', pem);
+          }
           return { certificate: `${text}\n` };
         },
       },
@@ -336,7 +326,7 @@ export function tlsView(page, { name }) {
       }),
       done: ({ result }) => {
         toast('good', `${result.data?.subject || 'The certificate'} is accepted.`);
-        refresh();
+        notifyChanged();
       },
     });
   }
@@ -361,7 +351,7 @@ export function tlsView(page, { name }) {
       },
       done: () => {
         toast('good', `${certificate.subject || 'The certificate'} is removed.`);
-        refresh();
+        notifyChanged();
       },
     });
   }
@@ -398,7 +388,8 @@ export function tlsView(page, { name }) {
               'p',
               {},
               h('strong', {}, 'The key of the CA is on this machine.'),
-              ' Whoever controls the machine can issue certificates. It is better kept elsewhere; remove issuing_ca when you no longer need it.',
+              ' Whoever controls the machine can issue certificates. It is better kept elsewhere;',
+              ' remove issuing_ca when you no longer need it.',
             ),
           ),
           field('Name (CN)', cn, { help: 'The name of the client in the audit and in trusted_clients.' }),
@@ -409,8 +400,9 @@ export function tlsView(page, { name }) {
         read: () => {
           if (cn.value.trim() === '') throw new FieldError('Enter a name.', cn);
           const length = Number(days.value);
-          if (!Number.isInteger(length) || length < 1)
+          if (!Number.isInteger(length) || length < 1) {
             throw new FieldError('Enter the number of days, at least 1.', days);
+          }
           const names = dns.value.split(/[\s,]+/).filter(Boolean);
           return { name: cn.value.trim(), days: length, ...(names.length > 0 ? { dns: names } : {}) };
         },
@@ -453,7 +445,8 @@ export function tlsView(page, { name }) {
             h(
               'p',
               {},
-              'The private key is in the download only. The program does not keep it, and the download cannot be repeated.',
+              'The private key is in the download only. The program does not keep it.',
+              ' The download cannot be repeated.',
             ),
           ),
         ],

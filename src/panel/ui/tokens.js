@@ -1,26 +1,25 @@
 // Tokens of the admin API, for owners.
 
-import { get, poll } from './api.js';
-import { changeDialog, confirmDialog, expiryField, FieldError } from './changes.js';
+import { get, notifyChanged, poll } from './api.js';
+import { changeDialog, confirmDialog } from './changes.js';
+import { toast } from './dialogs.js';
+import { add, button, h, replace } from './dom.js';
+import { expiryField, FieldError } from './expiry.js';
+import { SECOND, shellJoin, ttlUntil } from './format.js';
+import { state } from './state.js';
+import { counter, dataTable } from './table.js';
 import {
-  add,
-  button,
   commandBox,
   emptyState,
   errorNotice,
   field,
-  h,
   notice,
+  pageHead,
   pill,
-  replace,
   select,
   time,
-  toast,
   untrusted,
-} from './dom.js';
-import { SECOND, shellJoin, ttlUntil } from './format.js';
-import { state } from './state.js';
-import { counter, dataTable } from './table.js';
+} from './widgets.js';
 
 const ROLES = [
   ['viewer', 'viewer: reads everything except tokens'],
@@ -115,19 +114,9 @@ export function tokensView(page) {
       ),
   });
   add(page, [
-    h(
-      'div',
-      { class: 'page-head' },
-      h(
-        'div',
-        {},
-        h('h1', {}, 'Tokens'),
-        h(
-          'p',
-          { class: 'lead' },
-          'Tokens sign in to this panel and to the API. The last use is known since the start of the program.',
-        ),
-      ),
+    pageHead(
+      'Tokens',
+      'Tokens sign in to this panel and to the API. The last use is known since the start of the program.',
       h('div', { class: 'actions' }, button('Create a token', create, { kind: 'primary', id: 'create-token' })),
     ),
     message,
@@ -200,26 +189,30 @@ export function tokensView(page) {
         ],
       }),
       plan: async () => null,
-      show: ({ input }) => ({
-        confirm: 'Create the token',
-        nodes: [
-          h(
-            'p',
-            {},
-            'Creates the token ',
-            h('strong', {}, untrusted(input.name)),
-            ` with the role ${input.role}. It ${input.ttl ? `expires in ${input.ttl}` : 'does not expire'}, and can be used from ${input.sources ? input.sources.join(', ') : 'everywhere'}.`,
-          ),
-          input.role === 'owner' && !input.sources
-            ? notice(
-                'warn',
-                h('p', {}, 'An owner may change everything. Limit the token to the networks that need it.'),
-              )
-            : null,
-        ],
-      }),
+      show: ({ input }) => {
+        const places = input.sources?.join(', ') ?? 'everywhere';
+        const end = input.ttl ? `expires in ${input.ttl}` : 'does not expire';
+        return {
+          confirm: 'Create the token',
+          nodes: [
+            h(
+              'p',
+              {},
+              'Creates the token ',
+              h('strong', {}, untrusted(input.name)),
+              ` with the role ${input.role}. It ${end}, and can be used from ${places}.`,
+            ),
+            input.role === 'owner' && !input.sources
+              ? notice(
+                  'warn',
+                  h('p', {}, 'An owner may change everything. Limit the token to the networks that need it.'),
+                )
+              : null,
+          ],
+        };
+      },
       done: ({ result }) => {
-        tokensPoll.now();
+        notifyChanged();
         return h(
           'div',
           { class: 'stack' },
@@ -268,7 +261,7 @@ export function tokensView(page) {
       },
       done: () => {
         toast('good', `${token.name} is revoked.`);
-        tokensPoll.now();
+        notifyChanged();
       },
     });
   }
