@@ -5,43 +5,60 @@ import { add, button, h, newId, SIGNS } from './dom.js';
 /**
  * Opens a modal dialog. The focus returns to the control that opened it, also if that was built anew meanwhile.
  *
- * `actions` receives `close` and returns the buttons.
+ * `actions` receives `close` and returns the buttons. While `mayClose` returns false, a key or button that would close
+ * the dialog calls `onRefused` instead. Returns `{ content, footer, heading, close }`.
  */
-export function openDialog({ title, body, actions, size = '', id = null, onClose = () => {}, onSubmit = null }) {
+export function openDialog({
+  title,
+  body,
+  actions,
+  size = '',
+  id = null,
+  mayClose = () => true,
+  onRefused = () => {},
+  onClose = () => {},
+  onSubmit = null,
+}) {
   const opener = document.activeElement;
   const titleId = newId('dialog-title');
   const heading = h('h2', { id: titleId, tabindex: '-1' }, title);
   const content = h('div', { class: 'dialog-body' }, body);
   const footer = h('div', { class: 'dialog-actions' });
+  let isForced = false;
+  const close = ({ force = false } = {}) => {
+    isForced ||= force === true;
+    if (isForced || mayClose()) dialog.close();
+    else onRefused();
+  };
+  const closeButton = button('Close', close, {
+    kind: 'quiet',
+    'data-action': 'close-dialog',
+    'aria-label': 'Close the dialog',
+  });
+  const submit = (event) => {
+    event.preventDefault();
+    onSubmit?.();
+  };
   const form = h(
     'form',
-    {
-      class: 'dialog-form',
-      novalidate: true,
-      on: {
-        submit: (event) => {
-          event.preventDefault();
-          onSubmit?.();
-        },
-      },
-    },
-    h(
-      'header',
-      { class: 'dialog-head' },
-      heading,
-      button('Close', () => dialog.close(), {
-        kind: 'quiet',
-        'data-action': 'close-dialog',
-        'aria-label': 'Close the dialog',
-      }),
-    ),
+    { class: 'dialog-form', novalidate: true, on: { submit } },
+    h('header', { class: 'dialog-head' }, heading, closeButton),
     content,
     footer,
   );
   const dialog = h('dialog', { class: `dialog ${size}`, id, 'aria-labelledby': titleId }, form);
-  const close = () => dialog.close();
   if (actions) add(footer, actions(close));
+  dialog.addEventListener('cancel', (event) => {
+    if (mayClose()) return;
+    event.preventDefault();
+    close();
+  });
   dialog.addEventListener('close', () => {
+    // Some browsers close a dialog at the second Esc, whatever `cancel` answers.
+    if (!isForced && !mayClose()) {
+      dialog.showModal();
+      return;
+    }
     dialog.remove();
     onClose();
     if (!opener?.isConnected) focusAgain(opener);
@@ -50,7 +67,7 @@ export function openDialog({ title, body, actions, size = '', id = null, onClose
   dialog.showModal();
   const first = content.querySelector('[autofocus], input:not([type=hidden]), textarea, select');
   (first ?? heading).focus();
-  return { dialog, content, footer, heading, close };
+  return { content, footer, heading, close };
 }
 
 function focusAgain(element) {
