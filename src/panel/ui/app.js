@@ -3,7 +3,7 @@
 import { bus, get, lastActivity, poll, send, staleSince } from './api.js';
 import { auditView } from './audit.js';
 import { denialsView } from './denials.js';
-import { announce, openDialog, toast } from './dialogs.js';
+import { announce, closeDialogs, openDialog, toast } from './dialogs.js';
 import { button, h, isHTMLInput, replace } from './dom.js';
 import { explainView } from './explain.js';
 import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
@@ -47,12 +47,13 @@ let certificatePoll = null;
 
 const offered = () => VIEWS.filter((view) => !view.role || can(view.role));
 
-function showView({ focus = true } = {}) {
+function showView({ focus = true, keepsDialogs = false } = {}) {
   const place = route();
   const view = offered().find((each) => each.name === place.view);
   current?.destroy?.();
   current = null;
   closeMenu();
+  if (!keepsDialogs) closeDialogs();
   if (!view) {
     document.title = 'Portcullis';
     const isForbidden = VIEWS.some((each) => each.name === place.view);
@@ -257,23 +258,25 @@ function stopAll() {
   certificatePoll?.stop();
   current?.destroy?.();
   current = null;
-  for (const dialog of document.querySelectorAll('dialog.dialog')) dialog.close();
+  closeDialogs({ force: true });
   Object.assign(state, { session: null, status: null, certificates: null, undo: null });
   replace(main);
 }
 
 bus.addEventListener('session-ended', async ({ detail }) => {
   if (document.getElementById('signin') || !state.session) return;
-  const before = state.session;
+  const before = { ...state.session, hash: window.location.hash };
   statusPoll?.stop();
   certificatePoll?.stop();
   current?.destroy?.();
+  current = null;
   const session = await signIn({
     reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.`,
   });
+  const isSame = session.name === before.name && session.role === before.role;
   // Another person must not see what this one has typed.
-  if (session.name !== before.name || session.role !== before.role) stopAll();
-  begin(session, { focus: false });
+  if (!isSame) stopAll();
+  begin(session, { focus: false, keepsDialogs: isSame && window.location.hash === before.hash });
 });
 
 async function start({ reason = null } = {}) {
@@ -307,7 +310,7 @@ async function start({ reason = null } = {}) {
   begin(session, { focus: true });
 }
 
-function begin(session, { focus }) {
+function begin(session, { focus, keepsDialogs = false }) {
   state.session = session;
   document.getElementById('boot').hidden = true;
   document.getElementById('app').hidden = false;
@@ -321,7 +324,7 @@ function begin(session, { focus }) {
     // The first status names the listeners, which most views need.
     if (!isShown) {
       isShown = true;
-      showView({ focus });
+      showView({ focus, keepsDialogs });
     } else {
       current?.onStatus?.(status);
     }
@@ -421,7 +424,8 @@ function showShortcuts() {
 }
 
 window.addEventListener('hashchange', () => {
-  if (state.session && state.status) showView();
+  // After the sign-in the view of the new address is shown.
+  if (state.session && state.status && !document.getElementById('signin')) showView();
 });
 
 setInterval(updateTimes, 5 * SECOND);

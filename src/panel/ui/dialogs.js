@@ -2,6 +2,8 @@
 
 import { add, button, h, newId, SIGNS } from './dom.js';
 
+const opened = new Set();
+
 /**
  * Opens a modal dialog. The focus returns to the control that opened it, also if that was built anew meanwhile.
  *
@@ -59,15 +61,22 @@ export function openDialog({
       dialog.showModal();
       return;
     }
+    opened.delete(close);
     dialog.remove();
     onClose();
     if (!opener?.isConnected) focusAgain(opener);
   });
   document.body.append(dialog);
   dialog.showModal();
+  opened.add(close);
   const first = content.querySelector('[autofocus], input:not([type=hidden]), textarea, select');
   (first ?? heading).focus();
   return { content, footer, heading, close };
+}
+
+/** Closes all dialogs, the front one first. One whose change is being applied stays, except by `force`. */
+export function closeDialogs({ force = false } = {}) {
+  for (const close of [...opened].reverse()) close({ force });
 }
 
 function focusAgain(element) {
