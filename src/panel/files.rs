@@ -48,6 +48,7 @@ static FILES: &[PanelFile] = files! {
     "icon.svg"
     "index.html"
     "issues.js"
+    "keys.js"
     "listener-picker.js"
     "overview.js"
     "plan-parts.js"

@@ -3,15 +3,16 @@
 import { bus, get, lastActivity, poll, send, staleSince } from './api.js';
 import { auditView } from './audit.js';
 import { denialsView } from './denials.js';
-import { announce, closeDialogs, openDialog, toast } from './dialogs.js';
-import { button, h, isHTMLInput, replace } from './dom.js';
+import { announce, closeDialogs, toast } from './dialogs.js';
+import { button, h, replace } from './dom.js';
 import { explainView } from './explain.js';
 import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
 import { issues } from './issues.js';
+import { showShortcuts, startKeys } from './keys.js';
 import { overviewView } from './overview.js';
 import { reloadView } from './reload.js';
 import { rotationView } from './rotation.js';
-import { go, link, route } from './router.js';
+import { link, route } from './router.js';
 import { sessionsView } from './sessions.js';
 import { signIn } from './signin.js';
 import { sourcesView } from './sources.js';
@@ -217,7 +218,11 @@ function showAccount() {
       'div',
       { class: 'actions' },
       button('Sign out', signOut, { kind: 'small', id: 'sign-out' }),
-      button('Shortcuts', showShortcuts, { kind: 'small quiet', id: 'shortcuts', 'aria-keyshortcuts': '?' }),
+      button('Shortcuts', () => showShortcuts(offered()), {
+        kind: 'small quiet',
+        id: 'shortcuts',
+        'aria-keyshortcuts': '?',
+      }),
     ),
     themeChoice(),
   );
@@ -358,70 +363,13 @@ for (const event of ['keydown', 'pointerdown']) {
   );
 }
 
-// Keys ----------------------------------------------------------------------------------------------------------------
-
-let isGo = false;
-let goTimer = null;
+startKeys({ views: offered, main, isActive: () => state.session !== null });
 
 document.addEventListener('keydown', (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !state.session) return;
-  if (event.key === 'Escape' && menu.classList.contains('open')) {
-    closeMenu();
-    menuButton.focus();
-    return;
-  }
-  if (event.key === 'Escape' && event.target.matches?.('[data-search]') && event.target.value === '') {
-    event.target.blur();
-    return;
-  }
-  if (isHTMLInput(event.target) || document.querySelector('dialog[open]')) return;
-  if (isGo) {
-    isGo = false;
-    clearTimeout(goTimer);
-    const view = offered().find((each) => each.key === event.key);
-    if (view) {
-      event.preventDefault();
-      go(link(view.name));
-    }
-    return;
-  }
-  if (event.key === 'g') {
-    isGo = true;
-    goTimer = setTimeout(() => {
-      isGo = false;
-    }, 1500);
-  } else if (event.key === '/') {
-    const search = main.querySelector('[data-search]');
-    if (search) {
-      event.preventDefault();
-      search.focus();
-      search.select();
-    }
-  } else if (event.key === '?') {
-    event.preventDefault();
-    showShortcuts();
-  }
+  if (event.key !== 'Escape' || !menu.classList.contains('open')) return;
+  closeMenu();
+  menuButton.focus();
 });
-
-function showShortcuts() {
-  const key = (...keys) => keys.map((each) => h('kbd', {}, each));
-  openDialog({
-    title: 'Keyboard shortcuts',
-    id: 'shortcuts-dialog',
-    body: h(
-      'dl',
-      { class: 'shortcuts' },
-      h('dt', {}, key('/')),
-      h('dd', {}, 'Focus the search'),
-      h('dt', {}, key('?')),
-      h('dd', {}, 'Show the shortcuts'),
-      h('dt', {}, key('Esc')),
-      h('dd', {}, 'Close the dialog'),
-      offered().map((view) => [h('dt', {}, key('g', view.key)), h('dd', {}, view.label)]),
-    ),
-    actions: (close) => [button('Done', close, { kind: 'primary' })],
-  });
-}
 
 window.addEventListener('hashchange', () => {
   // After the sign-in the view of the new address is shown.
