@@ -6,7 +6,7 @@ import { curl } from './commands.js';
 import { toast } from './dialogs.js';
 import { add, button, h, replace } from './dom.js';
 import { FieldError } from './expiry.js';
-import { count, SECOND, shellJoin } from './format.js';
+import { count, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
 import { planSummary, sessionsEnded } from './plan-parts.js';
@@ -34,6 +34,11 @@ const MODES = {
 };
 
 const MAX_PEM = 60 * 1024;
+
+// What the API accepts of a certificate to issue.
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/;
+const MAX_DAYS = 3650;
+const MAX_DNS_NAMES = 16;
 
 export function tlsView(page, { name }) {
   const listener = chosenListener(page, 'tls', name);
@@ -366,7 +371,14 @@ export function tlsView(page, { name }) {
       spellcheck: 'false',
       placeholder: 'app',
     });
-    const days = h('input', { type: 'number', id: 'issue-days', name: 'days', min: '1', max: '825', value: '90' });
+    const days = h('input', {
+      type: 'number',
+      id: 'issue-days',
+      name: 'days',
+      min: '1',
+      max: String(MAX_DAYS),
+      value: '90',
+    });
     const dns = h('input', {
       type: 'text',
       id: 'issue-dns',
@@ -392,19 +404,30 @@ export function tlsView(page, { name }) {
               ' remove issuing_ca when you no longer need it.',
             ),
           ),
-          field('Name (CN)', cn, { help: 'The name of the client in the audit and in trusted_clients.' }),
-          field('Valid for days', days),
-          field('DNS names (optional)', dns, { help: 'Separated by spaces.' }),
+          field('Name (CN)', cn, {
+            help: [
+              'The name of the client in the audit and in trusted_clients: letters, digits, dots, underscores, hyphens',
+              'and @. It begins with a letter or digit.',
+            ].join(' '),
+          }),
+          field('Valid for days', days, { help: `At most ${number(MAX_DAYS)}, and not longer than the CA.` }),
+          field('DNS names (optional)', dns, { help: `At most ${MAX_DNS_NAMES} host names, separated by spaces.` }),
         ),
         reviewLabel: 'Review',
         read: () => {
-          if (cn.value.trim() === '') throw new FieldError('Enter a name.', cn);
+          const name = cn.value.trim();
+          if (!NAME.test(name)) {
+            const rule =
+              'Enter 1 to 64 letters, digits, dots, underscores, hyphens and @. Begin with a letter or digit.';
+            throw new FieldError(rule, cn);
+          }
           const length = Number(days.value);
-          if (!Number.isInteger(length) || length < 1) {
-            throw new FieldError('Enter the number of days, at least 1.', days);
+          if (!Number.isInteger(length) || length < 1 || length > MAX_DAYS) {
+            throw new FieldError(`Enter a number of days from 1 to ${number(MAX_DAYS)}.`, days);
           }
           const names = dns.value.split(/[\s,]+/).filter(Boolean);
-          return { name: cn.value.trim(), days: length, ...(names.length > 0 ? { dns: names } : {}) };
+          if (names.length > MAX_DNS_NAMES) throw new FieldError(`Enter at most ${MAX_DNS_NAMES} host names.`, dns);
+          return { name, days: length, ...(names.length > 0 ? { dns: names } : {}) };
         },
       },
       build: (nothing, input) => {
