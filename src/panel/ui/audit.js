@@ -1,7 +1,7 @@
 // Audit events as they happen.
 
 import { ApiError, bus, toError } from './api.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { matcher, searchField } from './filter.js';
 import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, visible, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
@@ -12,6 +12,9 @@ import { commandBox, emptyState, errorNotice, facts, field, pageHead, select, un
 /** Events that stay in the page. Older ones are in the audit file. */
 const MAX_EVENTS = 400;
 const RECENT = 200;
+
+/** Recent events arrive within this time, if there are any. */
+const READY = SECOND / 2;
 
 /** The server sends a comment every 15 s. Without one for this time the connection is dead. */
 const SILENCE = 45 * SECOND;
@@ -50,6 +53,7 @@ export function auditView(page, { parameters }) {
   let seen = new Set();
   let controller = null;
   let retry = null;
+  let ready = null;
   let failures = 0;
   let isDestroyed = false;
 
@@ -181,6 +185,7 @@ export function auditView(page, { parameters }) {
     queued = [];
     entries = [...fresh.reverse(), ...entries].slice(0, MAX_EVENTS);
     if (seen.size > 4 * MAX_EVENTS) seen = new Set(entries.map((entry) => entry.data));
+    markReady(page);
     if (isPaused) {
       held += fresh.length;
     } else {
@@ -255,6 +260,7 @@ export function auditView(page, { parameters }) {
       });
       if (!response.ok) throw await toError(response);
       connection = 'live';
+      ready ??= setTimeout(() => markReady(page), READY);
       failures = 0;
       replace(message);
       showStatus();
@@ -317,6 +323,7 @@ export function auditView(page, { parameters }) {
     destroy() {
       isDestroyed = true;
       clearTimeout(retry);
+      clearTimeout(ready);
       search.destroy();
       controller?.abort();
       document.removeEventListener('visibilitychange', onVisible);

@@ -2,7 +2,7 @@
 
 import { networkAround, parseNetwork, sizeOf, sortKey } from './address.js';
 import { get, poll } from './api.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { matcher, searchField } from './filter.js';
 import { number, SECOND, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
@@ -173,6 +173,7 @@ export function denialsView(page, { parameters }) {
       rows = data.denials;
       replaced = data.replaced ?? 0;
       filter();
+      markReady(page);
     },
     onError: (error, { isFirst }) => {
       if (isFirst && error.status !== 401) replace(message, errorNotice(error));

@@ -45,3 +45,8 @@ export const SIGNS = { good: '✓', warn: '!', bad: '✕', info: 'i', idle: '○
 
 export const isHTMLInput = (element) =>
   element instanceof HTMLElement && (element.matches('input, textarea, select') || element.isContentEditable);
+
+/** Says that the first data of a view is shown. */
+export const markReady = (page) => {
+  page.dataset.ready = '';
+};

@@ -2,7 +2,7 @@
 
 import { bus, send } from './api.js';
 import { commandSection } from './commands.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { shellJoin, words } from './format.js';
 import { link, remember } from './router.js';
 import { allowDialog } from './source-changes.js';
@@ -114,9 +114,11 @@ export function explainView(page, { parameters }) {
       const { data } = await send(request.method, request.path, request);
       if (mine !== run) return;
       show(data, { name, address, request, hasCertificate: pem !== '' });
+      markReady(page);
     } catch (error) {
       if (mine !== run) return;
       replace(result, errorNotice(error));
+      markReady(page);
     }
   }
 
@@ -190,5 +192,6 @@ export function explainView(page, { parameters }) {
   };
   bus.addEventListener('changed', onChanged);
   if (source.value !== '' && names.length > 0) explain();
+  else markReady(page);
   return { destroy: () => bus.removeEventListener('changed', onChanged) };
 }

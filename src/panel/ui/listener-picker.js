@@ -1,6 +1,6 @@
 // The choice of a listener, which all views share.
 
-import { h } from './dom.js';
+import { h, markReady } from './dom.js';
 import { go, link } from './router.js';
 import { listeners } from './state.js';
 import { emptyState, field, select } from './widgets.js';
@@ -48,5 +48,6 @@ export function chosenListener(page, view, name) {
       h('a', { class: 'button', href: link('reload') }, 'Open Reload'),
     ),
   );
+  markReady(page);
   return null;
 }

@@ -1,7 +1,7 @@
 // The state of the program and of each listener, with what needs a person first.
 
 import { get, poll } from './api.js';
-import { add, h, replace, svg } from './dom.js';
+import { add, h, markReady, replace, svg } from './dom.js';
 import { clock, count, dateTime, MINUTE, number, relative, words } from './format.js';
 import { admitsNobody, certificateState, issues, roleName } from './issues.js';
 import { link } from './router.js';
@@ -163,6 +163,7 @@ export function overviewView(page, { parameters }) {
       onData: (data) => {
         history = data;
         for (const [name, chart] of charts) chart.show(historyOf(name), { isMissing: data === null });
+        markReady(page);
       },
     },
   );

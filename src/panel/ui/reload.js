@@ -4,7 +4,7 @@ import { bus, notifyChanged, send } from './api.js';
 import { changeDialog } from './changes.js';
 import { commandSection } from './commands.js';
 import { toast } from './dialogs.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { count, number } from './format.js';
 import { roleName } from './issues.js';
 import { plainTable, planSummary, sessionsEnded } from './plan-parts.js';
@@ -92,6 +92,7 @@ export function reloadView(page) {
           : nodes,
         commandSection(COMMANDS),
       );
+      markReady(page);
     } catch (error) {
       if (mine !== run) return;
       replace(
@@ -99,6 +100,7 @@ export function reloadView(page) {
         h('h2', {}, 'What a reload would change'),
         error.id === 'reload_rejected' ? rejected(error) : errorNotice(error),
       );
+      markReady(page);
     }
   }
 
@@ -133,6 +135,7 @@ export function reloadView(page) {
 
   showLast(state.status);
   if (!mayReload) {
+    markReady(page);
     return { onStatus: showLast };
   }
   bus.addEventListener('changed', showPlan);

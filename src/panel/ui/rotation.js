@@ -1,7 +1,7 @@
 // The evidence of a rotation as a checklist: is the new one there, who still uses the old one, can it be removed.
 
 import { get, poll } from './api.js';
-import { add, h, replace } from './dom.js';
+import { add, h, markReady, replace } from './dom.js';
 import { groupBy, matcher, searchField } from './filter.js';
 import { count, SECOND } from './format.js';
 import { roleName } from './issues.js';
@@ -148,6 +148,7 @@ export function rotationView(page, { parameters }) {
       ({ items } = data);
       replace(message);
       draw();
+      markReady(page);
     },
     onError: (error, { isFirst }) => {
       if (isFirst && error.status !== 401) {

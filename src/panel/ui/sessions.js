@@ -3,7 +3,7 @@
 import { get, notifyChanged, poll } from './api.js';
 import { confirmDialog } from './changes.js';
 import { toast } from './dialogs.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { debounced } from './filter.js';
 import { count, number, SECOND, shellJoin } from './format.js';
 import { listenerFilter } from './listener-picker.js';
@@ -224,6 +224,7 @@ export function sessionsView(page, { parameters }) {
           ? `${count(total, 'session')} selected`
           : `${number(total)} ${total === 1 ? 'session' : 'sessions'}`;
         if (found.textContent !== text) found.textContent = text;
+        markReady(page);
       },
       onError: (error) => {
         // A network that is being typed is invalid for a moment.

@@ -2,7 +2,7 @@
 
 import { contains, parseNetwork, sortKey } from './address.js';
 import { poll } from './api.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { matcher, searchField } from './filter.js';
 import { count, SECOND } from './format.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
@@ -229,6 +229,7 @@ export function sourcesView(page, { name, parameters }) {
       replace(message);
       filter();
       showUndo();
+      markReady(page);
     },
     onError: (error, { isFirst }) => {
       if (!isFirst || error.status === 401) return;

@@ -4,7 +4,7 @@ import { get, notifyChanged, poll, send } from './api.js';
 import { changeDialog } from './changes.js';
 import { curl } from './commands.js';
 import { toast } from './dialogs.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { FieldError } from './expiry.js';
 import { count, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
@@ -237,7 +237,10 @@ export function tlsView(page, { name }) {
   }
 
   const tlsPoll = poll(loadAll, 15 * SECOND, {
-    onData: draw,
+    onData: (data) => {
+      draw(data);
+      markReady(page);
+    },
     onError: (error, { isFirst }) => {
       if (!isFirst || error.status === 401) return;
       replace(message, errorNotice(error));

@@ -3,7 +3,7 @@
 import { get, notifyChanged, poll } from './api.js';
 import { changeDialog, confirmDialog } from './changes.js';
 import { toast } from './dialogs.js';
-import { add, button, h, replace } from './dom.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { expiryField, FieldError } from './expiry.js';
 import { SECOND, shellJoin, ttlUntil } from './format.js';
 import { state } from './state.js';
@@ -271,6 +271,7 @@ export function tokensView(page) {
       replace(message);
       table.update(tokens);
       found.show(tokens.length, tokens.length, 'token');
+      markReady(page);
     },
     onError: (error, { isFirst }) => {
       if (isFirst && error.status !== 401) replace(message, errorNotice(error));
