@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::api::{OPERATOR, OWNER, VIEWER};
 use crate::harness::packages::Packages;
 use crate::harness::pki::{Authority, Request};
-use crate::harness::program::{Group, Running, find, free_port, supervised};
+use crate::harness::program::{Group, Running, command, find, free_port, run, supervised};
 use crate::harness::{Listener, Portcullis, Postgres, Redis, TestDir};
 
 /// A program with listeners for the scenarios.
@@ -155,6 +155,12 @@ scenarios! {
     removing_the_last_certificate_opens_nothing
     issued_certificate_is_downloaded_once
     ca_bundle_is_downloaded
+}
+
+#[test]
+fn pure_functions_of_the_panel() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/panel/unit.test.mjs");
+    run(command("node").arg("--test").arg(tests)).success();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 import fs from 'node:fs';
 import { createRequire } from 'node:module';
-import { assert, dialog, press, until } from './driver.mjs';
+import { assert, dialog, press, shown, until } from './driver.mjs';
 
 const VIEWS = ['#/', '#/sources/cache', '#/denials', '#/sessions', '#/tls/cache', '#/rotation', '#/explain?listener=cache&source=127.0.0.1', '#/reload', '#/audit', '#/tokens'];
 
@@ -12,10 +12,10 @@ async function populated(site) {
   return () => clients.forEach((client) => client?.socket.destroy());
 }
 
+/** Another hash stays in the document, so the heading of the view before it is there for a moment. */
 async function visit(page, site, view) {
   await page.goto(`${site.base}/ui/${view}`);
-  await page.locator('.page h1').waitFor();
-  await until(`${view} is loaded`, async () => (await page.locator('.skeleton:visible').count()) === 0);
+  await shown(page, view);
 }
 
 /** Serious findings of axe on every view and one dialog, in both themes. */

@@ -1,7 +1,7 @@
 // What hostile clients, pages and failures do to the panel.
 
 import http from 'node:http';
-import { assert, confirm, dialog, plan, press, signIn, until } from './driver.mjs';
+import { assert, confirm, dialog, plan, press, shown, signIn, until } from './driver.mjs';
 
 const MARKUP = '<img src=x onerror=alert(1)><script>alert(2)</script>';
 const LONG = 'W'.repeat(200);
@@ -24,12 +24,20 @@ export async function names_that_others_choose_stay_text(site) {
   const page = await site.signedIn('owner', '#/sources/cache');
   const alerts = [];
   page.on('dialog', (each) => { alerts.push(each.message()); each.dismiss(); });
-  const views = ['#/sources/cache', '#/sessions', '#/rotation', '#/tls/cache', '#/audit', '#/', '#/denials'];
-  for (const view of views) {
+  // Where the description or the subject of the connected client has to be.
+  const views = {
+    '#/sources/cache': '#sources-table',
+    '#/sessions': '#sessions-table',
+    '#/rotation': '#rotation-groups',
+    '#/tls/cache': null,
+    '#/audit': '#events',
+    '#/': null,
+    '#/denials': null,
+  };
+  for (const [view, place] of Object.entries(views)) {
     await page.goto(`${site.base}/ui/${view}`);
-    await page.locator('.page h1').waitFor();
-    if (view === '#/sources/cache') await page.getByText(MARKUP).first().waitFor();
-    if (view === '#/sessions') await page.locator('#sessions-table', { hasText: 'onerror' }).waitFor();
+    await shown(page, view);
+    if (place) await page.locator(place, { hasText: 'onerror' }).waitFor();
     assert.equal(await page.locator('main img[src="x"], main script, .page img').count(), 0, `${view} has markup of a client`);
     const text = await page.locator('main').innerText();
     assert.ok(!text.includes('\u202E'), `${view} shows an override of the direction of text as it is`);

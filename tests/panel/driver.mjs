@@ -122,6 +122,12 @@ export async function signIn(page, token) {
   await page.locator('#app:not([hidden]) .page h1').waitFor();
 }
 
+/** Waits until the view of this hash shows its first data. */
+export async function shown(page, hash) {
+  const [, name] = /^#\/(\w*)/.exec(hash);
+  await page.locator(`.page-${name || 'overview'}[data-ready]`).waitFor();
+}
+
 /** The dialog in front. */
 export const dialog = (page) => page.locator('dialog.dialog[open]').last();
 

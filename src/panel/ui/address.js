@@ -50,8 +50,11 @@ export function parseNetwork(text) {
 const mask = ({ bits, prefix }) => ((1n << BigInt(prefix)) - 1n) << BigInt(bits - prefix);
 
 export function contains(network, address) {
-  return network.bits === address.bits && network.prefix <= address.prefix
-    && ((network.value ^ address.value) & mask(network)) === 0n;
+  return (
+    network.bits === address.bits &&
+    network.prefix <= address.prefix &&
+    ((network.value ^ address.value) & mask(network)) === 0n
+  );
 }
 
 export const isEverything = (text) => parseNetwork(text)?.prefix === 0;
@@ -89,5 +92,6 @@ export function sizeOf(text) {
 export function sortKey(text) {
   const network = parseNetwork(text);
   if (!network) return `9${String(text).toLowerCase()}`;
-  return `${network.bits === 32 ? 4 : 6}${network.value.toString(16).padStart(32, '0')}${String(network.prefix).padStart(3, '0')}`;
+  const value = network.value.toString(16).padStart(32, '0');
+  return `${network.bits === 32 ? 4 : 6}${value}${String(network.prefix).padStart(3, '0')}`;
 }

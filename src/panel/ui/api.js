@@ -10,18 +10,14 @@ export class ApiError extends Error {
   }
 }
 
-/** Events: `session-ended` with the reason, and `freshness` when a timer fails or recovers. */
+/**
+ * Events: `session-ended` with the reason, `freshness` when a timer fails or recovers, `changed` after a change, and
+ * `fault` with an error of the panel itself.
+ */
 export const bus = new EventTarget();
 
-/** A path with its values percent-encoded. The server does not read `+` as a space. */
-export function path(strings, ...values) {
-  return strings.reduce((text, part, index) => text + encodeURIComponent(values[index - 1]) + part);
-}
-
-export function query(parameters) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== '');
-  return given.length === 0 ? '' : `?${given.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join('&')}`;
-}
+/** Has all views and the status read again. */
+export const notifyChanged = () => bus.dispatchEvent(new Event('changed'));
 
 // The server answers one request per connection and closes further connections of one source above its limit.
 const MAX_PARALLEL = 4;
@@ -49,7 +45,11 @@ export const lastActivity = () => lastForeground;
 
 export async function toError(response) {
   let body = null;
-  try { body = await response.json(); } catch { /* not every failure has a body in JSON */ }
+  try {
+    body = await response.json();
+  } catch {
+    /* not every failure has a body in JSON */
+  }
   return new ApiError({
     status: response.status,
     id: body?.id ?? 'unknown',
@@ -84,9 +84,10 @@ export async function send(method, target, { body, etag, background = false, raw
         signal: AbortSignal.timeout(60 * SECOND),
       });
     } catch (error) {
-      const message = error.name === 'TimeoutError'
-        ? 'The program did not answer in 60 s. Check that it runs, then try again.'
-        : 'The program cannot be reached. Check that it runs and that the network works, then try again.';
+      const message =
+        error.name === 'TimeoutError'
+          ? 'The program did not answer in 60 s. Check that it runs, then try again.'
+          : 'The program cannot be reached. Check that it runs and that the network works, then try again.';
       throw new ApiError({ status: 0, id: 'unreachable', message });
     }
     if (!response.ok) {
@@ -119,7 +120,9 @@ const failing = new Map();
 /** Since when what is shown is not up to date, or `null`. */
 export function staleSince() {
   const since = [...failing.values()];
-  return since.length === 0 ? null : { since: new Date(Math.min(...since.map((each) => each.since))), error: since[0].error };
+  return since.length === 0
+    ? null
+    : { since: new Date(Math.min(...since.map((each) => each.since))), error: since[0].error };
 }
 
 function report(poll, failure) {
@@ -130,7 +133,7 @@ function report(poll, failure) {
 }
 
 /**
- * Loads at once and then at an interval: later after failures, and not while the tab is hidden.
+ * Loads at once, at an interval, and after each change: later after failures, and not while the tab is hidden.
  *
  * @param load receives `{ background }` for the request
  * @param interval in milliseconds, or a function that returns it
@@ -138,64 +141,85 @@ function report(poll, failure) {
 export function poll(load, interval, { onData, onError = () => {} }) {
   const handle = {};
   let timer = null;
-  let stopped = false;
+  let isStopped = false;
+  let isBusy = false;
   let failures = 0;
   let lastGood = Date.now();
-  let first = true;
-  let busy = false;
-  let isAgain = false;
+  let isFirst = true;
+  // How to load again, if that was asked for meanwhile.
+  let next = null;
   const every = () => (typeof interval === 'function' ? interval() : interval);
 
-  async function run(background) {
+  async function run({ background }) {
     clearTimeout(timer);
-    if (stopped) return;
-    if (busy) {
-      isAgain = true;
+    if (isStopped) return;
+    if (isBusy) {
+      next = { background: background && (next?.background ?? true) };
       return;
     }
-    busy = true;
-    let wait;
+    isBusy = true;
+    let answer = null;
+    let failure = null;
     try {
-      const data = await load({ background });
-      if (stopped) return;
-      failures = 0;
-      lastGood = Date.now();
-      first = false;
-      report(handle, null);
-      onData(data);
-      wait = every();
+      answer = await load({ background });
     } catch (error) {
-      if (!(error instanceof ApiError)) console.error(error);
-      if (stopped) return;
-      failures += 1;
-      // After the sign-in the view is built anew, with new timers.
-      if (error.status !== 401) report(handle, { since: lastGood, error });
-      onError(error, { isFirst: first });
-      wait = Math.min(Math.max(every(), 2 * SECOND) * 2 ** Math.min(failures, 5), MINUTE);
-    } finally {
-      busy = false;
+      failure = error;
     }
-    if (stopped) return;
-    if (isAgain) {
-      isAgain = false;
-      run(true);
+    if (isStopped) return;
+    let wait = 0;
+    if (failure) wait = failed(failure);
+    // With a request that waits, this answer may be older than the change or the filter for which it was asked.
+    else if (!next) wait = arrived(answer);
+    isBusy = false;
+    if (isStopped) return;
+    if (next) {
+      const options = next;
+      next = null;
+      run(options);
     } else if (!document.hidden) {
-      timer = setTimeout(() => run(true), wait);
+      timer = setTimeout(() => run({ background: true }), wait);
     }
+  }
+
+  function arrived(answer) {
+    failures = 0;
+    lastGood = Date.now();
+    isFirst = false;
+    report(handle, null);
+    // An error in here is one of the panel, which asking again does not repair.
+    try {
+      onData(answer);
+    } catch (error) {
+      console.error(error);
+      bus.dispatchEvent(new CustomEvent('fault', { detail: error }));
+    }
+    return every();
+  }
+
+  function failed(error) {
+    if (!(error instanceof ApiError)) console.error(error);
+    failures += 1;
+    // After the sign-in the view is built anew, with new timers.
+    if (error.status !== 401) report(handle, { since: lastGood, error });
+    onError(error, { isFirst });
+    return Math.min(Math.max(every(), 2 * SECOND) * 2 ** Math.min(failures, 5), MINUTE);
   }
 
   const onVisible = () => {
     if (document.hidden) clearTimeout(timer);
-    else run(true);
+    else run({ background: true });
   };
+  const onChanged = () => run({ background: true });
   document.addEventListener('visibilitychange', onVisible);
-  handle.now = ({ background = true } = {}) => run(background);
+  bus.addEventListener('changed', onChanged);
+  handle.now = ({ background = true } = {}) => run({ background });
   handle.stop = () => {
-    stopped = true;
+    isStopped = true;
     clearTimeout(timer);
     document.removeEventListener('visibilitychange', onVisible);
+    bus.removeEventListener('changed', onChanged);
     report(handle, null);
   };
-  run(false);
+  run({ background: false });
   return handle;
 }

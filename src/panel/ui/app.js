@@ -1,29 +1,32 @@
 // Starts the panel: session, shell, views and keys.
 
 import { bus, get, lastActivity, poll, send, staleSince } from './api.js';
-import { announce, button, errorNotice, h, isHTMLInput, openDialog, replace, toast, untrusted } from './dom.js';
-import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
-import { issues } from './issues.js';
-import { go, link, route } from './router.js';
-import { signIn } from './signin.js';
-import { can, state } from './state.js';
 import { auditView } from './audit.js';
 import { denialsView } from './denials.js';
+import { announce, closeDialogs, toast } from './dialogs.js';
+import { button, h, replace } from './dom.js';
 import { explainView } from './explain.js';
+import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
+import { issues } from './issues.js';
+import { showShortcuts, startKeys } from './keys.js';
 import { overviewView } from './overview.js';
 import { reloadView } from './reload.js';
 import { rotationView } from './rotation.js';
+import { link, route } from './router.js';
 import { sessionsView } from './sessions.js';
+import { signIn } from './signin.js';
 import { sourcesView } from './sources.js';
+import { can, state } from './state.js';
 import { tlsView } from './tls.js';
 import { tokensView } from './tokens.js';
+import { errorNotice, untrusted, updateTimes } from './widgets.js';
 
 const VIEWS = [
   { name: 'overview', label: 'Overview', key: 'o', show: overviewView },
-  { name: 'sources', label: 'Trusted sources', key: 's', show: sourcesView, perListener: true },
+  { name: 'sources', label: 'Trusted sources', key: 's', show: sourcesView },
   { name: 'denials', label: 'Denials', key: 'd', show: denialsView },
   { name: 'sessions', label: 'Sessions', key: 'n', show: sessionsView },
-  { name: 'tls', label: 'TLS', key: 't', show: tlsView, perListener: true },
+  { name: 'tls', label: 'TLS', key: 't', show: tlsView },
   { name: 'rotation', label: 'Rotation', key: 'r', show: rotationView },
   { name: 'explain', label: 'Explain', key: 'e', show: explainView },
   { name: 'reload', label: 'Reload', key: 'l', show: reloadView },
@@ -41,22 +44,36 @@ let current = null;
 let statusPoll = null;
 let certificatePoll = null;
 
-// Views ----------------------------------------------------------------------------------------------------------------
+// Views ---------------------------------------------------------------------------------------------------------------
 
 const offered = () => VIEWS.filter((view) => !view.role || can(view.role));
 
-function showView({ focus = true } = {}) {
+function showView({ focus = true, keepsDialogs = false } = {}) {
   const place = route();
   const view = offered().find((each) => each.name === place.view);
   current?.destroy?.();
   current = null;
   closeMenu();
+  if (!keepsDialogs) closeDialogs();
   if (!view) {
     document.title = 'Portcullis';
     const isForbidden = VIEWS.some((each) => each.name === place.view);
-    replace(main, h('div', { class: 'page' }, h('h1', {}, isForbidden ? 'Not available' : 'No such page'),
-      h('p', {}, isForbidden ? 'Your role does not permit this page. Sign in with a token of an owner.' : 'The address names no page of the panel.'),
-      h('p', {}, h('a', { href: '#/' }, 'Open the overview'))));
+    replace(
+      main,
+      h(
+        'div',
+        { class: 'page' },
+        h('h1', {}, isForbidden ? 'Not available' : 'No such page'),
+        h(
+          'p',
+          {},
+          isForbidden
+            ? 'Your role does not permit this page. Sign in with a token of an owner.'
+            : 'The address names no page of the panel.',
+        ),
+        h('p', {}, h('a', { href: '#/' }, 'Open the overview')),
+      ),
+    );
     markCurrent(null);
     return;
   }
@@ -71,7 +88,6 @@ function showView({ focus = true } = {}) {
     replace(page, h('h1', {}, view.label), errorNotice(error));
     current = {};
   }
-  current.view = view.name;
   if (focus) {
     window.scrollTo(0, 0);
     main.focus({ preventScroll: true });
@@ -87,9 +103,30 @@ function markCurrent(name) {
 }
 
 function showNav() {
-  replace(nav, h('ul', {}, offered().map((view) => h('li', {},
-    h('a', { href: link(view.name), 'data-view': view.name, id: `nav-${view.name}`, 'aria-keyshortcuts': `g ${view.key}` }, h('span', {}, view.label),
-      view.name === 'overview' ? h('span', { class: 'badge', id: 'issue-count', hidden: true }) : null)))));
+  replace(
+    nav,
+    h(
+      'ul',
+      {},
+      offered().map((view) =>
+        h(
+          'li',
+          {},
+          h(
+            'a',
+            {
+              href: link(view.name),
+              'data-view': view.name,
+              id: `nav-${view.name}`,
+              'aria-keyshortcuts': `g ${view.key}`,
+            },
+            h('span', {}, view.label),
+            view.name === 'overview' ? h('span', { class: 'badge', id: 'issue-count', hidden: true }) : null,
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function showIssueCount() {
@@ -98,10 +135,14 @@ function showIssueCount() {
   const urgent = issues(state).filter(({ kind }) => kind !== 'info');
   badge.hidden = urgent.length === 0;
   badge.className = `badge ${urgent.some(({ kind }) => kind === 'bad') ? 'bad' : 'warn'}`;
-  replace(badge, h('span', { 'aria-hidden': 'true' }, String(urgent.length)), h('span', { class: 'visually-hidden' }, `, ${urgent.length} to look at`));
+  replace(
+    badge,
+    h('span', { 'aria-hidden': 'true' }, String(urgent.length)),
+    h('span', { class: 'visually-hidden' }, `, ${urgent.length} to look at`),
+  );
 }
 
-// Shell ----------------------------------------------------------------------------------------------------------------
+// Shell ---------------------------------------------------------------------------------------------------------------
 
 function closeMenu() {
   menu.classList.remove('open');
@@ -120,7 +161,11 @@ document.getElementById('skip-link').addEventListener('click', (event) => {
   main.focus();
 });
 
-const THEMES = [['auto', 'System'], ['light', 'Light'], ['dark', 'Dark']];
+const THEMES = [
+  ['auto', 'System'],
+  ['light', 'Light'],
+  ['dark', 'Dark'],
+];
 
 function themeChoice() {
   const chosen = document.documentElement.dataset.theme ?? 'auto';
@@ -130,21 +175,57 @@ function themeChoice() {
     try {
       if (value === 'auto') localStorage.removeItem('portcullis-theme');
       else localStorage.setItem('portcullis-theme', value);
-    } catch { /* the choice lasts as long as the page */ }
+    } catch {
+      /* the choice lasts as long as the page */
+    }
   };
-  return h('fieldset', { class: 'theme', id: 'theme' }, h('legend', { class: 'visually-hidden' }, 'Theme'),
-    THEMES.map(([value, label]) => h('label', {}, h('input', { type: 'radio', name: 'theme', value, checked: value === chosen, on: { change: () => choose(value) } }), h('span', {}, label))));
+  return h(
+    'fieldset',
+    { class: 'theme', id: 'theme' },
+    h('legend', { class: 'visually-hidden' }, 'Theme'),
+    THEMES.map(([value, label]) =>
+      h(
+        'label',
+        {},
+        h('input', {
+          type: 'radio',
+          name: 'theme',
+          value,
+          checked: value === chosen,
+          on: { change: () => choose(value) },
+        }),
+        h('span', {}, label),
+      ),
+    ),
+  );
 }
 
 function showAccount() {
   const { name, role, ends_at: ends } = state.session;
-  replace(account,
-    h('p', { class: 'account-name', id: 'account-name', title: ends ? `The session ends ${dateTime(ends)} at the latest` : null }, untrusted(name, { label: 'name of the token' })),
+  replace(
+    account,
+    h(
+      'p',
+      {
+        class: 'account-name',
+        id: 'account-name',
+        title: ends ? `The session ends ${dateTime(ends)} at the latest` : null,
+      },
+      untrusted(name, { label: 'name of the token' }),
+    ),
     h('p', { class: 'account-role', id: 'account-role' }, role),
-    h('div', { class: 'actions' },
+    h(
+      'div',
+      { class: 'actions' },
       button('Sign out', signOut, { kind: 'small', id: 'sign-out' }),
-      button('Shortcuts', showShortcuts, { kind: 'small quiet', id: 'shortcuts', 'aria-keyshortcuts': '?' })),
-    themeChoice());
+      button('Shortcuts', () => showShortcuts(offered()), {
+        kind: 'small quiet',
+        id: 'shortcuts',
+        'aria-keyshortcuts': '?',
+      }),
+    ),
+    themeChoice(),
+  );
 }
 
 async function signOut() {
@@ -171,28 +252,36 @@ function showFreshness() {
 
 bus.addEventListener('freshness', showFreshness);
 
-// Session --------------------------------------------------------------------------------------------------------------
+bus.addEventListener('fault', ({ detail: error }) => {
+  toast('bad', `The panel cannot show this page: ${error.message}. Reload it; report the fault if it comes back.`);
+});
+
+// Session -------------------------------------------------------------------------------------------------------------
 
 function stopAll() {
   statusPoll?.stop();
   certificatePoll?.stop();
   current?.destroy?.();
   current = null;
-  for (const dialog of document.querySelectorAll('dialog.dialog')) dialog.close();
+  closeDialogs({ force: true });
   Object.assign(state, { session: null, status: null, certificates: null, undo: null });
   replace(main);
 }
 
 bus.addEventListener('session-ended', async ({ detail }) => {
   if (document.getElementById('signin') || !state.session) return;
-  const before = state.session;
+  const before = { ...state.session, hash: window.location.hash };
   statusPoll?.stop();
   certificatePoll?.stop();
   current?.destroy?.();
-  const session = await signIn({ reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.` });
+  current = null;
+  const session = await signIn({
+    reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.`,
+  });
+  const isSame = session.name === before.name && session.role === before.role;
   // Another person must not see what this one has typed.
-  if (session.name !== before.name || session.role !== before.role) stopAll();
-  begin(session, { focus: false });
+  if (!isSame) stopAll();
+  begin(session, { focus: false, keepsDialogs: isSame && window.location.hash === before.hash });
 });
 
 async function start({ reason = null } = {}) {
@@ -205,7 +294,18 @@ async function start({ reason = null } = {}) {
       if (error.status !== 401) {
         const boot = document.getElementById('boot');
         boot.hidden = false;
-        replace(boot, errorNotice(error), button('Try again', () => { replace(boot, 'Loading…'); start(); }, { kind: 'primary' }));
+        replace(
+          boot,
+          errorNotice(error),
+          button(
+            'Try again',
+            () => {
+              replace(boot, 'Loading…');
+              start();
+            },
+            { kind: 'primary' },
+          ),
+        );
         return;
       }
     }
@@ -215,7 +315,7 @@ async function start({ reason = null } = {}) {
   begin(session, { focus: true });
 }
 
-function begin(session, { focus }) {
+function begin(session, { focus, keepsDialogs = false }) {
   state.session = session;
   document.getElementById('boot').hidden = true;
   document.getElementById('app').hidden = false;
@@ -229,7 +329,7 @@ function begin(session, { focus }) {
     // The first status names the listeners, which most views need.
     if (!isShown) {
       isShown = true;
-      showView({ focus });
+      showView({ focus, keepsDialogs });
     } else {
       current?.onStatus?.(status);
     }
@@ -238,7 +338,9 @@ function begin(session, { focus }) {
   statusPoll = poll((options) => get('/v1/status', options), 5 * SECOND, {
     onData: onStatus,
     onError: (error, { isFirst }) => {
-      if (isFirst && !isShown && error.status !== 401) replace(main, h('div', { class: 'page' }, h('h1', {}, 'No answer'), errorNotice(error), h('p', {}, 'The panel tries again by itself.')));
+      if (!isFirst || isShown || error.status === 401) return;
+      const hint = h('p', {}, 'The panel tries again by itself.');
+      replace(main, h('div', { class: 'page' }, h('h1', {}, 'No answer'), errorNotice(error), hint));
     },
   });
   certificatePoll = poll((options) => get('/v1/certificates', options), 2 * MINUTE, {
@@ -250,76 +352,29 @@ function begin(session, { focus }) {
   });
 }
 
-/** Reads the status at once, after a change. */
-bus.addEventListener('changed', () => {
-  statusPoll?.now();
-  certificatePoll?.now();
-});
-
 // A person who reads or types sends no request, and yet is active.
 for (const event of ['keydown', 'pointerdown']) {
-  document.addEventListener(event, () => {
-    if (state.session && Date.now() - lastActivity() > 5 * MINUTE) send('GET', '/ui/session').catch(() => {});
-  }, { passive: true, capture: true });
+  document.addEventListener(
+    event,
+    () => {
+      if (state.session && Date.now() - lastActivity() > 5 * MINUTE) send('GET', '/ui/session').catch(() => {});
+    },
+    { passive: true, capture: true },
+  );
 }
 
-// Keys -----------------------------------------------------------------------------------------------------------------
-
-let isGo = false;
-let goTimer = null;
+startKeys({ views: offered, main, isActive: () => state.session !== null });
 
 document.addEventListener('keydown', (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !state.session) return;
-  if (event.key === 'Escape' && menu.classList.contains('open')) {
-    closeMenu();
-    menuButton.focus();
-    return;
-  }
-  if (event.key === 'Escape' && event.target.matches?.('[data-search]') && event.target.value === '') {
-    event.target.blur();
-    return;
-  }
-  if (isHTMLInput(event.target) || document.querySelector('dialog[open]')) return;
-  if (isGo) {
-    isGo = false;
-    clearTimeout(goTimer);
-    const view = offered().find((each) => each.key === event.key);
-    if (view) {
-      event.preventDefault();
-      go(link(view.name));
-    }
-    return;
-  }
-  if (event.key === 'g') {
-    isGo = true;
-    goTimer = setTimeout(() => { isGo = false; }, 1500);
-  } else if (event.key === '/') {
-    const search = main.querySelector('[data-search]');
-    if (search) {
-      event.preventDefault();
-      search.focus();
-      search.select();
-    }
-  } else if (event.key === '?') {
-    event.preventDefault();
-    showShortcuts();
-  }
+  if (event.key !== 'Escape' || !menu.classList.contains('open')) return;
+  closeMenu();
+  menuButton.focus();
 });
 
-function showShortcuts() {
-  const key = (...keys) => keys.map((each) => h('kbd', {}, each));
-  openDialog({
-    title: 'Keyboard shortcuts',
-    id: 'shortcuts-dialog',
-    body: h('dl', { class: 'shortcuts' },
-      h('dt', {}, key('/')), h('dd', {}, 'Focus the search'),
-      h('dt', {}, key('?')), h('dd', {}, 'Show the shortcuts'),
-      h('dt', {}, key('Esc')), h('dd', {}, 'Close the dialog'),
-      offered().map((view) => [h('dt', {}, key('g', view.key)), h('dd', {}, view.label)])),
-    actions: (close) => [button('Done', close, { kind: 'primary' })],
-  });
-}
+window.addEventListener('hashchange', () => {
+  // After the sign-in the view of the new address is shown.
+  if (state.session && state.status && !document.getElementById('signin')) showView();
+});
 
-window.addEventListener('hashchange', () => { if (state.session && state.status) showView(); });
-
+setInterval(updateTimes, 5 * SECOND);
 start();

@@ -1,21 +1,47 @@
 // Audit events as they happen.
 
 import { ApiError, bus, toError } from './api.js';
-import { add, button, commandBox, emptyState, errorNotice, facts, field, h, replace, select, untrusted, visible } from './dom.js';
-import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, words } from './format.js';
+import { add, button, h, markReady, replace } from './dom.js';
+import { matcher, searchField } from './filter.js';
+import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, visible, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { remember } from './router.js';
-import { searchField } from './table.js';
+import { query as asQuery } from './url.js';
+import { commandBox, emptyState, errorNotice, facts, field, pageHead, select, untrusted } from './widgets.js';
 
 /** Events that stay in the page. Older ones are in the audit file. */
 const MAX_EVENTS = 400;
 const RECENT = 200;
 
+/** Recent events arrive within this time, if there are any. */
+const READY = SECOND / 2;
+
 /** The server sends a comment every 15 s. Without one for this time the connection is dead. */
 const SILENCE = 45 * SECOND;
 
-const EVENTS = ['connection.denied', 'connection.opened', 'connection.closed', 'session.revoked', 'admin.action', 'admin.denied', 'source.added', 'source.removed', 'source.stale', 'reload.applied', 'reload.rejected', 'policy.weakened', 'certificate.expiring', 'cancel.forwarded', 'shield.on', 'shield.off'];
-const KINDS = [[/^(connection\.denied|admin\.denied|reload\.rejected)$/, 'bad'], [/(weakened|expiring|revoked|stale|dropped|suppressed|shield)/, 'warn'], [/(opened|applied|added)$/, 'good']];
+const EVENTS = [
+  'connection.denied',
+  'connection.opened',
+  'connection.closed',
+  'session.revoked',
+  'admin.action',
+  'admin.denied',
+  'source.added',
+  'source.removed',
+  'source.stale',
+  'reload.applied',
+  'reload.rejected',
+  'policy.weakened',
+  'certificate.expiring',
+  'cancel.forwarded',
+  'shield.on',
+  'shield.off',
+];
+const KINDS = [
+  [/^(connection\.denied|admin\.denied|reload\.rejected)$/, 'bad'],
+  [/(weakened|expiring|revoked|stale|dropped|suppressed|shield)/, 'warn'],
+  [/(opened|applied|added)$/, 'good'],
+];
 
 export function auditView(page, { parameters }) {
   let listener = parameters.get('listener') ?? '';
@@ -27,32 +53,70 @@ export function auditView(page, { parameters }) {
   let seen = new Set();
   let controller = null;
   let retry = null;
+  let ready = null;
   let failures = 0;
   let isDestroyed = false;
 
   const list = h('ol', { class: 'events', id: 'events', 'aria-label': 'Audit events, newest first' });
   const status = h('p', { class: 'counter', role: 'status', id: 'stream-status' });
   const message = h('div', { 'aria-live': 'polite' });
-  const pause = button('Pause', () => {
-    isPaused = !isPaused;
-    pause.textContent = isPaused ? 'Continue' : 'Pause';
-    pause.setAttribute('aria-pressed', String(isPaused));
-    if (!isPaused) {
-      held = 0;
+  const pause = button(
+    'Pause',
+    () => {
+      isPaused = !isPaused;
+      pause.textContent = isPaused ? 'Continue' : 'Pause';
+      pause.setAttribute('aria-pressed', String(isPaused));
+      if (!isPaused) {
+        held = 0;
+        draw();
+      }
+      showStatus();
+    },
+    { id: 'pause', 'aria-pressed': 'false' },
+  );
+  const kind = select(
+    [['', 'All events'], ...[...new Set([...EVENTS, ...(event ? [event] : [])])].map((each) => [each, each])],
+    event,
+    {
+      id: 'event',
+      name: 'event',
+      on: {
+        change: () => {
+          event = kind.value;
+          remember({ event });
+          restart();
+        },
+      },
+    },
+  );
+  const search = searchField({
+    id: 'search-events',
+    label: 'Search events',
+    value: query,
+    onInput: (text) => {
+      query = text;
+      hasTerms = matcher(query);
+      remember({ q: text });
       draw();
-    }
-    showStatus();
-  }, { id: 'pause', 'aria-pressed': 'false' });
-  const kind = select([['', 'All events'], ...[...new Set([...EVENTS, ...(event ? [event] : [])])].map((each) => [each, each])], event, {
-    id: 'event', name: 'event', on: { change: () => { event = kind.value; remember({ event }); restart(); } },
+    },
   });
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Audit'), h('p', { class: 'lead' }, 'Events as they happen, newest first. The program keeps the last 1,024 in memory; the audit file has all of them.'))),
-    h('div', { class: 'toolbar' },
-      listenerFilter(listener, (chosen) => { listener = chosen; remember({ listener }); restart(); }),
+    pageHead(
+      'Audit',
+      'Events as they happen, newest first. The program keeps the last 1,024; the audit file has all of them.',
+    ),
+    h(
+      'div',
+      { class: 'toolbar' },
+      listenerFilter(listener, (chosen) => {
+        listener = chosen;
+        remember({ listener });
+        restart();
+      }),
       field('Event', kind),
-      searchField({ id: 'search-events', label: 'Search events', value: query, onInput: (text) => { query = text; remember({ q: text }); draw(); } }),
-      h('div', { class: 'actions push' }, pause)),
+      search.element,
+      h('div', { class: 'actions push' }, pause),
+    ),
     message,
     h('div', { class: 'bar' }, status),
     list,
@@ -61,28 +125,50 @@ export function auditView(page, { parameters }) {
   let connection = 'connecting';
   function showStatus() {
     const shown = entries.filter(isMatch).length;
-    const state = { connecting: 'Connecting…', live: 'Live', hidden: 'Waiting while the tab is hidden', retrying: 'Disconnected, connecting again…' }[connection];
+    const state = {
+      connecting: 'Connecting…',
+      live: 'Live',
+      hidden: 'Waiting while the tab is hidden',
+      retrying: 'Disconnected, connecting again…',
+    }[connection];
     const text = isPaused ? `Paused, ${number(held)} new` : `${state} · ${number(shown)} shown`;
     if (status.textContent !== text) status.textContent = text;
   }
 
-  const isMatch = ({ haystack }) => query === '' || query.toLowerCase().split(/\s+/).every((term) => haystack.includes(term));
+  let hasTerms = matcher(query);
+  const isMatch = (entry) => hasTerms(entry.haystack);
 
-  // Events -------------------------------------------------------------------------------------------------------------
+  // Events ------------------------------------------------------------------------------------------------------------
 
   let queued = [];
   let isScheduled = false;
   function put(name, data) {
     if (name === 'lost') {
       let lost = 0;
-      try { lost = JSON.parse(data).lost; } catch { /* the number is unknown */ }
-      queued.push({ element: h('li', { class: 'event lost' }, `${number(lost)} events were lost here, because this page read too slowly. The audit file has them.`), haystack: '', isLost: true });
+      try {
+        lost = JSON.parse(data).lost;
+      } catch {
+        /* the number is unknown */
+      }
+      queued.push({
+        element: h(
+          'li',
+          { class: 'event lost' },
+          `${number(lost)} events were lost here, because this page read too slowly. The audit file has them.`,
+        ),
+        haystack: '',
+        isLost: true,
+      });
     } else {
       // After a reconnect, the recent events come again.
       if (seen.has(data)) return;
       seen.add(data);
       let fields;
-      try { fields = JSON.parse(data); } catch { return; }
+      try {
+        fields = JSON.parse(data);
+      } catch {
+        return;
+      }
       queued.push({ element: null, fields, haystack: data.toLowerCase(), data });
     }
     if (!isScheduled) {
@@ -99,6 +185,7 @@ export function auditView(page, { parameters }) {
     queued = [];
     entries = [...fresh.reverse(), ...entries].slice(0, MAX_EVENTS);
     if (seen.size > 4 * MAX_EVENTS) seen = new Set(entries.map((entry) => entry.data));
+    markReady(page);
     if (isPaused) {
       held += fresh.length;
     } else {
@@ -110,7 +197,19 @@ export function auditView(page, { parameters }) {
   function draw() {
     const shown = entries.filter((entry) => entry.isLost || isMatch(entry));
     if (shown.length === 0) {
-      replace(list, h('li', {}, emptyState(entries.length === 0 ? 'No event yet' : 'No event matches', entries.length === 0 ? 'Events appear here within a second: connections, changes, reloads.' : 'Change the filter to see the others.')));
+      replace(
+        list,
+        h(
+          'li',
+          {},
+          emptyState(
+            entries.length === 0 ? 'No event yet' : 'No event matches',
+            entries.length === 0
+              ? 'Events appear here within a second: connections, changes, reloads.'
+              : 'Change the filter to see the others.',
+          ),
+        ),
+      );
     } else {
       const keep = new Set(shown.map((entry) => (entry.element ??= eventElement(entry))));
       for (const child of [...list.children]) if (!keep.has(child)) child.remove();
@@ -123,7 +222,7 @@ export function auditView(page, { parameters }) {
     showStatus();
   }
 
-  // The stream ---------------------------------------------------------------------------------------------------------
+  // The stream --------------------------------------------------------------------------------------------------------
 
   function restart() {
     entries = [];
@@ -153,13 +252,15 @@ export function auditView(page, { parameters }) {
       silence = setTimeout(() => mine.abort(), SILENCE);
     };
     try {
-      const given = Object.entries({ listener, event, recent: String(RECENT) }).filter(([, value]) => value !== '');
       alive();
-      const response = await fetch(`/v1/events?${given.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join('&')}`, {
-        headers: { Accept: 'text/event-stream', 'X-Portcullis-Background': 'true' }, cache: 'no-store', signal: mine.signal,
+      const response = await fetch(`/v1/events${asQuery({ listener, event, recent: RECENT })}`, {
+        headers: { Accept: 'text/event-stream', 'X-Portcullis-Background': 'true' },
+        cache: 'no-store',
+        signal: mine.signal,
       });
       if (!response.ok) throw await toError(response);
       connection = 'live';
+      ready ??= setTimeout(() => markReady(page), READY);
       failures = 0;
       replace(message);
       showStatus();
@@ -222,6 +323,8 @@ export function auditView(page, { parameters }) {
     destroy() {
       isDestroyed = true;
       clearTimeout(retry);
+      clearTimeout(ready);
+      search.destroy();
       controller?.abort();
       document.removeEventListener('visibilitychange', onVisible);
     },
@@ -233,13 +336,40 @@ const kindOf = (name) => KINDS.find(([pattern]) => pattern.test(name))?.[1] ?? '
 function eventElement({ fields, data }) {
   const { ts, event, ...others } = fields;
   const body = h('div', { class: 'event-body' });
-  const details = h('details', { on: { toggle: () => { if (details.open && body.childElementCount === 0) fillBody(); } } },
-    h('summary', {}, h('time', { datetime: ts, title: ts ? fullTime(ts) : null }, ts ? clockSeconds(new Date(ts)) : ''),
-      h('span', { class: `event-name ${kindOf(event ?? '')}` }, visible(event)), h('span', { class: 'event-text' }, summary(event, others))),
-    body);
+  const details = h(
+    'details',
+    {
+      on: {
+        toggle: () => {
+          if (details.open && body.childElementCount === 0) fillBody();
+        },
+      },
+    },
+    h(
+      'summary',
+      {},
+      h('time', { datetime: ts, title: ts ? fullTime(ts) : null }, ts ? clockSeconds(new Date(ts)) : ''),
+      h('span', { class: `event-name ${kindOf(event ?? '')}` }, visible(event)),
+      h('span', { class: 'event-text' }, summary(event, others)),
+    ),
+    body,
+  );
   function fillBody() {
-    replace(body, facts([['Time', ts ? fullTime(ts) : 'unknown'], ...Object.entries(others).map(([key, value]) => [words(key), h('span', { class: 'mono' }, untrusted(typeof value === 'string' ? value : JSON.stringify(value), { wrap: true }))])]),
-      commandBox('JSON', data));
+    replace(
+      body,
+      facts([
+        ['Time', ts ? fullTime(ts) : 'unknown'],
+        ...Object.entries(others).map(([key, value]) => [
+          words(key),
+          h(
+            'span',
+            { class: 'mono' },
+            untrusted(typeof value === 'string' ? value : JSON.stringify(value), { wrap: true }),
+          ),
+        ]),
+      ]),
+      commandBox('JSON', data),
+    );
   }
   return h('li', { class: 'event' }, details);
 }
@@ -247,7 +377,14 @@ function eventElement({ fields, data }) {
 /** The fields that say most, in one line. */
 function summary(event, fields) {
   const parts = [];
-  const put = (text, label = 'text') => { if (text !== undefined && text !== null && text !== '') parts.push(parts.length > 0 ? ' · ' : null, h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200)))); };
+  const put = (text, label = 'text') => {
+    if (text !== undefined && text !== null && text !== '') {
+      parts.push(
+        parts.length > 0 ? ' · ' : null,
+        h('bdi', { dir: 'auto', title: label }, visible(String(text).slice(0, 200))),
+      );
+    }
+  };
   put(fields.listener, 'listener');
   put(fields.generation ? `generation ${fields.generation}` : null, 'policy');
   put(fields.actor, 'actor');
@@ -261,11 +398,15 @@ function summary(event, fields) {
   put(fields.key ? `${fields.key}: ${fields.old} → ${fields.new}` : null, 'setting');
   put(fields.sources_added ? `${count(fields.sources_added, 'source')} added` : null, 'sources added');
   put(fields.sources_removed ? `${count(fields.sources_removed, 'source')} removed` : null, 'sources removed');
-  put(fields.weakened_count ? count(fields.weakened_count, 'setting weakens protection', 'settings weaken protection') : null, 'weakened');
+  put(
+    fields.weakened_count
+      ? count(fields.weakened_count, 'setting weakens protection', 'settings weaken protection')
+      : null,
+    'weakened',
+  );
   put(fields.error, 'error');
   put(fields.detail, 'detail');
   if (fields.bytes_in !== undefined) put(`${bytes(fields.bytes_in)} in, ${bytes(fields.bytes_out ?? 0)} out`, 'bytes');
   if (event === 'connection.closed' && fields.duration_ms !== undefined) put(duration(fields.duration_ms), 'duration');
   return parts;
 }
-

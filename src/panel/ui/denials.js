@@ -1,14 +1,17 @@
 // Denied connections by source and reason, each with the way to admit it.
 
-import { get, poll, query as asQuery } from './api.js';
 import { networkAround, parseNetwork, sizeOf, sortKey } from './address.js';
-import { add, button, emptyState, errorNotice, field, h, notice, replace, select, time, untrusted } from './dom.js';
+import { get, poll } from './api.js';
+import { add, button, h, markReady, replace } from './dom.js';
+import { matcher, searchField } from './filter.js';
 import { number, SECOND, words } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
-import { allowDialog } from './sources.js';
+import { allowDialog } from './source-changes.js';
 import { can } from './state.js';
-import { counter, dataTable, searchField } from './table.js';
+import { counter, dataTable } from './table.js';
+import { query as asQuery } from './url.js';
+import { emptyState, errorNotice, field, notice, pageHead, select, time, untrusted } from './widgets.js';
 
 export function denialsView(page, { parameters }) {
   let rows = null;
@@ -26,33 +29,107 @@ export function denialsView(page, { parameters }) {
     sort: { key: 'last', dir: 'desc' },
     columns: [
       { key: 'source', label: 'Source', className: 'c-main', cell: sourceCell, sort: (row) => sortKey(row.network) },
-      { key: 'listener', label: 'Listener', className: 'c-listener', cell: (row) => untrusted(row.listener, { label: 'name' }), sort: (row) => row.listener },
-      { key: 'reason', label: 'Reason', className: 'c-reason', cell: (row) => h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason)), sort: (row) => row.reason },
+      {
+        key: 'listener',
+        label: 'Listener',
+        className: 'c-listener',
+        cell: (row) => untrusted(row.listener, { label: 'name' }),
+        sort: (row) => row.listener,
+      },
+      {
+        key: 'reason',
+        label: 'Reason',
+        className: 'c-reason',
+        cell: (row) => h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason)),
+        sort: (row) => row.reason,
+      },
       { key: 'count', label: 'Count', className: 'c-num', cell: (row) => number(row.count), sort: (row) => row.count },
       { key: 'first', label: 'First', className: 'c-time', cell: (row) => time(row.first), sort: (row) => row.first },
       { key: 'last', label: 'Last', className: 'c-time', cell: (row) => time(row.last), sort: (row) => row.last },
       {
-        key: 'actions', label: 'Actions', hiddenLabel: true, className: 'c-actions two',
+        key: 'actions',
+        label: 'Actions',
+        hiddenLabel: true,
+        className: 'c-actions two',
         cell: (row) => [
-          row.rule && mayChange ? button('Allow this source', () => allow(row), { kind: 'small', 'data-action': 'allow', 'aria-label': `Allow this source: ${row.last_address ?? row.network} at ${row.listener}` }) : null,
-          h('a', { class: 'button small', href: link('explain', '', { listener: row.listener, source: row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]) }), 'data-action': 'explain', 'aria-label': `Explain ${row.last_address ?? row.network} at ${row.listener}` }, 'Explain'),
+          row.rule && mayChange
+            ? button('Allow this source', () => allow(row), {
+                kind: 'small',
+                'data-action': 'allow',
+                'aria-label': `Allow this source: ${row.last_address ?? row.network} at ${row.listener}`,
+              })
+            : null,
+          h(
+            'a',
+            {
+              class: 'button small',
+              href: link('explain', '', {
+                listener: row.listener,
+                source: row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]),
+              }),
+              'data-action': 'explain',
+              'aria-label': `Explain ${row.last_address ?? row.network} at ${row.listener}`,
+            },
+            'Explain',
+          ),
         ],
       },
     ],
-    empty: () => (rows?.length > 0
-      ? emptyState('No denial matches', 'Change the filter to see the others.')
-      : emptyState('Nobody was denied', 'A client that is not admitted appears here within seconds, with the reason and the way to admit it.', h('a', { class: 'button', href: link('explain') }, 'Explain an address'))),
+    empty: () =>
+      rows?.length > 0
+        ? emptyState('No denial matches', 'Change the filter to see the others.')
+        : emptyState(
+            'Nobody was denied',
+            'A client that is not admitted appears here within seconds, with the reason and the way to admit it.',
+            h('a', { class: 'button', href: link('explain') }, 'Explain an address'),
+          ),
   });
 
-  const period = select([['', 'Last 24 hours'], ['1h', 'Last hour'], ['10m', 'Last 10 minutes']], since, {
-    id: 'since', name: 'since', on: { change: () => { since = period.value; remember({ since }); denialsPoll.now({ background: false }); } },
+  const period = select(
+    [
+      ['', 'Last 24 hours'],
+      ['1h', 'Last hour'],
+      ['10m', 'Last 10 minutes'],
+    ],
+    since,
+    {
+      id: 'since',
+      name: 'since',
+      on: {
+        change: () => {
+          since = period.value;
+          remember({ since });
+          denialsPoll.now({ background: false });
+        },
+      },
+    },
+  );
+  const search = searchField({
+    id: 'search-denials',
+    label: 'Search source or reason',
+    value: query,
+    onInput: (text) => {
+      query = text;
+      remember({ q: text });
+      filter();
+    },
   });
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Denials'), h('p', { class: 'lead' }, 'Denied connections, grouped by source and reason. The program keeps them in memory for a day.'))),
-    h('div', { class: 'toolbar' },
-      listenerFilter(listener, (value) => { listener = value; remember({ listener }); denialsPoll.now({ background: false }); }),
+    pageHead(
+      'Denials',
+      'Denied connections, grouped by source and reason. The program keeps them in memory for a day.',
+    ),
+    h(
+      'div',
+      { class: 'toolbar' },
+      listenerFilter(listener, (value) => {
+        listener = value;
+        remember({ listener });
+        denialsPoll.now({ background: false });
+      }),
       field('Period', period),
-      searchField({ id: 'search-denials', label: 'Search source or reason', value: query, onInput: (text) => { query = text; remember({ q: text }); filter(); } })),
+      search.element,
+    ),
     message,
     h('div', { class: 'bar' }, found.element),
     table.element,
@@ -60,21 +137,34 @@ export function denialsView(page, { parameters }) {
 
   function filter() {
     if (!rows) return;
-    const terms = query.toLowerCase().split(/\s+/).filter(Boolean);
-    const shown = rows.filter((row) => {
-      const text = `${row.network} ${row.last_address ?? ''} ${row.listener} ${words(row.reason)} ${row.reason}`.toLowerCase();
-      return terms.every((term) => text.includes(term));
-    });
+    const isMatch = matcher(query);
+    const shown = rows.filter((row) => isMatch(haystack(row)));
     table.update(shown);
     found.show(shown.length, rows.length, 'denied source');
-    replace(message, replaced > 0 ? notice('info', h('p', {}, `${number(replaced)} groups made room for newer ones since the start. The audit is complete.`)) : null);
+    replace(
+      message,
+      replaced > 0
+        ? notice(
+            'info',
+            h('p', {}, `${number(replaced)} groups made room for newer ones since the start. The audit is complete.`),
+          )
+        : null,
+    );
   }
 
   function allow(row) {
     allowDialog({
       listener: row.listener,
       choices: choicesFor(row),
-      intro: h('p', {}, `Denied ${number(row.count)} ${row.count === 1 ? 'time' : 'times'}, last `, time(row.last), ': ', words(row.reason), '.'),
+      intro: h(
+        'p',
+        {},
+        `Denied ${number(row.count)} ${row.count === 1 ? 'time' : 'times'}, last `,
+        time(row.last),
+        ': ',
+        words(row.reason),
+        '.',
+      ),
     });
   }
 
@@ -83,20 +173,32 @@ export function denialsView(page, { parameters }) {
       rows = data.denials;
       replaced = data.replaced ?? 0;
       filter();
+      markReady(page);
     },
-    onError: (error, { isFirst }) => { if (isFirst && error.status !== 401) replace(message, errorNotice(error)); },
+    onError: (error, { isFirst }) => {
+      if (isFirst && error.status !== 401) replace(message, errorNotice(error));
+    },
   });
   return {
     destroy() {
       denialsPoll.stop();
+      search.destroy();
       table.destroy();
     },
   };
 }
 
+function haystack(row) {
+  const parts = [row.network, row.last_address, row.listener, words(row.reason), row.reason];
+  return parts.join(' ').toLowerCase();
+}
+
 function sourceCell(row) {
   const isNetwork = row.last_address && row.network !== row.last_address;
-  return [h('span', { class: 'mono untrusted' }, row.last_address ?? row.network), isNetwork ? h('span', { class: 'muted small untrusted' }, ` in ${row.network}`) : null];
+  return [
+    h('span', { class: 'mono untrusted' }, row.last_address ?? row.network),
+    isNetwork ? h('span', { class: 'muted small untrusted' }, ` in ${row.network}`) : null,
+  ];
 }
 
 /** The single address comes first; its usual network is a choice. */
@@ -111,4 +213,3 @@ function choicesFor({ rule }) {
   }
   return choices;
 }
-

@@ -1,27 +1,84 @@
 // Whether a connection would be admitted, step by step.
 
-import { send } from './api.js';
-import { commandSection } from './changes.js';
-import { add, button, errorNotice, field, h, notice, pill, replace, select, skeleton, untrusted } from './dom.js';
+import { bus, send } from './api.js';
+import { commandSection } from './commands.js';
+import { add, button, h, markReady, replace } from './dom.js';
 import { shellJoin, words } from './format.js';
 import { link, remember } from './router.js';
-import { allowDialog } from './sources.js';
+import { allowDialog } from './source-changes.js';
 import { can, listeners, state } from './state.js';
+import { query } from './url.js';
+import { errorNotice, field, notice, pageHead, pill, select, skeleton, untrusted } from './widgets.js';
 
 export function explainView(page, { parameters }) {
   const names = listeners().map((each) => each.name);
-  const listener = select(names.map((each) => [each, each]), parameters.get('listener') || names[0] || '', { id: 'listener', name: 'listener' });
-  const source = h('input', { type: 'text', id: 'explain-source', name: 'source', value: parameters.get('source') ?? '', placeholder: '203.0.113.7, 2001:db8::7 or unix', autocomplete: 'off', spellcheck: 'false', 'data-search': '', class: 'mono' });
-  const certificate = h('textarea', { id: 'explain-certificate', name: 'certificate', rows: '4', spellcheck: 'false', autocomplete: 'off', placeholder: '-----BEGIN CERTIFICATE-----' });
+  const listener = select(
+    names.map((each) => [each, each]),
+    parameters.get('listener') || names[0] || '',
+    { id: 'listener', name: 'listener' },
+  );
+  const source = h('input', {
+    type: 'text',
+    id: 'explain-source',
+    name: 'source',
+    value: parameters.get('source') ?? '',
+    placeholder: '203.0.113.7, 2001:db8::7 or unix',
+    autocomplete: 'off',
+    spellcheck: 'false',
+    'data-search': '',
+    class: 'mono',
+  });
+  const certificate = h('textarea', {
+    id: 'explain-certificate',
+    name: 'certificate',
+    rows: '4',
+    spellcheck: 'false',
+    autocomplete: 'off',
+    placeholder: '-----BEGIN CERTIFICATE-----',
+  });
   const result = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-result' });
-  const form = h('form', { class: 'card stack', novalidate: true, id: 'explain-form', on: { submit: (event) => { event.preventDefault(); explain(); } } },
-    h('div', { class: 'columns' }, field('Listener', listener), field('Address of the client', source, { help: 'An IP address, or unix for a client of a Unix socket.' })),
-    field('Client certificate (optional)', certificate, { help: 'PEM, the certificate and its chain. Do not paste a private key.' }),
-    h('div', { class: 'actions' }, h('button', { type: 'submit', class: 'button primary', id: 'explain-submit' }, 'Explain'),
-      state.status?.your_address ? button('Use my address', () => { source.value = state.status.your_address; explain(); }, { id: 'explain-my-address' }) : null));
+  const form = h(
+    'form',
+    {
+      class: 'card stack',
+      novalidate: true,
+      id: 'explain-form',
+      on: {
+        submit: (event) => {
+          event.preventDefault();
+          explain();
+        },
+      },
+    },
+    h(
+      'div',
+      { class: 'columns' },
+      field('Listener', listener),
+      field('Address of the client', source, { help: 'An IP address, or unix for a client of a Unix socket.' }),
+    ),
+    field('Client certificate (optional)', certificate, {
+      help: 'PEM, the certificate and its chain. Do not paste a private key.',
+    }),
+    h(
+      'div',
+      { class: 'actions' },
+      h('button', { type: 'submit', class: 'button primary', id: 'explain-submit' }, 'Explain'),
+      state.status?.your_address
+        ? button(
+            'Use my address',
+            () => {
+              source.value = state.status.your_address;
+              explain();
+            },
+            { id: 'explain-my-address' },
+          )
+        : null,
+    ),
+  );
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Explain'), h('p', { class: 'lead' }, 'Asks the policy in force whether a connection would be admitted, and why. Nothing changes.'))),
-    form, result,
+    pageHead('Explain', 'Asks the policy in force whether a connection would be admitted, and why. Nothing changes.'),
+    form,
+    result,
   ]);
   let run = 0;
 
@@ -29,49 +86,112 @@ export function explainView(page, { parameters }) {
     const mine = (run += 1);
     const address = source.value.trim();
     const pem = certificate.value.trim();
-    remember({ listener: listener.value, source: address });
+    const name = listener.value;
+    remember({ listener: name, source: address });
     if (address === '') {
       replace(result, notice('bad', h('p', {}, 'Enter the address of the client.')));
       source.focus();
       return;
     }
     if (/PRIVATE KEY/.test(pem)) {
-      replace(result, notice('bad', h('p', {}, 'The text contains a private key. Remove it; only the certificate is needed.')));
+      replace(
+        result,
+        notice('bad', h('p', {}, 'The text contains a private key. Remove it; only the certificate is needed.')),
+      );
       certificate.focus();
       return;
     }
-    const request = pem === ''
-      ? { method: 'GET', path: `/v1/explain?listener=${encodeURIComponent(listener.value)}&source=${encodeURIComponent(address)}` }
-      : { method: 'POST', path: '/v1/explain', body: { listener: listener.value, source: address, client_certificate: `${pem}\n` } };
+    const request =
+      pem === ''
+        ? { method: 'GET', path: `/v1/explain${query({ listener: name, source: address })}` }
+        : {
+            method: 'POST',
+            path: '/v1/explain',
+            body: { listener: name, source: address, client_certificate: `${pem}\n` },
+          };
     replace(result, skeleton(4));
     try {
       const { data } = await send(request.method, request.path, request);
       if (mine !== run) return;
-      show(data, { address, request, hasCertificate: pem !== '' });
+      show(data, { name, address, request, hasCertificate: pem !== '' });
+      markReady(page);
     } catch (error) {
-      if (mine === run) replace(result, errorNotice(error));
+      if (mine !== run) return;
+      replace(result, errorNotice(error));
+      markReady(page);
     }
   }
 
-  function show(data, { address, request, hasCertificate }) {
+  function show(data, { name, address, request, hasCertificate }) {
     const isAdmitted = data.verdict === 'admitted';
-    const name = listener.value;
-    const command = ['portcullis', 'explain', '--listener', name, '--source', address, ...(hasCertificate ? ['--client-cert', 'client.crt'] : [])];
+    const command = [
+      'portcullis',
+      'explain',
+      '--listener',
+      name,
+      '--source',
+      address,
+      ...(hasCertificate ? ['--client-cert', 'client.crt'] : []),
+    ];
     const isUntrusted = data.reason === 'untrusted_source' && address !== 'unix';
-    replace(result, h('h2', { class: 'visually-hidden' }, 'Verdict'),
-      h('div', { class: `verdict ${isAdmitted ? 'good' : 'bad'}`, id: 'verdict' }, pill(isAdmitted ? 'good' : 'bad', isAdmitted ? 'admitted' : 'refused'),
-        h('strong', {}, isAdmitted ? `${address} can connect to ${name}` : `${address} cannot connect to ${name}`), data.reason ? h('span', {}, words(data.reason)) : null,
-        isUntrusted && can('operator') ? button('Allow this source', () => allowDialog({ listener: name, choices: [{ value: address, label: 'only this address' }], intro: null }), { kind: 'small', id: 'explain-allow' }) : null),
-      h('div', { class: 'card' }, h('ol', { class: 'steps' }, (data.steps ?? []).map((step, index, all) => {
-        // The step that refuses can have several lines; the first one has the cause.
-        const refusing = isAdmitted ? all.length : all.findIndex((each) => each.step === all.at(-1).step);
-        const kind = index < refusing ? 'good' : index === refusing ? 'bad' : 'idle';
-        return h('li', { class: `step ${kind}` }, h('span', { class: 'step-sign', 'aria-hidden': 'true' }, { good: '✓', bad: '✕', idle: '·' }[kind]),
-          h('div', {}, h('p', { class: 'step-title' }, words(step.step)), h('p', {}, untrusted(step.text, { wrap: true }))));
-      })), data.generation ? h('p', { class: 'small muted' }, `Policy of generation ${data.generation}. `, data.rule ? h('a', { href: link('sources', name, { q: address }) }, 'Show the rule') : null) : null),
-      commandSection({ cli: [shellJoin(command)], request }));
+    replace(
+      result,
+      h('h2', { class: 'visually-hidden' }, 'Verdict'),
+      h(
+        'div',
+        { class: `verdict ${isAdmitted ? 'good' : 'bad'}`, id: 'verdict' },
+        pill(isAdmitted ? 'good' : 'bad', isAdmitted ? 'admitted' : 'refused'),
+        h('strong', {}, isAdmitted ? `${address} can connect to ${name}` : `${address} cannot connect to ${name}`),
+        data.reason ? h('span', {}, words(data.reason)) : null,
+        isUntrusted && can('operator')
+          ? button(
+              'Allow this source',
+              () => allowDialog({ listener: name, choices: [{ value: address, label: 'only this address' }] }),
+              { kind: 'small', id: 'explain-allow' },
+            )
+          : null,
+      ),
+      h(
+        'div',
+        { class: 'card' },
+        h(
+          'ol',
+          { class: 'steps' },
+          (data.steps ?? []).map((step, index, all) => {
+            // The step that refuses can have several lines; the first one has the cause.
+            const refusing = isAdmitted ? all.length : all.findIndex((each) => each.step === all.at(-1).step);
+            const kind = index < refusing ? 'good' : index === refusing ? 'bad' : 'idle';
+            return h(
+              'li',
+              { class: `step ${kind}` },
+              h('span', { class: 'step-sign', 'aria-hidden': 'true' }, { good: '✓', bad: '✕', idle: '·' }[kind]),
+              h(
+                'div',
+                {},
+                h('p', { class: 'step-title' }, words(step.step)),
+                h('p', {}, untrusted(step.text, { wrap: true })),
+              ),
+            );
+          }),
+        ),
+        data.generation
+          ? h(
+              'p',
+              { class: 'small muted' },
+              `Policy of generation ${data.generation}. `,
+              data.rule ? h('a', { href: link('sources', name, { q: address }) }, 'Show the rule') : null,
+            )
+          : null,
+      ),
+      commandSection({ cli: [shellJoin(command)], request }),
+    );
   }
 
+  const onChanged = () => {
+    if (result.childElementCount > 0 && source.value.trim() !== '') explain();
+  };
+  bus.addEventListener('changed', onChanged);
   if (source.value !== '' && names.length > 0) explain();
-  return {};
+  else markReady(page);
+  return { destroy: () => bus.removeEventListener('changed', onChanged) };
 }

@@ -1,8 +1,20 @@
-// Text for people: times, durations, numbers, and commands that can be pasted into a shell.
+// Text for people: times, durations, numbers, hidden characters, and commands for a shell.
 
-const DATE_TIME = new Intl.DateTimeFormat(undefined, { year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' });
+const DATE_TIME = new Intl.DateTimeFormat(undefined, {
+  year: 'numeric',
+  month: 'short',
+  day: 'numeric',
+  hour: '2-digit',
+  minute: '2-digit',
+});
 const DATE_TIME_SECONDS = new Intl.DateTimeFormat(undefined, {
-  year: 'numeric', month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', timeZoneName: 'short',
+  year: 'numeric',
+  month: 'short',
+  day: 'numeric',
+  hour: '2-digit',
+  minute: '2-digit',
+  second: '2-digit',
+  timeZoneName: 'short',
 });
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
 const CLOCK_SECONDS = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', second: '2-digit' });
@@ -22,7 +34,10 @@ export const dateTime = (text) => DATE_TIME.format(new Date(text));
 /** The time in the reader's zone, and the same in UTC. */
 export function fullTime(text) {
   const date = new Date(text);
-  const utc = date.toISOString().replace('T', ' ').replace(/\.\d+Z$/, '');
+  const utc = date
+    .toISOString()
+    .replace('T', ' ')
+    .replace(/\.\d+Z$/, '');
   return `${DATE_TIME_SECONDS.format(date)} · ${utc} UTC`;
 }
 
@@ -58,25 +73,56 @@ export function bytes(value) {
 /** A code of the API as words: `untrusted_source` is `untrusted source`. */
 export const words = (code) => String(code ?? '').replaceAll('_', ' ');
 
-/** An argument of a POSIX shell. */
+// Control characters, characters that change the direction of text, and characters without a glyph.
+const HIDDEN = new RegExp(
+  [
+    '[\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b-\\u200f',
+    '\\u2028-\\u202f\\u205f-\\u206f\\u3164\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb\\u{e0000}-\\u{e0fff}]',
+  ].join(''),
+  'gu',
+);
+
+const escapeOne = (character) => {
+  if (character === '\n') return '\\n';
+  if (character === '\t') return '\\t';
+  return `\\u{${character.codePointAt(0).toString(16)}}`;
+};
+
+/** The text with hidden characters in a visible form. */
+export const visible = (text) => String(text ?? '').replace(HIDDEN, escapeOne);
+
+/** The parts of a text: `{ text, isEscaped }`, where a hidden character is a part of its own. */
+export function visibleParts(text) {
+  const parts = [];
+  let from = 0;
+  for (const match of text.matchAll(HIDDEN)) {
+    parts.push({ text: text.slice(from, match.index), isEscaped: false });
+    parts.push({ text: escapeOne(match[0]), isEscaped: true });
+    from = match.index + match[0].length;
+  }
+  parts.push({ text: text.slice(from), isEscaped: false });
+  return parts.filter((part) => part.text !== '');
+}
+
+// A character inside $'…' of bash, ksh and zsh. The escapes have a fixed length, so they never take the next character.
+function shellEscape(character) {
+  const code = character.codePointAt(0);
+  if (character === '\n') return '\\n';
+  if (code < 0x80) return `\\${code.toString(8).padStart(3, '0')}`;
+  return code > 0xffff ? `\\U${code.toString(16).padStart(8, '0')}` : `\\u${code.toString(16).padStart(4, '0')}`;
+}
+
+/**
+ * An argument of a shell: in single quotes (POSIX.1-2024 §2.2.2). A text with hidden characters is in `$'…'` (§2.2.4),
+ * because a person who pastes a command has to see all of it.
+ */
 export function shellQuote(text) {
   const value = String(text);
-  // A line break inside single quotes is legal, but pasting it into a terminal is not obvious to the reader.
-  // eslint-disable-next-line no-control-regex
-  if (/[\u0000-\u001f\u007f-\u009f]/.test(value)) {
-    const escaped = [...value].map((character) => {
-      const code = character.codePointAt(0);
-      if (character === '\n') return '\\n';
-      if (character === '\\' || character === "'") return `\\${character}`;
-      // Octal always takes three digits at most, so the character behind it is never swallowed.
-      if (code < 0x20 || code === 0x7f) return `\\${code.toString(8).padStart(3, '0')}`;
-      if (code >= 0x80 && code < 0xa0) return `\\u${code.toString(16).padStart(4, '0')}`;
-      return character;
-    });
-    return `$'${escaped.join('')}'`;
+  if (value.search(HIDDEN) >= 0) {
+    return `$'${value.replace(/[\\']/g, '\\$&').replace(HIDDEN, shellEscape)}'`;
   }
-  if (value !== '' && /^[A-Za-z0-9_@%+=:,./-]+$/.test(value)) return value;
-  return `'${value.replaceAll("'", `'\\''`)}'`;
+  if (/^[A-Za-z0-9_@%+=:,./-]+$/.test(value)) return value;
+  return `'${value.replaceAll("'", "'\\''")}'`;
 }
 
 export const shellJoin = (words) => words.map(shellQuote).join(' ');
@@ -94,7 +140,8 @@ export function ttlUntil(date, now = Date.now()) {
 export function localInput(date) {
   const value = new Date(date);
   const two = (part) => String(part).padStart(2, '0');
-  return `${value.getFullYear()}-${two(value.getMonth() + 1)}-${two(value.getDate())}T${two(value.getHours())}:${two(value.getMinutes())}`;
+  const day = [value.getFullYear(), two(value.getMonth() + 1), two(value.getDate())].join('-');
+  return `${day}T${two(value.getHours())}:${two(value.getMinutes())}`;
 }
 
 export const shortFingerprint = (sha256) => (sha256 ? sha256.slice(0, 8) : '');

@@ -1,6 +1,6 @@
 // What needs a person, from the status and the certificates, each with a link to where it is fixed.
 
-import { count, DAY, relative, dateTime } from './format.js';
+import { count, dateTime, DAY, relative } from './format.js';
 import { link } from './router.js';
 
 /** Audit events warn 30 days ahead. Certificates that live for a short time are judged by a third of their life. */
@@ -15,7 +15,7 @@ export function certificateState({ not_before: from, not_after: until, expired }
   return { kind: 'good', text: 'valid' };
 }
 
-export const ROLE_NAMES = {
+const ROLE_NAMES = {
   server: 'server certificate',
   server_certificate: 'server certificate',
   client_ca: 'client CA',
@@ -35,8 +35,8 @@ export function admitsNobody(listener) {
   if (listener.enforcement !== 'enforce') return false;
   // The mode of the file, not a rule, admits the clients of a Unix socket.
   if (listener.addresses.length > 0 && listener.addresses.every((address) => address.startsWith('unix:'))) return false;
-  const silent = (listener.dns_sources ?? []).filter((source) => source.addresses.length === 0).length;
-  return listener.trusted_sources === 0 || listener.trusted_sources === silent;
+  const withoutAddress = (listener.dns_sources ?? []).filter((source) => source.addresses.length === 0).length;
+  return listener.trusted_sources === 0 || listener.trusted_sources === withoutAddress;
 }
 
 /** A list of `{ kind, key, title, text, target, action }`, the most urgent first. */
@@ -45,32 +45,89 @@ export function issues({ status, certificates, session }) {
   const put = (kind, key, title, text, target, action) => found.push({ kind, key, title, text, target, action });
   if (!status) return found;
   if (status.draining) {
-    put('bad', 'draining', 'The program is draining', `It stops, and closes the remaining sessions ${relative(status.draining.until)}. Changes are not possible.`, link('sessions'), 'Show the sessions');
+    put(
+      'bad',
+      'draining',
+      'The program is draining',
+      `It stops, and closes the remaining sessions ${relative(status.draining.until)}. Changes are not possible.`,
+      link('sessions'),
+      'Show the sessions',
+    );
   }
   if (status.last_reload?.result === 'rejected') {
-    put('bad', 'reload', 'The last reload was rejected', `${relative(status.last_reload.at)}; the policy before it stays in force. ${firstLine(status.last_reload.error)}`, link('reload'), 'Show the error');
+    put(
+      'bad',
+      'reload',
+      'The last reload was rejected',
+      `${relative(status.last_reload.at)}; the policy before it stays in force. ${firstLine(status.last_reload.error)}`,
+      link('reload'),
+      'Show the error',
+    );
   }
   if (status.descriptors && !status.descriptors.accepting) {
-    put('bad', 'descriptors', 'New connections wait', `All ${count(status.descriptors.max_connections, 'connection')} that the limit of open files permits are in use. Raise the limit and restart.`, link('sessions'), 'Show the sessions');
+    put(
+      'bad',
+      'descriptors',
+      'New connections wait',
+      `All ${count(status.descriptors.max_connections, 'connection')} that the limit of open files permits are ` +
+        'in use. Raise the limit and restart.',
+      link('sessions'),
+      'Show the sessions',
+    );
   }
   for (const listener of status.listeners ?? []) {
     const { name } = listener;
     if (listener.upstream_health === 'unhealthy') {
       const broken = listener.upstreams?.find((each) => each.health === 'unhealthy');
-      put('bad', `upstream-${name}`, `${name}: the upstream is unhealthy`, broken?.error ? `${broken.address}: ${broken.error}` : `${listener.upstream} cannot be used.`, link('overview', '', { listener: name }), 'Show the upstream');
+      put(
+        'bad',
+        `upstream-${name}`,
+        `${name}: the upstream is unhealthy`,
+        broken?.error ? `${broken.address}: ${broken.error}` : `${listener.upstream} cannot be used.`,
+        link('overview', '', { listener: name }),
+        'Show the upstream',
+      );
     }
     if (admitsNobody(listener)) {
-      put('bad', `nobody-${name}`, `${name}: no client can connect`, listener.trusted_sources === 0 ? 'The listener has no trusted source.' : 'None of its host names resolves.', link('sources', name), 'Add a source');
+      put(
+        'bad',
+        `nobody-${name}`,
+        `${name}: no client can connect`,
+        listener.trusted_sources === 0 ? 'The listener has no trusted source.' : 'None of its host names resolves.',
+        link('sources', name),
+        'Add a source',
+      );
     }
     if (listener.enforcement === 'observe') {
-      put('warn', `observe-${name}`, `${name}: untrusted sources are admitted`, 'Enforcement is observe. Set enforcement = "enforce" in the configuration, then reload.', link('reload'), 'Open Reload');
+      put(
+        'warn',
+        `observe-${name}`,
+        `${name}: untrusted sources are admitted`,
+        'Enforcement is observe. Set enforcement = "enforce" in the configuration, then reload.',
+        link('reload'),
+        'Open Reload',
+      );
     }
     const stale = (listener.dns_sources ?? []).filter((source) => source.stale);
     if (stale.length > 0) {
-      put('warn', `dns-${name}`, `${name}: ${count(stale.length, 'host name does', 'host names do')} not resolve`, `${stale[0].rule}: ${stale[0].error ?? 'no answer'}`, link('sources', name, { q: stale.length === 1 ? stale[0].rule.replace(/^dns:/, '') : 'dns' }), 'Show the source');
+      put(
+        'warn',
+        `dns-${name}`,
+        `${name}: ${count(stale.length, 'host name does', 'host names do')} not resolve`,
+        `${stale[0].rule}: ${stale[0].error ?? 'no answer'}`,
+        link('sources', name, { q: stale.length === 1 ? stale[0].rule.replace(/^dns:/, '') : 'dns' }),
+        'Show the source',
+      );
     }
     if (listener.shield?.unavailable_reason) {
-      put('warn', `shield-${name}`, `${name}: the shield is not active`, listener.shield.unavailable_reason, link('overview', '', { listener: name }), 'Show the listener');
+      put(
+        'warn',
+        `shield-${name}`,
+        `${name}: the shield is not active`,
+        listener.shield.unavailable_reason,
+        link('overview', '', { listener: name }),
+        'Show the listener',
+      );
     }
   }
   for (const certificate of certificates ?? []) {
@@ -79,18 +136,46 @@ export function issues({ status, certificates, session }) {
     const where = certificate.listener ?? 'admin address';
     const target = certificate.listener ? link('tls', certificate.listener) : link('reload');
     const action = certificate.listener ? 'Show the certificate' : 'Replace the file, then reload';
-    put(kind, `certificate-${where}-${certificate.role}-${certificate.sha256}`, `${where}: a ${roleName(certificate.role)} ${text === 'expired' ? 'has expired' : text}`,
-      `${certificate.subject || certificate.names?.[0] || certificate.sha256}, ${relative(certificate.not_after)} (${dateTime(certificate.not_after)})`, target, action);
+    put(
+      kind,
+      `certificate-${where}-${certificate.role}-${certificate.sha256}`,
+      `${where}: a ${roleName(certificate.role)} ${text === 'expired' ? 'has expired' : text}`,
+      `${certificate.subject || certificate.names?.[0] || certificate.sha256}, ` +
+        `${relative(certificate.not_after)} (${dateTime(certificate.not_after)})`,
+      target,
+      action,
+    );
   }
   for (const fault of status.faults ?? []) {
-    put('warn', `fault-${fault.part}-${fault.location}`, `Internal fault in ${fault.part}`, `${fault.message} (${count(fault.count, 'time')}, last ${relative(fault.at)}). Report it with the log.`, link('audit'), 'Open the audit');
+    put(
+      'warn',
+      `fault-${fault.part}-${fault.location}`,
+      `Internal fault in ${fault.part}`,
+      `${fault.message} (${count(fault.count, 'time')}, last ${relative(fault.at)}). Report it with the log.`,
+      link('audit'),
+      'Open the audit',
+    );
   }
   for (const removed of status.removed_listeners ?? []) {
-    put('info', `removed-${removed.name}`, `${removed.name}: removed, with ${count(removed.sessions, 'open session')}`, 'The listener is no longer in the configuration.', link('sessions', '', { listener: removed.name }), 'Show the sessions');
+    put(
+      'info',
+      `removed-${removed.name}`,
+      `${removed.name}: removed, with ${count(removed.sessions, 'open session')}`,
+      'The listener is no longer in the configuration.',
+      link('sessions', '', { listener: removed.name }),
+      'Show the sessions',
+    );
   }
   const ends = session?.expires_at ? new Date(session.expires_at).getTime() - Date.now() : Infinity;
   if (ends < 7 * DAY) {
-    put('info', 'token', 'Your token expires soon', `${session.name} expires ${relative(session.expires_at)}. An owner can create a new one.`, link('tokens'), 'Open Tokens');
+    put(
+      'info',
+      'token',
+      'Your token expires soon',
+      `${session.name} expires ${relative(session.expires_at)}. An owner can create a new one.`,
+      link('tokens'),
+      'Open Tokens',
+    );
   }
   const order = { bad: 0, warn: 1, info: 2 };
   return found.sort((a, b) => order[a.kind] - order[b.kind]);

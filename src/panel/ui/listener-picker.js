@@ -1,16 +1,19 @@
 // The choice of a listener, which all views share.
 
-import { emptyState, field, h, select } from './dom.js';
+import { h, markReady } from './dom.js';
 import { go, link } from './router.js';
 import { listeners } from './state.js';
+import { emptyState, field, select } from './widgets.js';
 
 /** A choice that opens the same view for another listener. */
 export function listenerPicker(view, name) {
   const names = listeners().map((each) => each.name);
   if (name && !names.includes(name)) names.unshift(name);
-  const choice = select(names.map((each) => [each, each]), name, {
-    id: 'listener', name: 'listener', on: { change: () => go(link(view, choice.value)) },
-  });
+  const choice = select(
+    names.map((each) => [each, each]),
+    name,
+    { id: 'listener', name: 'listener', on: { change: () => go(link(view, choice.value)) } },
+  );
   return field('Listener', choice);
 }
 
@@ -19,12 +22,17 @@ export function listenerFilter(value, onChange) {
   const names = listeners().map((each) => each.name);
   if (value && !names.includes(value)) names.push(value);
   const choice = select([['', 'All listeners'], ...names.map((each) => [each, each])], value ?? '', {
-    id: 'listener', name: 'listener', on: { change: () => onChange(choice.value) },
+    id: 'listener',
+    name: 'listener',
+    on: { change: () => onChange(choice.value) },
   });
   return field('Listener', choice);
 }
 
-/** The listener of a view: the one in the address, else the first. Returns `null` if there is none, and says what to do. */
+/**
+ * The listener of a view: the one in the address, else the first. Returns `null` if there is none, and says what to
+ * do.
+ */
 export function chosenListener(page, view, name) {
   const first = listeners()[0]?.name;
   if (name) return name;
@@ -32,6 +40,14 @@ export function chosenListener(page, view, name) {
     history.replaceState(null, '', link(view, first));
     return first;
   }
-  page.append(h('h1', {}, 'No listener'), emptyState('No listener is configured', 'Add a [[listener]] to the configuration, then reload.', h('a', { class: 'button', href: link('reload') }, 'Open Reload')));
+  page.append(
+    h('h1', {}, 'No listener'),
+    emptyState(
+      'No listener is configured',
+      'Add a [[listener]] to the configuration, then reload.',
+      h('a', { class: 'button', href: link('reload') }, 'Open Reload'),
+    ),
+  );
+  markReady(page);
   return null;
 }

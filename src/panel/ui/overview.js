@@ -1,11 +1,12 @@
 // The state of the program and of each listener, with what needs a person first.
 
 import { get, poll } from './api.js';
-import { add, emptyState, facts, h, pill, replace, skeleton, svg, time, untrusted } from './dom.js';
+import { add, h, markReady, replace, svg } from './dom.js';
 import { clock, count, dateTime, MINUTE, number, relative, words } from './format.js';
 import { admitsNobody, certificateState, issues, roleName } from './issues.js';
 import { link } from './router.js';
 import { state } from './state.js';
+import { emptyState, facts, pill, skeleton, time, untrusted } from './widgets.js';
 
 const WIDTH = 300;
 const HEIGHT = 56;
@@ -36,7 +37,14 @@ export function overviewView(page, { parameters }) {
       }
     }
     if (status.listeners.length === 0 && cards.childElementCount === 0) {
-      replace(cards, emptyState('No listener is configured', 'Add a [[listener]] to the configuration, then reload.', h('a', { class: 'button', href: link('reload') }, 'Open Reload')));
+      replace(
+        cards,
+        emptyState(
+          'No listener is configured',
+          'Add a [[listener]] to the configuration, then reload.',
+          h('a', { class: 'button', href: link('reload') }, 'Open Reload'),
+        ),
+      );
     }
     for (const listener of status.listeners) {
       let card = shown.get(listener.name);
@@ -64,7 +72,7 @@ export function overviewView(page, { parameters }) {
 
   function drawBanner(status) {
     const list = issues({ ...state, status });
-    const signature = JSON.stringify(list.map(({ text, ...rest }) => rest)) + Math.floor(Date.now() / MINUTE);
+    const signature = JSON.stringify(list.map((issue) => ({ ...issue, text: null }))) + Math.floor(Date.now() / MINUTE);
     if (signature === lastBanner) return;
     lastBanner = signature;
     if (list.length === 0) {
@@ -73,43 +81,92 @@ export function overviewView(page, { parameters }) {
     }
     // Rebuilding the list would take the focus from its links.
     const focused = banner.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    replace(banner, h('ul', { class: 'issues' }, list.map(({ kind, key, title, text, target, action }) => h('li', { class: `issue ${kind}`, 'data-issue': key },
-      h('span', { class: 'notice-sign', 'aria-hidden': 'true' }, { bad: '✕', warn: '!', info: 'i' }[kind]),
-      h('div', { class: 'issue-text' }, h('p', { class: 'issue-title' }, untrusted(title, { wrap: true })), h('p', { class: 'small' }, untrusted(text, { wrap: true }))),
-      h('a', { class: 'button small', href: target, 'data-key': key }, action)))));
+    replace(
+      banner,
+      h(
+        'ul',
+        { class: 'issues' },
+        list.map(({ kind, key, title, text, target, action }) =>
+          h(
+            'li',
+            { class: `issue ${kind}`, 'data-issue': key },
+            h('span', { class: 'notice-sign', 'aria-hidden': 'true' }, { bad: '✕', warn: '!', info: 'i' }[kind]),
+            h(
+              'div',
+              { class: 'issue-text' },
+              h('p', { class: 'issue-title' }, untrusted(title, { wrap: true })),
+              h('p', { class: 'small' }, untrusted(text, { wrap: true })),
+            ),
+            h('a', { class: 'button small', href: target, 'data-key': key }, action),
+          ),
+        ),
+      ),
+    );
     if (focused) banner.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
   }
 
   function drawProgram(status) {
     const { last_reload: last, descriptors } = status;
-    const signature = JSON.stringify([status.version, status.pid, status.generation, last, descriptors, status.faults, status.draining]);
+    const signature = JSON.stringify([
+      status.version,
+      status.pid,
+      status.generation,
+      last,
+      descriptors,
+      status.faults,
+      status.draining,
+    ]);
     if (signature === lastProgram) return;
     lastProgram = signature;
-    replace(program, h('h2', { id: 'program-title' }, 'Program'),
+    replace(
+      program,
+      h('h2', { id: 'program-title' }, 'Program'),
       facts([
         ['Version', status.version],
         ['Process', [String(status.pid), ', started ', time(status.started_at)]],
         ['Configuration', h('code', { class: 'break' }, untrusted(status.config, { label: 'path' }))],
         ['Policy in force', [`generation ${number(status.generation)}, since `, time(status.loaded_at)]],
-        ['Last reload', last ? [pill(last.result === 'applied' ? 'good' : 'bad', last.result), ' ', time(last.at), ' ', h('a', { href: link('reload') }, 'Open Reload')] : 'none yet'],
-        descriptors ? ['Connections', `${number(descriptors.connections)} of at most ${number(descriptors.max_connections)}`] : null,
+        [
+          'Last reload',
+          last
+            ? [
+                pill(last.result === 'applied' ? 'good' : 'bad', last.result),
+                ' ',
+                time(last.at),
+                ' ',
+                h('a', { href: link('reload') }, 'Open Reload'),
+              ]
+            : 'none yet',
+        ],
+        descriptors
+          ? ['Connections', `${number(descriptors.connections)} of at most ${number(descriptors.max_connections)}`]
+          : null,
         ['Internal faults', (status.faults ?? []).length === 0 ? 'none' : count(status.faults.length, 'fault')],
       ]),
-      last?.error ? h('pre', { class: 'error-block', tabindex: '0', 'aria-label': 'Error of the last reload' }, last.error) : null);
+      last?.error
+        ? h('pre', { class: 'error-block', tabindex: '0', 'aria-label': 'Error of the last reload' }, last.error)
+        : null,
+    );
   }
 
   replace(banner, skeleton(1));
   draw(state.status);
-  const historyPoll = poll((options) => get('/v1/history', options).catch((error) => {
-    // A program of an earlier version has no history.
-    if (error.status === 404) return null;
-    throw error;
-  }), MINUTE, {
-    onData: (data) => {
-      history = data;
-      for (const [name, chart] of charts) chart.show(historyOf(name), { isMissing: data === null });
+  const historyPoll = poll(
+    (options) =>
+      get('/v1/history', options).catch((error) => {
+        // A program of an earlier version has no history.
+        if (error.status === 404) return null;
+        throw error;
+      }),
+    MINUTE,
+    {
+      onData: (data) => {
+        history = data;
+        for (const [name, chart] of charts) chart.show(historyOf(name), { isMissing: data === null });
+        markReady(page);
+      },
     },
-  });
+  );
   return { onStatus: draw, destroy: () => historyPoll.stop() };
 }
 
@@ -122,8 +179,13 @@ function listenerCard(name, charts) {
   const chart = sessionChart(name);
   charts.set(name, chart);
   const sessions = h('p', { class: 'big-number' });
-  const element = h('article', { class: 'card listener-card', 'aria-labelledby': titleId, 'data-listener': name, id: `card-${name}` }, head,
-    h('div', { class: 'card-chart' }, sessions, chart.element), body);
+  const element = h(
+    'article',
+    { class: 'card listener-card', 'aria-labelledby': titleId, 'data-listener': name, id: `card-${name}` },
+    head,
+    h('div', { class: 'card-chart' }, sessions, chart.element),
+    body,
+  );
   let last = '';
 
   function update(listener) {
@@ -131,27 +193,102 @@ function listenerCard(name, charts) {
     if (signature === last) return;
     last = signature;
     const [kind, health] = HEALTH[listener.upstream_health] ?? ['idle', words(listener.upstream_health)];
-    replace(head,
-      h('div', { class: 'card-title' }, h('h3', { id: titleId }, untrusted(name, { label: 'name' })), h('span', { class: 'protocol' }, listener.protocol)),
-      listener.enforcement === 'observe' ? pill('warn', 'observe') : null);
-    replace(sessions, h('a', { href: link('sessions', '', { listener: name }) }, h('strong', {}, number(listener.sessions)), h('span', {}, listener.sessions === 1 ? ' open session' : ' open sessions')));
+    replace(
+      head,
+      h(
+        'div',
+        { class: 'card-title' },
+        h('h3', { id: titleId }, untrusted(name, { label: 'name' })),
+        h('span', { class: 'protocol' }, listener.protocol),
+      ),
+      listener.enforcement === 'observe' ? pill('warn', 'observe') : null,
+    );
+    replace(
+      sessions,
+      h(
+        'a',
+        { href: link('sessions', '', { listener: name }) },
+        h('strong', {}, number(listener.sessions)),
+        h('span', {}, listener.sessions === 1 ? ' open session' : ' open sessions'),
+      ),
+    );
+    const healthy = (listener.upstreams ?? []).filter((each) => each.healthy).length;
     const broken = (listener.upstreams ?? []).filter((each) => each.health === 'unhealthy');
     const stale = (listener.dns_sources ?? []).filter((each) => each.stale);
     const expiry = listener.next_certificate_expiry;
-    replace(body, facts([
-      ['Addresses', h('ul', { class: 'plain' }, listener.addresses.map((address) => h('li', { class: 'mono' }, untrusted(address, { label: 'address' }))))],
-      ['Upstream', [h('span', { class: 'mono' }, untrusted(listener.upstream, { label: 'address' })), ' ', pill(kind, health),
-        listener.upstreams?.length > 1 ? h('span', { class: 'muted' }, ` ${listener.upstreams.filter((each) => each.healthy).length} of ${listener.upstreams.length} healthy`) : null,
-        broken.slice(0, 3).map((each) => h('p', { class: 'small bad-text' }, untrusted(`${each.address}: ${each.error ?? 'no answer'}`, { wrap: true })))]],
-      ['Trusted sources', [h('a', { href: link('sources', name) }, count(listener.trusted_sources, 'rule')), admitsNobody(listener) ? [' ', pill('bad', 'admits nobody')] : null]],
-      ['Host names', (listener.dns_sources ?? []).length === 0 ? null : stale.length === 0
-        ? [count(listener.dns_sources.length, 'name'), ' ', pill('good', 'resolved')]
-        : [pill('warn', `${stale.length} of ${listener.dns_sources.length} stale`), ' ', h('a', { href: link('sources', name, { q: 'dns' }) }, 'Show')]],
-      ['Denied', denied(name, listener.denied)],
-      ['TLS', listener.tls ? [`on, client certificate ${listener.client_auth}`, ' ', h('a', { href: link('tls', name) }, 'Show')] : pill('warn', 'off')],
-      ['Next expiry', expiry ? [expiryPill(expiry), ' ', h('span', { class: 'muted' }, `${roleName(expiry.role)} `), untrusted(expiry.subject, { label: 'subject' })] : h('span', { class: 'muted' }, 'no certificate')],
-      ['Shield', shield(listener.shield)],
-    ].filter((entry) => entry && entry[1] !== null)));
+    replace(
+      body,
+      facts(
+        [
+          [
+            'Addresses',
+            h(
+              'ul',
+              { class: 'plain' },
+              listener.addresses.map((address) => h('li', { class: 'mono' }, untrusted(address, { label: 'address' }))),
+            ),
+          ],
+          [
+            'Upstream',
+            [
+              h('span', { class: 'mono' }, untrusted(listener.upstream, { label: 'address' })),
+              ' ',
+              pill(kind, health),
+              listener.upstreams?.length > 1
+                ? h('span', { class: 'muted' }, ` ${healthy} of ${listener.upstreams.length} healthy`)
+                : null,
+              broken
+                .slice(0, 3)
+                .map((each) =>
+                  h(
+                    'p',
+                    { class: 'small bad-text' },
+                    untrusted(`${each.address}: ${each.error ?? 'no answer'}`, { wrap: true }),
+                  ),
+                ),
+            ],
+          ],
+          [
+            'Trusted sources',
+            [
+              h('a', { href: link('sources', name) }, count(listener.trusted_sources, 'rule')),
+              admitsNobody(listener) ? [' ', pill('bad', 'admits nobody')] : null,
+            ],
+          ],
+          [
+            'Host names',
+            (listener.dns_sources ?? []).length === 0
+              ? null
+              : stale.length === 0
+                ? [count(listener.dns_sources.length, 'name'), ' ', pill('good', 'resolved')]
+                : [
+                    pill('warn', `${stale.length} of ${listener.dns_sources.length} stale`),
+                    ' ',
+                    h('a', { href: link('sources', name, { q: 'dns' }) }, 'Show'),
+                  ],
+          ],
+          ['Denied', denied(name, listener.denied)],
+          [
+            'TLS',
+            listener.tls
+              ? [`on, client certificate ${listener.client_auth}`, ' ', h('a', { href: link('tls', name) }, 'Show')]
+              : pill('warn', 'off'),
+          ],
+          [
+            'Next expiry',
+            expiry
+              ? [
+                  expiryPill(expiry),
+                  ' ',
+                  h('span', { class: 'muted' }, `${roleName(expiry.role)} `),
+                  untrusted(expiry.subject, { label: 'subject' }),
+                ]
+              : h('span', { class: 'muted' }, 'no certificate'),
+          ],
+          ['Shield', shield(listener.shield)],
+        ].filter((entry) => entry && entry[1] !== null),
+      ),
+    );
   }
   return { element, update, chart };
 }
@@ -164,7 +301,12 @@ function expiryPill({ not_after: until }) {
 function shield(value) {
   if (!value || value.mode === 'off') return h('span', { class: 'muted' }, 'off');
   const dropped = value.dropped ? `, ${count(value.dropped, 'packet')} dropped` : '';
-  if (value.unavailable_reason) return [pill('warn', 'not active'), h('p', { class: 'small' }, untrusted(value.unavailable_reason, { wrap: true }))];
+  if (value.unavailable_reason) {
+    return [
+      pill('warn', 'not active'),
+      h('p', { class: 'small' }, untrusted(value.unavailable_reason, { wrap: true })),
+    ];
+  }
   if (value.active_since) return [pill('good', 'active'), ` since ${dateTime(value.active_since)}${dropped}`];
   return `${value.mode}, not active now${dropped}`;
 }
@@ -174,12 +316,26 @@ function denied(name, reasons) {
   if (list.length === 0) return h('span', { class: 'muted' }, 'none since the start');
   const top = list.slice(0, 3);
   const rest = list.slice(3).reduce((sum, [, value]) => sum + value, 0);
-  return h('ul', { class: 'plain denied-reasons' },
-    top.map(([reason, value]) => h('li', {}, h('a', { href: link('denials', '', { listener: name, q: words(reason) }) }, h('span', { class: 'num' }, number(value)), ` ${words(reason)}`))),
-    rest > 0 ? h('li', { class: 'muted' }, h('span', { class: 'num' }, number(rest)), ' for other reasons') : null);
+  return h(
+    'ul',
+    { class: 'plain denied-reasons' },
+    top.map(([reason, value]) =>
+      h(
+        'li',
+        {},
+        h(
+          'a',
+          { href: link('denials', '', { listener: name, q: words(reason) }) },
+          h('span', { class: 'num' }, number(value)),
+          ` ${words(reason)}`,
+        ),
+      ),
+    ),
+    rest > 0 ? h('li', { class: 'muted' }, h('span', { class: 'num' }, number(rest)), ' for other reasons') : null,
+  );
 }
 
-// Charts ---------------------------------------------------------------------------------------------------------------
+// Charts --------------------------------------------------------------------------------------------------------------
 
 function sessionChart(name) {
   const drawing = h('div', { class: 'chart-drawing' });
@@ -191,7 +347,14 @@ function sessionChart(name) {
     data = history;
     const points = history?.sessions ?? [];
     if (points.length < 2) {
-      replace(drawing, h('p', { class: 'chart-empty' }, isMissing ? 'This version has no history.' : 'The chart appears after two minutes.'));
+      replace(
+        drawing,
+        h(
+          'p',
+          { class: 'chart-empty' },
+          isMissing ? 'This version has no history.' : 'The chart appears after two minutes.',
+        ),
+      );
       readout.textContent = ' ';
       return;
     }
@@ -201,43 +364,80 @@ function sessionChart(name) {
     // The newest sample is at the right edge, also when the hour is not complete.
     const x = (index) => WIDTH - (points.length - 1 - index) * (WIDTH / 59);
     const y = (value) => HEIGHT - 3 - (value / highest) * (HEIGHT - 6);
-    const line = points.map((value, index) => `${index === 0 ? 'M' : 'L'}${x(index).toFixed(1)} ${y(value).toFixed(1)}`).join('');
+    const line = points
+      .map((value, index) => `${index === 0 ? 'M' : 'L'}${x(index).toFixed(1)} ${y(value).toFixed(1)}`)
+      .join('');
     const area = `${line}L${WIDTH} ${HEIGHT}L${x(0).toFixed(1)} ${HEIGHT}Z`;
     const bar = WIDTH / 59 - 1.5;
     const total = denials.reduce((sum, value) => sum + value, 0);
-    const graphic = svg('svg', {
-      viewBox: `0 0 ${WIDTH} ${HEIGHT + DENIED_HEIGHT + 4}`, preserveAspectRatio: 'none', role: 'img', class: 'chart-svg',
-      'aria-label': `Sessions at ${name} in the last hour: now ${points.at(-1)}, highest ${Math.max(...points)}, lowest ${Math.min(...points)}. Denied connections: ${total}.`,
-    },
-    svg('line', { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT, class: 'chart-axis' }),
-    svg('path', { d: area, class: 'chart-area' }),
-    svg('path', { d: line, class: 'chart-line', 'vector-effect': 'non-scaling-stroke' }),
-    denials.map((value, index) => {
-      if (value === 0) return null;
-      const height = Math.max(2, (value / mostDenied) * DENIED_HEIGHT);
-      return svg('rect', { x: (x(index) - bar / 2).toFixed(1), y: (HEIGHT + 4 + DENIED_HEIGHT - height).toFixed(1), width: bar.toFixed(1), height: height.toFixed(1), class: 'chart-denied' });
-    }),
-    svg('line', { x1: 0, x2: 0, y1: 0, y2: HEIGHT + DENIED_HEIGHT + 4, class: 'chart-cursor', 'vector-effect': 'non-scaling-stroke', visibility: 'hidden' }));
+    const label = [
+      `Sessions at ${name} in the last hour: now ${points.at(-1)}`,
+      `highest ${Math.max(...points)}, lowest ${Math.min(...points)}. Denied connections: ${total}.`,
+    ].join(', ');
+    const graphic = svg(
+      'svg',
+      {
+        viewBox: `0 0 ${WIDTH} ${HEIGHT + DENIED_HEIGHT + 4}`,
+        preserveAspectRatio: 'none',
+        role: 'img',
+        class: 'chart-svg',
+        'aria-label': label,
+      },
+      svg('line', { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT, class: 'chart-axis' }),
+      svg('path', { d: area, class: 'chart-area' }),
+      svg('path', { d: line, class: 'chart-line', 'vector-effect': 'non-scaling-stroke' }),
+      denials.map((value, index) => {
+        if (value === 0) return null;
+        const height = Math.max(2, (value / mostDenied) * DENIED_HEIGHT);
+        return svg('rect', {
+          x: (x(index) - bar / 2).toFixed(1),
+          y: (HEIGHT + 4 + DENIED_HEIGHT - height).toFixed(1),
+          width: bar.toFixed(1),
+          height: height.toFixed(1),
+          class: 'chart-denied',
+        });
+      }),
+      svg('line', {
+        x1: 0,
+        x2: 0,
+        y1: 0,
+        y2: HEIGHT + DENIED_HEIGHT + 4,
+        class: 'chart-cursor',
+        'vector-effect': 'non-scaling-stroke',
+        visibility: 'hidden',
+      }),
+    );
     replace(drawing, graphic);
     const cursor = graphic.lastElementChild;
     graphic.addEventListener('pointermove', (event) => {
       const box = graphic.getBoundingClientRect();
       const position = ((event.clientX - box.left) / box.width) * WIDTH;
-      const index = Math.max(0, Math.min(points.length - 1, Math.round(points.length - 1 - (WIDTH - position) / (WIDTH / 59))));
+      const index = Math.max(
+        0,
+        Math.min(points.length - 1, Math.round(points.length - 1 - (WIDTH - position) / (WIDTH / 59))),
+      );
       cursor.setAttribute('x1', x(index));
       cursor.setAttribute('x2', x(index));
       cursor.setAttribute('visibility', 'visible');
       const at = new Date(new Date(data.until).getTime() - (points.length - 1 - index) * data.interval * 1000);
-      replace(readout, h('span', {}, clock(at)), h('span', {}, `${count(points[index], 'session')}, ${number(denials[index] ?? 0)} denied`));
+      replace(
+        readout,
+        h('span', {}, clock(at)),
+        h('span', {}, `${count(points[index], 'session')}, ${number(denials[index] ?? 0)} denied`),
+      );
     });
     graphic.addEventListener('pointerleave', () => {
       cursor.setAttribute('visibility', 'hidden');
       rest();
     });
-    const rest = () => replace(readout, h('span', {}, `last hour, highest ${number(Math.max(...points))}`), h('span', {}, total > 0 ? `${number(total)} denied` : 'none denied'));
+    const rest = () =>
+      replace(
+        readout,
+        h('span', {}, `last hour, highest ${number(Math.max(...points))}`),
+        h('span', {}, total > 0 ? `${number(total)} denied` : 'none denied'),
+      );
     rest();
   }
   replace(drawing, h('p', { class: 'chart-empty' }, 'Loading…'));
   return { element, show };
 }
-

@@ -1,34 +1,20 @@
 // The evidence of a rotation as a checklist: is the new one there, who still uses the old one, can it be removed.
 
 import { get, poll } from './api.js';
-import { add, emptyState, errorNotice, fingerprint, h, pill, replace, skeleton, time, untrusted } from './dom.js';
-import { count, DAY, relative, SECOND } from './format.js';
-import { listenerFilter } from './listener-picker.js';
+import { add, h, markReady, replace } from './dom.js';
+import { groupBy, matcher, searchField } from './filter.js';
+import { count, SECOND } from './format.js';
 import { roleName } from './issues.js';
+import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
-import { counter, dataTable, searchField } from './table.js';
+import { counter, dataTable } from './table.js';
+import { verdictOf } from './verdict.js';
+import { emptyState, errorNotice, fingerprint, pageHead, pill, skeleton, time, untrusted } from './widgets.js';
 
-/** A job that runs once a week would not be noticed earlier. */
-const QUIET = 7 * DAY;
-
-/** Whether an item can be removed, why, and how to show it. `hasSuccessor`: another one of its kind is valid. */
-export function verdictOf(item, { hasSuccessor, now = Date.now() }) {
-  const { sessions, last_used: last, since, not_after: until, kind } = item;
-  const isSource = kind === 'source';
-  if (sessions > 0) return { kind: 'bad', text: 'not safe to remove', why: `${count(sessions, 'open session relies', 'open sessions rely')} on it.` };
-  if (until && new Date(until).getTime() < now) return { kind: 'good', text: 'safe to remove', why: 'It has expired, so it admits nobody.' };
-  if (!isSource && !hasSuccessor) return { kind: 'warn', text: 'keep it', why: 'It is the only valid one of its kind. Add its successor first.' };
-  if (last) {
-    const quiet = now - new Date(last).getTime();
-    return quiet >= QUIET
-      ? { kind: 'good', text: 'safe to remove', why: `No session uses it, and nobody used it for ${Math.floor(quiet / DAY)} days.` }
-      : { kind: 'warn', text: 'wait', why: `No session uses it now, but it was used ${relative(last)}. Its last users may connect again.` };
-  }
-  const age = since ? now - new Date(since).getTime() : 0;
-  return age >= QUIET
-    ? { kind: 'good', text: 'safe to remove', why: `Nobody used it since it was added or the program started, ${Math.floor(age / DAY)} days ago.` }
-    : { kind: 'warn', text: 'wait', why: `Nobody used it yet, but it is observed only since ${since ? relative(since) : 'the start'}.` };
-}
+const LEAD = [
+  'Add the new one next to the old one, wait until nobody uses the old one, then remove it.',
+  'Uses are known since the start of the program.',
+].join(' ');
 
 export function rotationView(page, { parameters }) {
   let listener = parameters.get('listener') ?? '';
@@ -43,21 +29,84 @@ export function rotationView(page, { parameters }) {
     rowKey: (item) => `${item.listener} ${item.name}`,
     sort: { key: 'sessions', dir: 'desc' },
     columns: [
-      { key: 'name', label: 'Source', className: 'c-main', cell: (item) => h('span', { class: 'mono untrusted' }, untrusted(item.name, { label: 'rule' })), sort: (item) => item.name },
-      { key: 'listener', label: 'Listener', className: 'c-listener', cell: (item) => untrusted(item.listener, { label: 'name' }), sort: (item) => item.listener },
-      { key: 'sessions', label: 'Sessions', className: 'c-num', cell: (item) => String(item.sessions), sort: (item) => item.sessions },
-      { key: 'used', label: 'Last use', className: 'c-time', cell: (item) => time(item.last_used, { empty: 'not yet' }), sort: (item) => item.last_used },
-      { key: 'users', label: 'Last users', className: 'c-wide', cell: (item) => untrusted(usersText(item), { label: 'list of users', empty: 'none' }), sort: (item) => usersText(item) },
-      { key: 'verdict', label: 'Verdict', className: 'c-reason', cell: (item) => { const { kind, text, why } = verdictOf(item, { hasSuccessor: true }); return h('span', { title: why }, pill(kind, text)); }, sort: (item) => verdictOf(item, { hasSuccessor: true }).text },
+      {
+        key: 'name',
+        label: 'Source',
+        className: 'c-main',
+        cell: (item) => h('span', { class: 'mono untrusted' }, untrusted(item.name, { label: 'rule' })),
+        sort: (item) => item.name,
+      },
+      {
+        key: 'listener',
+        label: 'Listener',
+        className: 'c-listener',
+        cell: (item) => untrusted(item.listener, { label: 'name' }),
+        sort: (item) => item.listener,
+      },
+      {
+        key: 'sessions',
+        label: 'Sessions',
+        className: 'c-num',
+        cell: (item) => String(item.sessions),
+        sort: (item) => item.sessions,
+      },
+      {
+        key: 'used',
+        label: 'Last use',
+        className: 'c-time',
+        cell: (item) => time(item.last_used, { empty: 'not yet' }),
+        sort: (item) => item.last_used,
+      },
+      {
+        key: 'users',
+        label: 'Last users',
+        className: 'c-wide',
+        cell: (item) => untrusted(usersText(item), { label: 'list of users', empty: 'none' }),
+        sort: (item) => usersText(item),
+      },
+      {
+        key: 'verdict',
+        label: 'Verdict',
+        className: 'c-reason',
+        cell: (item) => {
+          const { kind, text, why } = verdictOf(item, { hasSuccessor: true });
+          return h('span', { title: why }, pill(kind, text));
+        },
+        sort: (item) => verdictOf(item, { hasSuccessor: true }).text,
+      },
     ],
-    empty: () => emptyState(query ? 'No source matches' : 'No trusted source', query ? 'Change the search to see the others.' : 'Add trusted sources first.'),
+    empty: () =>
+      emptyState(
+        query ? 'No source matches' : 'No trusted source',
+        query ? 'Change the search to see the others.' : 'Add trusted sources first.',
+      ),
+  });
+  const search = searchField({
+    id: 'search-rotation',
+    label: 'Search sources and users',
+    value: query,
+    onInput: (text) => {
+      query = text;
+      remember({ q: text });
+      drawSources();
+    },
   });
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'Rotation'), h('p', { class: 'lead' }, 'Add the new one next to the old one, wait until nobody uses the old one, then remove it. Uses are known since the start of the program.'))),
-    h('div', { class: 'toolbar' }, listenerFilter(listener, (value) => { listener = value; remember({ listener }); draw(); })),
-    message, h('h2', { class: 'section-title' }, 'Certificates'), groups,
+    pageHead('Rotation', LEAD),
+    h(
+      'div',
+      { class: 'toolbar' },
+      listenerFilter(listener, (value) => {
+        listener = value;
+        remember({ listener });
+        draw();
+      }),
+    ),
+    message,
+    h('h2', { class: 'section-title' }, 'Certificates'),
+    groups,
     h('h2', { class: 'section-title' }, 'Trusted sources'),
-    h('div', { class: 'toolbar' }, searchField({ id: 'search-rotation', label: 'Search sources and users', value: query, onInput: (text) => { query = text; remember({ q: text }); drawSources(); } })),
+    h('div', { class: 'toolbar' }, search.element),
     h('div', { class: 'bar' }, found.element),
     table.element,
   ]);
@@ -69,17 +118,16 @@ export function rotationView(page, { parameters }) {
   function draw() {
     if (!items) return;
     drawSources();
-    const byGroup = new Map();
-    for (const item of selected()) {
-      if (item.kind === 'source') continue;
-      const key = JSON.stringify([item.listener, item.kind]);
-      byGroup.set(key, [...(byGroup.get(key) ?? []), item]);
-    }
+    const certificates = selected().filter((item) => item.kind !== 'source');
+    const byGroup = groupBy(certificates, (item) => JSON.stringify([item.listener, item.kind]));
     const signature = JSON.stringify([...byGroup]);
     if (signature === last) return;
     last = signature;
     if (byGroup.size === 0) {
-      replace(groups, emptyState('No certificate to rotate', 'Listeners with TLS show their certificates and client CAs here.'));
+      replace(
+        groups,
+        emptyState('No certificate to rotate', 'Listeners with TLS show their certificates and client CAs here.'),
+      );
       return;
     }
     // A rotation that is under way needs attention first.
@@ -88,9 +136,9 @@ export function rotationView(page, { parameters }) {
 
   function drawSources() {
     if (!items) return;
-    const terms = query.toLowerCase().split(/\s+/).filter(Boolean);
+    const isMatch = matcher(query);
     const sources = selected().filter((item) => item.kind === 'source');
-    const shown = sources.filter((item) => terms.every((term) => `${item.name} ${item.description ?? ''} ${item.listener} ${usersText(item)}`.toLowerCase().includes(term)));
+    const shown = sources.filter((item) => isMatch(haystack(item)));
     table.update(shown);
     found.show(shown.length, sources.length, 'source');
   }
@@ -100,63 +148,179 @@ export function rotationView(page, { parameters }) {
       ({ items } = data);
       replace(message);
       draw();
+      markReady(page);
     },
-    onError: (error, { isFirst }) => { if (isFirst && error.status !== 401) { replace(message, errorNotice(error)); replace(groups); } },
+    onError: (error, { isFirst }) => {
+      if (isFirst && error.status !== 401) {
+        replace(message, errorNotice(error));
+        replace(groups);
+      }
+    },
   });
   return {
     destroy() {
       rotationPoll.stop();
+      search.destroy();
       table.destroy();
     },
   };
 }
 
+function haystack(item) {
+  return [item.name, item.description, item.listener, usersText(item)].join(' ').toLowerCase();
+}
+
 function usersText(item) {
   const users = item.sessions > 0 ? item.clients : item.last_users;
-  return (users ?? []).slice(0, 3).map(({ subject, source }) => (subject ? `${subject} from ${source}` : source)).join('; ');
+  return (users ?? [])
+    .slice(0, 3)
+    .map(({ subject, source }) => (subject ? `${subject} from ${source}` : source))
+    .join('; ');
 }
 
 function groupCard(items) {
   const [{ listener, kind }] = items;
   const isValid = (item) => !item.fault && (!item.not_after || new Date(item.not_after).getTime() > Date.now());
   // The one that was added last is the new one; of those added together, the one that is valid longest.
-  const sorted = [...items].sort((a, b) => (b.since_generation ?? 0) - (a.since_generation ?? 0) || String(b.not_after).localeCompare(String(a.not_after)));
+  const sorted = [...items].sort(
+    (a, b) =>
+      (b.since_generation ?? 0) - (a.since_generation ?? 0) || String(b.not_after).localeCompare(String(a.not_after)),
+  );
   const [newest, ...older] = sorted;
   const title = [untrusted(listener, { label: 'name' }), ': ', roleName(kind), items.length > 1 ? 's' : ''];
-  const step = (state, heading, ...evidence) => h('li', { class: `step ${state}` },
-    h('span', { class: 'step-sign', 'aria-hidden': 'true' }, { good: '✓', warn: '!', bad: '✕' }[state] ?? '○'),
-    h('div', {}, h('p', { class: 'step-title' }, heading, h('span', { class: 'visually-hidden' }, { good: ' (done)', warn: ' (wait)', bad: ' (not yet)' }[state] ?? ' (open)')), evidence));
+  const step = (state, heading, ...evidence) =>
+    h(
+      'li',
+      { class: `step ${state}` },
+      h('span', { class: 'step-sign', 'aria-hidden': 'true' }, { good: '✓', warn: '!', bad: '✕' }[state] ?? '○'),
+      h(
+        'div',
+        {},
+        h(
+          'p',
+          { class: 'step-title' },
+          heading,
+          h(
+            'span',
+            { class: 'visually-hidden' },
+            { good: ' (done)', warn: ' (wait)', bad: ' (not yet)' }[state] ?? ' (open)',
+          ),
+        ),
+        evidence,
+      ),
+    );
   if (older.length === 0) {
-    return h('article', { class: 'card cert', 'data-rotation': `${listener} ${kind}` }, h('h3', {}, title), itemLine(newest), users(newest),
-      h('p', { class: 'muted small' }, 'To rotate it, configure the new one next to it, then reload. Both are valid side by side.'));
+    return h(
+      'article',
+      { class: 'card cert', 'data-rotation': `${listener} ${kind}` },
+      h('h3', {}, title),
+      itemLine(newest),
+      users(newest),
+      h(
+        'p',
+        { class: 'muted small' },
+        'To rotate it, configure the new one next to it, then reload. Both are valid side by side.',
+      ),
+    );
   }
-  return h('article', { class: 'card cert', 'data-rotation': `${listener} ${kind}` }, h('h3', {}, title),
-    h('ol', { class: 'steps' },
-      step(isValid(newest) ? 'good' : 'bad', 'New one added', itemLine(newest), newest.fault ? h('p', { class: 'bad-text' }, untrusted(newest.fault, { wrap: true })) : null),
-      step(newest.sessions > 0 || newest.last_used ? 'good' : 'warn', newest.sessions > 0 ? `${count(newest.sessions, 'session uses', 'sessions use')} the new one` : newest.last_used ? 'The new one was used' : 'Nobody uses the new one yet', users(newest)),
+  return h(
+    'article',
+    { class: 'card cert', 'data-rotation': `${listener} ${kind}` },
+    h('h3', {}, title),
+    h(
+      'ol',
+      { class: 'steps' },
+      step(
+        isValid(newest) ? 'good' : 'bad',
+        'New one added',
+        itemLine(newest),
+        newest.fault ? h('p', { class: 'bad-text' }, untrusted(newest.fault, { wrap: true })) : null,
+      ),
+      step(
+        newest.sessions > 0 || newest.last_used ? 'good' : 'warn',
+        newest.sessions > 0
+          ? `${count(newest.sessions, 'session uses', 'sessions use')} the new one`
+          : newest.last_used
+            ? 'The new one was used'
+            : 'Nobody uses the new one yet',
+        users(newest),
+      ),
       older.map((old) => {
         const verdict = verdictOf(old, { hasSuccessor: sorted.some((item) => item !== old && isValid(item)) });
         return [
-          step(old.sessions > 0 ? 'bad' : verdict.kind, old.sessions > 0 ? `${count(old.sessions, 'session still uses', 'sessions still use')} the old one` : 'No open session uses the old one', itemLine(old), users(old)),
-          step(verdict.kind, ['Remove the old one: ', pill(verdict.kind, verdict.text)], h('p', { class: 'muted' }, verdict.why, ' ',
-            old.sessions > 0 ? h('a', { href: link('sessions', '', { listener }) }, 'Show the sessions') : kind === 'client_certificate' ? h('a', { href: link('tls', listener) }, 'Open TLS') : null)),
+          step(
+            old.sessions > 0 ? 'bad' : verdict.kind,
+            old.sessions > 0
+              ? `${count(old.sessions, 'session still uses', 'sessions still use')} the old one`
+              : 'No open session uses the old one',
+            itemLine(old),
+            users(old),
+          ),
+          step(
+            verdict.kind,
+            ['Remove the old one: ', pill(verdict.kind, verdict.text)],
+            h(
+              'p',
+              { class: 'muted' },
+              verdict.why,
+              ' ',
+              old.sessions > 0
+                ? h('a', { href: link('sessions', '', { listener }) }, 'Show the sessions')
+                : kind === 'client_certificate'
+                  ? h('a', { href: link('tls', listener) }, 'Open TLS')
+                  : null,
+            ),
+          ),
         ];
-      })));
+      }),
+    ),
+  );
 }
 
 function itemLine(item) {
-  return h('p', {}, untrusted(item.name, { label: 'subject' }), ' ', fingerprint(item.sha256), ' ',
-    h('span', { class: 'muted' }, item.not_after ? ['expires ', time(item.not_after)] : null, item.since ? [', added ', time(item.since)] : null));
+  return h(
+    'p',
+    {},
+    untrusted(item.name, { label: 'subject' }),
+    ' ',
+    fingerprint(item.sha256),
+    ' ',
+    h(
+      'span',
+      { class: 'muted' },
+      item.not_after ? ['expires ', time(item.not_after)] : null,
+      item.since ? [', added ', time(item.since)] : null,
+    ),
+  );
 }
 
 function users(item) {
   if (item.sessions > 0) {
-    return h('ul', { class: 'evidence' }, (item.clients ?? []).map(({ subject, source, sessions }) => h('li', {}, who(subject, source), `: ${count(sessions, 'session')}`)),
-      item.more_clients > 0 ? h('li', {}, `and ${count(item.more_clients, 'other client')}`) : null);
+    return h(
+      'ul',
+      { class: 'evidence' },
+      (item.clients ?? []).map(({ subject, source, sessions }) =>
+        h('li', {}, who(subject, source), `: ${count(sessions, 'session')}`),
+      ),
+      item.more_clients > 0 ? h('li', {}, `and ${count(item.more_clients, 'other client')}`) : null,
+    );
   }
   const last = item.last_users ?? [];
-  if (last.length === 0) return h('p', { class: 'muted' }, item.last_used ? ['Last used ', time(item.last_used), '.'] : 'Not used since it was added.');
-  return h('ul', { class: 'evidence' }, last.slice(0, 5).map((user) => h('li', {}, who(user.subject, user.source), ', last use ', time(user.last_used))));
+  if (last.length === 0) {
+    return h(
+      'p',
+      { class: 'muted' },
+      item.last_used ? ['Last used ', time(item.last_used), '.'] : 'Not used since it was added.',
+    );
+  }
+  return h(
+    'ul',
+    { class: 'evidence' },
+    last.slice(0, 5).map((user) => h('li', {}, who(user.subject, user.source), ', last use ', time(user.last_used))),
+  );
 }
 
-const who = (subject, source) => [subject ? [untrusted(subject, { label: 'subject' }), ' from '] : null, h('span', { class: 'mono' }, source)];
+const who = (subject, source) => [
+  subject ? [untrusted(subject, { label: 'subject' }), ' from '] : null,
+  h('span', { class: 'mono' }, source),
+];

@@ -1,19 +1,23 @@
 // Views by hash, so that a reload or a bookmark shows the same page with the same filter.
 
+import { query } from './url.js';
+
 /** The parts of the hash: `#/sources/cache?q=x` is `{ view: 'sources', name: 'cache', parameters }`. */
 export function route() {
   const [location, search = ''] = window.location.hash.replace(/^#\/?/, '').split('?');
   const [view = '', ...rest] = location.split('/');
   let name = rest.join('/');
-  try { name = decodeURIComponent(name); } catch { /* shown as it is */ }
+  try {
+    name = decodeURIComponent(name);
+  } catch {
+    /* shown as it is */
+  }
   return { view: view || 'overview', name, parameters: new URLSearchParams(search) };
 }
 
 export function link(view, name = '', parameters = {}) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== '');
-  const search = new URLSearchParams(given).toString();
   const location = view === 'overview' ? '' : view;
-  return `#/${location}${name ? `/${encodeURIComponent(name)}` : ''}${search ? `?${search}` : ''}`;
+  return `#/${location}${name ? `/${encodeURIComponent(name)}` : ''}${query(parameters)}`;
 }
 
 /** Changes parameters of the current page without showing it anew. */
@@ -24,4 +28,6 @@ export function remember(parameters) {
   if (target !== window.location.hash) history.replaceState(null, '', target);
 }
 
-export const go = (target) => { window.location.hash = target; };
+export const go = (target) => {
+  window.location.hash = target;
+};

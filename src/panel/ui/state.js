@@ -4,7 +4,7 @@ export const state = {
   session: null,
   status: null,
   certificates: null,
-  /** Undoes the last change of trusted sources: `{ listener, run }`. */
+  /** The last change of trusted sources, to undo it: `{ listener, before, etag }`, with the rules before it. */
   undo: null,
 };
 

@@ -1,7 +1,8 @@
 // Tables that sort and select, and that stay fast with many thousand rows: only the visible ones are in the document.
 
-import { add, button, h, newId, replace, select } from './dom.js';
+import { add, button, h, newId, replace } from './dom.js';
 import { number } from './format.js';
+import { select } from './widgets.js';
 
 /** Rows that are kept above and below the window. */
 const OVERSCAN = 12;
@@ -24,10 +25,25 @@ function compare(a, b) {
  *
  * `update(rows)` shows other rows: a row whose data is unchanged keeps its elements, and with them the focus.
  */
-export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sort = null, onSort = () => {}, selectable = null, onSelect = () => {}, empty = null, countLabel = null }) {
+export function dataTable({
+  id,
+  label,
+  columns,
+  rowKey,
+  rowClass = () => '',
+  sort = null,
+  onSort = () => {},
+  selectable = null,
+  onSelect = () => {},
+  empty = null,
+}) {
   const state = { rows: [], sorted: [], sort, selected: new Set(), rowHeight: 0 };
   const nodes = new Map();
-  const above = h('tr', { class: 'spacer', 'aria-hidden': 'true', role: 'presentation' }, h('td', { colspan: columns.length + (selectable ? 1 : 0), role: 'presentation' }));
+  const above = h(
+    'tr',
+    { class: 'spacer', 'aria-hidden': 'true', role: 'presentation' },
+    h('td', { colspan: columns.length + (selectable ? 1 : 0), role: 'presentation' }),
+  );
   const below = above.cloneNode(true);
   const body = h('tbody', { role: 'rowgroup' });
   const headers = new Map();
@@ -40,50 +56,73 @@ export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sor
   };
 
   const headCells = columns.map((column) => {
-    const cell = h('th', { scope: 'col', role: 'columnheader', class: column.className },
+    const cell = h(
+      'th',
+      { scope: 'col', role: 'columnheader', class: column.className },
       column.sort
-        ? h('button', { type: 'button', class: 'sort', 'data-sort': column.key, on: { click: () => sortBy(column.key) } }, column.label, h('span', { class: 'sort-sign', 'aria-hidden': 'true' }))
-        : h('span', { class: column.hiddenLabel ? 'visually-hidden' : null }, column.label));
+        ? h(
+            'button',
+            { type: 'button', class: 'sort', 'data-sort': column.key, on: { click: () => sortBy(column.key) } },
+            column.label,
+            h('span', { class: 'sort-sign', 'aria-hidden': 'true' }),
+          )
+        : h('span', { class: column.hiddenLabel ? 'visually-hidden' : null }, column.label),
+    );
     headers.set(column.key, cell);
     return cell;
   });
 
-  const all = selectable ? h('input', {
-    type: 'checkbox',
-    'aria-label': 'Select all rows that are shown',
-    'data-action': 'select-all',
-    on: {
-      change: () => {
-        for (const row of state.sorted) {
-          if (!selectable(row)) continue;
-          if (all.checked) state.selected.add(rowKey(row));
-          else state.selected.delete(rowKey(row));
-        }
-        selectionChanged();
-      },
-    },
-  }) : null;
+  const all = selectable
+    ? h('input', {
+        type: 'checkbox',
+        'aria-label': 'Select all rows that are shown',
+        'data-action': 'select-all',
+        on: {
+          change: () => {
+            for (const row of state.sorted) {
+              if (!selectable(row)) continue;
+              if (all.checked) state.selected.add(rowKey(row));
+              else state.selected.delete(rowKey(row));
+            }
+            selectionChanged();
+          },
+        },
+      })
+    : null;
   if (all) headCells.unshift(h('th', { scope: 'col', role: 'columnheader', class: 'c-select' }, all));
 
-  const table = h('table', { id, role: 'table', 'aria-label': label, class: 'data-table' },
-    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row', 'aria-rowindex': '1' }, headCells)), body);
+  const table = h(
+    'table',
+    { id, role: 'table', 'aria-label': label, class: 'data-table' },
+    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row', 'aria-rowindex': '1' }, headCells)),
+    body,
+  );
   const nothing = h('div', { class: 'table-empty', hidden: true });
   const sortable = columns.filter((column) => column.sort);
-  const order = sortable.length > 0 ? select(
-    [...(sort ? [] : [['', 'As listed']]), ...sortable.flatMap((column) => [[`${column.key}:asc`, `${column.label}, ascending`], [`${column.key}:desc`, `${column.label}, descending`]])],
-    sort ? `${sort.key}:${sort.dir}` : '',
-    {
-      id: newId('order'),
-      on: {
-        change: () => {
-          const [key, dir] = order.value.split(':');
-          state.sort = key ? { key, dir } : null;
-          onSort(state.sort);
-          resort();
-        },
-      },
-    },
-  ) : null;
+  const order =
+    sortable.length > 0
+      ? select(
+          [
+            ...(sort ? [] : [['', 'As listed']]),
+            ...sortable.flatMap((column) => [
+              [`${column.key}:asc`, `${column.label}, ascending`],
+              [`${column.key}:desc`, `${column.label}, descending`],
+            ]),
+          ],
+          sort ? `${sort.key}:${sort.dir}` : '',
+          {
+            id: newId('order'),
+            on: {
+              change: () => {
+                const [key, dir] = order.value.split(':');
+                state.sort = key ? { key, dir } : null;
+                onSort(state.sort);
+                resort();
+              },
+            },
+          },
+        )
+      : null;
   // Cards on a narrow screen have no header to sort by.
   const orderField = order ? h('div', { class: 'narrow-sort' }, h('label', { for: order.id }, 'Sort by'), order) : null;
   const element = h('div', { class: 'table-wrap' }, orderField, table, nothing);
@@ -104,8 +143,9 @@ export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sor
 
   function resort() {
     for (const [key, cell] of headers) {
-      if (state.sort?.key === key) cell.setAttribute('aria-sort', state.sort.dir === 'asc' ? 'ascending' : 'descending');
-      else cell.removeAttribute('aria-sort');
+      if (state.sort?.key === key) {
+        cell.setAttribute('aria-sort', state.sort.dir === 'asc' ? 'ascending' : 'descending');
+      } else cell.removeAttribute('aria-sort');
     }
     if (order && state.sort) order.value = `${state.sort.key}:${state.sort.dir}`;
     const column = columns.find((each) => each.key === state.sort?.key);
@@ -127,25 +167,42 @@ export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sor
 
   function build(row, index) {
     const key = rowKey(row);
-    const cells = columns.map((column) => h('td', { role: 'cell', class: column.className, 'data-label': column.label }, h('div', { class: 'cell' }, column.cell(row))));
+    const cells = columns.map((column) =>
+      h(
+        'td',
+        { role: 'cell', class: column.className, 'data-label': column.label },
+        h('div', { class: 'cell' }, column.cell(row)),
+      ),
+    );
     if (all) {
-      const box = selectable(row) ? h('input', {
-        type: 'checkbox',
-        'data-row-select': '',
-        'data-focus': 'select',
-        'aria-label': 'Select this row',
-        checked: state.selected.has(key),
-        on: {
-          change: (event) => {
-            if (event.target.checked) state.selected.add(key);
-            else state.selected.delete(key);
-            selectionChanged();
-          },
-        },
-      }) : null;
+      const box = selectable(row)
+        ? h('input', {
+            type: 'checkbox',
+            'data-row-select': '',
+            'data-focus': 'select',
+            'aria-label': 'Select this row',
+            checked: state.selected.has(key),
+            on: {
+              change: (event) => {
+                if (event.target.checked) state.selected.add(key);
+                else state.selected.delete(key);
+                selectionChanged();
+              },
+            },
+          })
+        : null;
       cells.unshift(h('td', { role: 'cell', class: 'c-select' }, box));
     }
-    return h('tr', { role: 'row', class: `${rowClass(row)} ${state.selected.has(key) ? 'selected' : ''}`.trim() || null, 'aria-rowindex': index + 2, 'data-key': key }, cells);
+    return h(
+      'tr',
+      {
+        role: 'row',
+        class: `${rowClass(row)} ${state.selected.has(key) ? 'selected' : ''}`.trim() || null,
+        'aria-rowindex': index + 2,
+        'data-key': key,
+      },
+      cells,
+    );
   }
 
   function draw() {
@@ -201,7 +258,10 @@ export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sor
     settle(elements);
     if (active && !active.isConnected && activeRow) {
       const name = active.dataset.focus ?? active.dataset.action;
-      nodes.get(activeRow)?.row.querySelector(name ? `[data-focus="${CSS.escape(name)}"], [data-action="${CSS.escape(name)}"]` : 'button')?.focus({ preventScroll: true });
+      nodes
+        .get(activeRow)
+        ?.row.querySelector(name ? `[data-focus="${CSS.escape(name)}"], [data-action="${CSS.escape(name)}"]` : 'button')
+        ?.focus({ preventScroll: true });
     }
   }
 
@@ -249,11 +309,6 @@ export function dataTable({ id, label, columns, rowKey, rowClass = () => '', sor
       for (const key of state.selected) if (!keys.has(key)) state.selected.delete(key);
       resort();
     },
-    clearSelection() {
-      state.selected.clear();
-      if (all) selectionChanged();
-    },
-    redraw: draw,
     destroy() {
       window.removeEventListener('scroll', schedule);
       window.removeEventListener('resize', onResize);
@@ -272,21 +327,6 @@ export function counter() {
       if (element.textContent !== text) element.textContent = text;
     },
   };
-}
-
-/** A field that filters. `/` focuses it from anywhere. */
-export function searchField({ label, value = '', onInput, id }) {
-  let timer = null;
-  const input = h('input', {
-    type: 'search', id, name: id, value, placeholder: label, 'aria-label': label, 'data-search': '', autocomplete: 'off', spellcheck: 'false',
-    on: {
-      input: () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => onInput(input.value.trim()), 60);
-      },
-    },
-  });
-  return h('div', { class: 'search' }, input, h('kbd', { 'aria-hidden': 'true' }, '/'));
 }
 
 export function pager({ onPage }) {

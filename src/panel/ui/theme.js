@@ -2,6 +2,10 @@
 (() => {
   let theme = null;
   // Storage can be blocked by the browser; the panel then follows the system.
-  try { theme = localStorage.getItem('portcullis-theme'); } catch { /* follows the system */ }
+  try {
+    theme = localStorage.getItem('portcullis-theme');
+  } catch {
+    /* follows the system */
+  }
   if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
 })();

@@ -1,13 +1,31 @@
 // Certificates of a listener: its own, those that it trusts, and the client certificates that are pinned.
 
-import { bus, get, path, poll, send } from './api.js';
-import { changeDialog, curl, FieldError, planSummary, sessionsEnded } from './changes.js';
-import { add, button, emptyState, errorNotice, facts, field, fingerprint, h, notice, pill, replace, skeleton, time, toast, untrusted } from './dom.js';
-import { count, SECOND, shellJoin } from './format.js';
+import { get, notifyChanged, poll, send } from './api.js';
+import { changeDialog } from './changes.js';
+import { curl } from './commands.js';
+import { toast } from './dialogs.js';
+import { add, button, h, markReady, replace } from './dom.js';
+import { FieldError } from './expiry.js';
+import { count, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
+import { planSummary, sessionsEnded } from './plan-parts.js';
 import { link } from './router.js';
 import { can, listenerNamed } from './state.js';
+import { path } from './url.js';
+import {
+  emptyState,
+  errorNotice,
+  facts,
+  field,
+  fingerprint,
+  notice,
+  pageHead,
+  pill,
+  skeleton,
+  time,
+  untrusted,
+} from './widgets.js';
 
 const MODES = {
   none: ['warn', 'not required', 'Every trusted source can connect without a client certificate.'],
@@ -16,6 +34,11 @@ const MODES = {
 };
 
 const MAX_PEM = 60 * 1024;
+
+// What the API accepts of a certificate to issue.
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/;
+const MAX_DAYS = 3650;
+const MAX_DNS_NAMES = 16;
 
 export function tlsView(page, { name }) {
   const listener = chosenListener(page, 'tls', name);
@@ -28,11 +51,17 @@ export function tlsView(page, { name }) {
   const others = h('div', { class: 'stack' });
   const actions = h('div', { class: 'actions push' });
   add(page, [
-    h('div', { class: 'page-head' }, h('div', {}, h('h1', {}, 'TLS'), h('p', { class: 'lead' }, 'Certificates of the listener, the authorities that it trusts, and the client certificates that it accepts.'))),
+    pageHead(
+      'TLS',
+      'Certificates of the listener, the authorities that it trusts, and the client certificates that it accepts.',
+    ),
     h('div', { class: 'toolbar' }, listenerPicker('tls', listener), actions),
-    message, authentication,
-    h('h2', { class: 'section-title' }, 'Pinned client certificates'), pinned,
-    h('h2', { class: 'section-title' }, 'Certificates and authorities'), others,
+    message,
+    authentication,
+    h('h2', { class: 'section-title' }, 'Pinned client certificates'),
+    pinned,
+    h('h2', { class: 'section-title' }, 'Certificates and authorities'),
+    others,
   ]);
   replace(authentication, skeleton(3));
   replace(pinned, h('div', { class: 'card' }, skeleton(3)));
@@ -67,39 +96,151 @@ export function tlsView(page, { name }) {
     const hasTls = listenerNamed(listener)?.tls !== false;
     const [kind, text, effect] = MODES[mode] ?? ['idle', mode, ''];
     const issuing = clients?.list.issuing_ca;
-    replace(actions,
-      clients?.list.ca_bundle ? h('a', { class: 'button', href: path`/v1/listeners/${listener}/ca-bundle`, download: `${listener}-ca.pem`, id: 'download-ca' }, 'Download the CA bundle') : null,
-      mayChange && issuing ? button('Generate certificate', () => issue(issuing), { id: 'generate-certificate' }) : null,
-      mayChange && clients?.list.writable ? button('Add client certificate', () => pin(), { kind: 'primary', id: 'pin-certificate' }) : null);
-    replace(authentication, h('h2', { id: 'authentication-title' }, 'Client authentication'),
-      hasTls ? h('p', {}, pill(kind, text), ' ', effect) : notice('warn', h('p', {}, 'This listener has no TLS. Passwords and data pass in plaintext. Add [listener.tls] to the configuration.')),
-      h('p', { class: 'muted small' }, 'Set client_auth in [listener.tls] of the configuration, then ', h('a', { href: link('reload') }, 'reload'), '.'),
-      issuing ? h('p', { class: 'small' }, 'Certificates are issued by ', untrusted(issuing.subject, { label: 'subject' }), ' ', fingerprint(issuing.sha256), ', valid until ', time(issuing.not_after, { mode: 'full' }), '.') : null,
-      clients && !clients.list.ca_bundle ? h('p', { class: 'muted small' }, 'To offer the CA bundle for download, set ca_bundle to the file that clients should trust.') : null);
+    replace(
+      actions,
+      clients?.list.ca_bundle
+        ? h(
+            'a',
+            {
+              class: 'button',
+              href: path`/v1/listeners/${listener}/ca-bundle`,
+              download: `${listener}-ca.pem`,
+              id: 'download-ca',
+            },
+            'Download the CA bundle',
+          )
+        : null,
+      mayChange && issuing
+        ? button('Generate certificate', () => issue(issuing), { id: 'generate-certificate' })
+        : null,
+      mayChange && clients?.list.writable
+        ? button('Add client certificate', () => pin(), { kind: 'primary', id: 'pin-certificate' })
+        : null,
+    );
+    replace(
+      authentication,
+      h('h2', { id: 'authentication-title' }, 'Client authentication'),
+      hasTls
+        ? h('p', {}, pill(kind, text), ' ', effect)
+        : notice(
+            'warn',
+            h(
+              'p',
+              {},
+              'This listener has no TLS. Passwords and data pass in plaintext.',
+              ' Add [listener.tls] to the configuration.',
+            ),
+          ),
+      h(
+        'p',
+        { class: 'muted small' },
+        'Set client_auth in [listener.tls] of the configuration, then ',
+        h('a', { href: link('reload') }, 'reload'),
+        '.',
+      ),
+      issuing
+        ? h(
+            'p',
+            { class: 'small' },
+            'Certificates are issued by ',
+            untrusted(issuing.subject, { label: 'subject' }),
+            ' ',
+            fingerprint(issuing.sha256),
+            ', valid until ',
+            time(issuing.not_after, { mode: 'full' }),
+            '.',
+          )
+        : null,
+      clients && !clients.list.ca_bundle
+        ? h(
+            'p',
+            { class: 'muted small' },
+            'To offer the CA bundle for download, set ca_bundle to the file that clients should trust.',
+          )
+        : null,
+    );
     drawPinned(clients);
     const rest = certificates.filter((each) => each.role !== 'client_certificate' || !clients);
     const order = ['server', 'client_ca', 'client_certificate', 'upstream_ca', 'upstream_certificate'];
     rest.sort((a, b) => order.indexOf(a.role) - order.indexOf(b.role) || a.not_after.localeCompare(b.not_after));
-    replace(others, rest.length === 0 ? emptyState('No certificate', 'This listener and its upstream use none.') : h('div', { class: 'cert-list' }, rest.map((each) => certificateCard(each))));
+    replace(
+      others,
+      rest.length === 0
+        ? emptyState('No certificate', 'This listener and its upstream use none.')
+        : h(
+            'div',
+            { class: 'cert-list' },
+            rest.map((each) => certificateCard(each)),
+          ),
+    );
   }
 
   function drawPinned(clients) {
     if (!clients) {
-      replace(pinned, notice('info', h('p', {}, 'This version of the program does not manage client certificates. They are listed below.')));
+      replace(
+        pinned,
+        notice(
+          'info',
+          h('p', {}, 'This version of the program does not manage client certificates. They are listed below.'),
+        ),
+      );
       return;
     }
     const { certificates, writable, reason, location } = clients.list;
-    const where = location ? h('p', { class: 'small muted' }, 'Files: ', h('code', { class: 'break' }, untrusted(location, { label: 'path' }))) : null;
-    const locked = writable ? null : notice('info', h('p', {}, untrusted(reason ?? 'Client certificates of this listener cannot be changed here.', { wrap: true })));
-    replace(pinned, locked, certificates.length === 0
-      ? emptyState('No client certificate is pinned', writable ? 'A pinned certificate is accepted by its fingerprint, without its authority.' : null,
-        writable && mayChange ? button('Add client certificate', () => pin(), { kind: 'primary', id: 'pin-first' }) : null)
-      : h('div', { class: 'cert-list' }, certificates.map((each) => certificateCard({ ...each, role: 'client_certificate' }, mayChange && writable
-        ? button('Remove', () => unpin(each), { kind: 'small', 'data-action': 'unpin', 'aria-label': `Remove ${each.subject || each.sha256}` }) : null))), where);
+    const where = location
+      ? h(
+          'p',
+          { class: 'small muted' },
+          'Files: ',
+          h('code', { class: 'break' }, untrusted(location, { label: 'path' })),
+        )
+      : null;
+    const locked = writable
+      ? null
+      : notice(
+          'info',
+          h(
+            'p',
+            {},
+            untrusted(reason ?? 'Client certificates of this listener cannot be changed here.', { wrap: true }),
+          ),
+        );
+    replace(
+      pinned,
+      locked,
+      certificates.length === 0
+        ? emptyState(
+            'No client certificate is pinned',
+            writable ? 'A pinned certificate is accepted by its fingerprint, without its authority.' : null,
+            writable && mayChange
+              ? button('Add client certificate', () => pin(), { kind: 'primary', id: 'pin-first' })
+              : null,
+          )
+        : h(
+            'div',
+            { class: 'cert-list' },
+            certificates.map((each) =>
+              certificateCard(
+                { ...each, role: 'client_certificate' },
+                mayChange && writable
+                  ? button('Remove', () => unpin(each), {
+                      kind: 'small',
+                      'data-action': 'unpin',
+                      'aria-label': `Remove ${each.subject || each.sha256}`,
+                    })
+                  : null,
+              ),
+            ),
+          ),
+      where,
+    );
   }
 
   const tlsPoll = poll(loadAll, 15 * SECOND, {
-    onData: draw,
+    onData: (data) => {
+      draw(data);
+      markReady(page);
+    },
     onError: (error, { isFirst }) => {
       if (!isFirst || error.status === 401) return;
       replace(message, errorNotice(error));
@@ -107,19 +248,27 @@ export function tlsView(page, { name }) {
     },
   });
 
-  const refresh = () => {
-    bus.dispatchEvent(new Event('changed'));
-    tlsPoll.now();
-  };
-
-  // Changes --------------------------------------------------------------------------------------------------------------
+  // Changes -----------------------------------------------------------------------------------------------------------
 
   const context = () => (seen ? { etag: seen.etag } : null);
   const reload = async () => ({ etag: (await load({})).etag });
 
   function pin() {
-    const pem = h('textarea', { id: 'certificate-pem', name: 'certificate', rows: '9', spellcheck: 'false', autocomplete: 'off', autocapitalize: 'off', placeholder: '-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----' });
-    const file = h('input', { type: 'file', id: 'certificate-file', name: 'certificate-file', accept: '.pem,.crt,.cer,application/x-pem-file,application/x-x509-ca-cert' });
+    const pem = h('textarea', {
+      id: 'certificate-pem',
+      name: 'certificate',
+      rows: '9',
+      spellcheck: 'false',
+      autocomplete: 'off',
+      autocapitalize: 'off',
+      placeholder: '-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----',
+    });
+    const file = h('input', {
+      type: 'file',
+      id: 'certificate-file',
+      name: 'certificate-file',
+      accept: '.pem,.crt,.cer,application/x-pem-file,application/x-x509-ca-cert',
+    });
     const problem = h('p', { class: 'field-error', role: 'alert' });
     pem.addEventListener('input', () => replace(problem));
     file.addEventListener('change', async () => {
@@ -138,30 +287,54 @@ export function tlsView(page, { name }) {
       context: context(),
       load: reload,
       form: {
-        element: h('div', { class: 'stack' }, field('Certificate (PEM)', pem, { help: 'Paste it, or choose a file. The details are shown before it is accepted.', error: problem }), field('Or a file', file)),
+        element: h(
+          'div',
+          { class: 'stack' },
+          field('Certificate (PEM)', pem, {
+            help: 'Paste it, or choose a file. The details are shown before it is accepted.',
+            error: problem,
+          }),
+          field('Or a file', file),
+        ),
         reviewLabel: 'Show the details',
         read: () => {
           const text = pem.value.trim();
           if (text === '') throw new FieldError('Paste a certificate, or choose a file.', pem);
-          if (/PRIVATE KEY/.test(text)) throw new FieldError('The text contains a private key. It was not sent. Remove the key; only the certificate is needed.', pem);
-          if (!text.includes('-----BEGIN CERTIFICATE-----')) throw new FieldError('This is not a certificate in PEM. It begins with -----BEGIN CERTIFICATE-----.', pem);
+          if (/PRIVATE KEY/.test(text)) {
+            throw new FieldError(
+              'The text contains a private key. It was not sent. Remove the key; only the certificate is needed.',
+              pem,
+            );
+          }
+          if (!text.includes('-----BEGIN CERTIFICATE-----')) {
+            throw new FieldError('This is not a certificate in PEM. It begins with -----BEGIN CERTIFICATE-----.', pem);
+          }
           return { certificate: `${text}\n` };
         },
       },
       build: ({ etag }, input) => {
         const request = { method: 'POST', path: target, body: input, etag };
         const fromFile = curl({ ...request, data: '@-' });
-        return { request, cli: [shellJoin(['portcullis', 'certs', 'pin', listener, 'client.crt'])], cliNote: 'client.crt is the file with this certificate.', api: `jq -n --rawfile certificate client.crt '{$certificate}' |\n${fromFile}` };
+        return {
+          request,
+          cli: [shellJoin(['portcullis', 'certs', 'pin', listener, 'client.crt'])],
+          cliNote: 'client.crt is the file with this certificate.',
+          api: `jq -n --rawfile certificate client.crt '{$certificate}' |\n${fromFile}`,
+        };
       },
       show: ({ plan }) => ({
-        nodes: [plan.is_new ? null : notice('info', h('p', {}, 'This certificate is pinned already.')), planNodes(plan, listener), planCard(plan.certificate)],
+        nodes: [
+          plan.is_new ? null : notice('info', h('p', {}, 'This certificate is pinned already.')),
+          planNodes(plan, listener),
+          planCard(plan.certificate),
+        ],
         confirm: 'Accept this certificate',
         danger: (plan.sessions_ended_count ?? 0) > 0 || plan.admits_nobody,
         isEmpty: !plan.is_new,
       }),
       done: ({ result }) => {
         toast('good', `${result.data?.subject || 'The certificate'} is accepted.`);
-        refresh();
+        notifyChanged();
       },
     });
   }
@@ -178,47 +351,131 @@ export function tlsView(page, { name }) {
       }),
       show: ({ plan }) => {
         const ended = plan.sessions_ended_count ?? 0;
-        return { nodes: [planNodes(plan, listener), planCard(plan.certificate ?? certificate)], confirm: ended > 0 ? `Remove, end ${count(ended, 'session')}` : 'Remove the certificate', danger: true };
+        return {
+          nodes: [planNodes(plan, listener), planCard(plan.certificate ?? certificate)],
+          confirm: ended > 0 ? `Remove, end ${count(ended, 'session')}` : 'Remove the certificate',
+          danger: true,
+        };
       },
       done: () => {
         toast('good', `${certificate.subject || 'The certificate'} is removed.`);
-        refresh();
+        notifyChanged();
       },
     });
   }
 
   function issue(issuing) {
-    const cn = h('input', { type: 'text', id: 'issue-name', name: 'common-name', maxlength: '64', autocomplete: 'off', spellcheck: 'false', placeholder: 'app' });
-    const days = h('input', { type: 'number', id: 'issue-days', name: 'days', min: '1', max: '825', value: '90' });
-    const dns = h('input', { type: 'text', id: 'issue-dns', name: 'dns', autocomplete: 'off', spellcheck: 'false', placeholder: 'app.internal' });
+    const cn = h('input', {
+      type: 'text',
+      id: 'issue-name',
+      name: 'common-name',
+      maxlength: '64',
+      autocomplete: 'off',
+      spellcheck: 'false',
+      placeholder: 'app',
+    });
+    const days = h('input', {
+      type: 'number',
+      id: 'issue-days',
+      name: 'days',
+      min: '1',
+      max: String(MAX_DAYS),
+      value: '90',
+    });
+    const dns = h('input', {
+      type: 'text',
+      id: 'issue-dns',
+      name: 'dns',
+      autocomplete: 'off',
+      spellcheck: 'false',
+      placeholder: 'app.internal',
+    });
     changeDialog({
       id: 'issue-dialog',
       title: `Generate a client certificate for ${listener}`,
       form: {
-        element: h('div', { class: 'stack' },
-          notice('warn', h('p', {}, h('strong', {}, 'The key of the CA is on this machine.'), ' Whoever controls the machine can issue certificates. It is better kept elsewhere; remove issuing_ca when you no longer need it.')),
-          field('Name (CN)', cn, { help: 'The name of the client in the audit and in trusted_clients.' }), field('Valid for days', days), field('DNS names (optional)', dns, { help: 'Separated by spaces.' })),
+        element: h(
+          'div',
+          { class: 'stack' },
+          notice(
+            'warn',
+            h(
+              'p',
+              {},
+              h('strong', {}, 'The key of the CA is on this machine.'),
+              ' Whoever controls the machine can issue certificates. It is better kept elsewhere;',
+              ' remove issuing_ca when you no longer need it.',
+            ),
+          ),
+          field('Name (CN)', cn, {
+            help: [
+              'The name of the client in the audit and in trusted_clients: letters, digits, dots, underscores, hyphens',
+              'and @. It begins with a letter or digit.',
+            ].join(' '),
+          }),
+          field('Valid for days', days, { help: `At most ${number(MAX_DAYS)}, and not longer than the CA.` }),
+          field('DNS names (optional)', dns, { help: `At most ${MAX_DNS_NAMES} host names, separated by spaces.` }),
+        ),
         reviewLabel: 'Review',
         read: () => {
-          if (cn.value.trim() === '') throw new FieldError('Enter a name.', cn);
+          const name = cn.value.trim();
+          if (!NAME.test(name)) {
+            const rule =
+              'Enter 1 to 64 letters, digits, dots, underscores, hyphens and @. Begin with a letter or digit.';
+            throw new FieldError(rule, cn);
+          }
           const length = Number(days.value);
-          if (!Number.isInteger(length) || length < 1) throw new FieldError('Enter the number of days, at least 1.', days);
+          if (!Number.isInteger(length) || length < 1 || length > MAX_DAYS) {
+            throw new FieldError(`Enter a number of days from 1 to ${number(MAX_DAYS)}.`, days);
+          }
           const names = dns.value.split(/[\s,]+/).filter(Boolean);
-          return { name: cn.value.trim(), days: length, ...(names.length > 0 ? { dns: names } : {}) };
+          if (names.length > MAX_DNS_NAMES) throw new FieldError(`Enter at most ${MAX_DNS_NAMES} host names.`, dns);
+          return { name, days: length, ...(names.length > 0 ? { dns: names } : {}) };
         },
       },
       build: (nothing, input) => {
         const request = { method: 'POST', path: `${target}/issue`, body: input };
         return {
           request,
-          cli: [shellJoin(['portcullis', 'certs', 'issue', '--listener', listener, '--name', input.name, ...(input.dns ?? []).flatMap((each) => ['--dns', each]), '--days', String(input.days)])],
+          cli: [
+            shellJoin([
+              'portcullis',
+              'certs',
+              'issue',
+              '--listener',
+              listener,
+              '--name',
+              input.name,
+              ...(input.dns ?? []).flatMap((each) => ['--dns', each]),
+              '--days',
+              String(input.days),
+            ]),
+          ],
           api: curl({ ...request, output: `${input.name}.zip` }),
         };
       },
       plan: async () => null,
       show: ({ input }) => ({
-        nodes: [h('p', {}, 'Issues a certificate for ', h('strong', {}, untrusted(input.name)), ` that is valid for ${count(input.days, 'day')}, signed by `, untrusted(issuing.subject, { label: 'subject' }), '.'),
-          notice('info', h('p', {}, 'The private key is in the download only. The program does not keep it, and the download cannot be repeated.'))],
+        nodes: [
+          h(
+            'p',
+            {},
+            'Issues a certificate for ',
+            h('strong', {}, untrusted(input.name)),
+            ` that is valid for ${count(input.days, 'day')}, signed by `,
+            untrusted(issuing.subject, { label: 'subject' }),
+            '.',
+          ),
+          notice(
+            'info',
+            h(
+              'p',
+              {},
+              'The private key is in the download only. The program does not keep it.',
+              ' The download cannot be repeated.',
+            ),
+          ),
+        ],
         confirm: 'Generate and download',
       }),
       apply: (change) => send('POST', change.request.path, { ...change.request, raw: true }),
@@ -227,11 +484,28 @@ export function tlsView(page, { name }) {
         const given = /filename="([^"\\/]+)"/.exec(result.response.headers.get('content-disposition') ?? '')?.[1];
         const url = URL.createObjectURL(blob);
         const file = given ?? `${input.name}.zip`;
-        const download = h('a', { class: 'button', href: url, download: file, id: 'issued-download' }, `Save ${file} again`);
+        const download = h(
+          'a',
+          { class: 'button', href: url, download: file, id: 'issued-download' },
+          `Save ${file} again`,
+        );
         download.click();
         setTimeout(() => URL.revokeObjectURL(url), 600 * SECOND);
-        return h('div', { class: 'stack' }, notice('good', h('p', {}, h('strong', {}, `${file} is downloaded.`), ' It has the certificate, its private key, and the CA that the client should trust.')),
-          notice('warn', h('p', {}, 'Store it safely now. When this dialog is closed, the key is gone.')), h('div', {}, download));
+        return h(
+          'div',
+          { class: 'stack' },
+          notice(
+            'good',
+            h(
+              'p',
+              {},
+              h('strong', {}, `${file} is downloaded.`),
+              ' It has the certificate, its private key, and the CA that the client should trust.',
+            ),
+          ),
+          notice('warn', h('p', {}, 'Store it safely now. When this dialog is closed, the key is gone.')),
+          h('div', {}, download),
+        );
       },
     });
   }
@@ -242,7 +516,17 @@ export function tlsView(page, { name }) {
 function planNodes(plan, listener) {
   const ended = plan.sessions_ended_count ?? plan.sessions_ended?.length ?? 0;
   return [
-    plan.admits_nobody ? notice('bad', h('p', {}, h('strong', {}, `After this change no client can connect to ${listener}.`), ' No accepted certificate is left.')) : null,
+    plan.admits_nobody
+      ? notice(
+          'bad',
+          h(
+            'p',
+            {},
+            h('strong', {}, `After this change no client can connect to ${listener}.`),
+            ' No accepted certificate is left.',
+          ),
+        )
+      : null,
     (plan.warnings ?? []).map((warning) => notice('warn', h('p', {}, untrusted(warning, { wrap: true })))),
     planSummary([ended > 0 ? ['warn', count(ended, 'session ends', 'sessions end')] : ['good', 'no session ends']]),
     ended > 0 ? sessionsEnded(plan.sessions_ended ?? [], ended) : null,
@@ -251,26 +535,55 @@ function planNodes(plan, listener) {
 
 const certificateFacts = (certificate) => [
   ['Issuer', certificate.self_signed ? 'self-signed' : untrusted(certificate.issuer, { label: 'issuer' })],
-  certificate.names?.length > 0 ? ['Names', h('span', { class: 'names' }, certificate.names.slice(0, 30).map((each) => h('span', { class: 'tag' }, untrusted(each, { label: 'name' }))), certificate.names.length > 30 ? `and ${certificate.names.length - 30} more` : null)] : null,
+  certificate.names?.length > 0
+    ? [
+        'Names',
+        h(
+          'span',
+          { class: 'names' },
+          certificate.names.slice(0, 30).map((each) => h('span', { class: 'tag' }, untrusted(each, { label: 'name' }))),
+          certificate.names.length > 30 ? `and ${certificate.names.length - 30} more` : null,
+        ),
+      ]
+    : null,
   ['Valid from', time(certificate.not_before, { mode: 'full', empty: 'unknown' })],
   ['Expires', [time(certificate.not_after, { mode: 'full' }), ' (', time(certificate.not_after), ')']],
   ['SHA-256', fingerprint(certificate.sha256)],
 ];
 
 function planCard(certificate) {
-  return h('section', { id: 'certificate-details' }, h('h3', {}, untrusted(certificate.subject, { wrap: true, empty: 'no subject' })), facts(certificateFacts(certificate)));
+  return h(
+    'section',
+    { id: 'certificate-details' },
+    h('h3', {}, untrusted(certificate.subject, { wrap: true, empty: 'no subject' })),
+    facts(certificateFacts(certificate)),
+  );
 }
 
 function certificateCard(certificate, action = null) {
   const state = certificateState(certificate);
-  return h('article', { class: 'card cert', 'data-sha256': certificate.sha256 },
-    h('div', { class: 'cert-head' }, h('div', { class: 'stack-tight' }, h('h3', {}, untrusted(certificate.subject, { label: 'subject', empty: 'no subject' })), h('p', { class: 'muted small' }, roleName(certificate.role))), pill(state.kind, state.text)),
+  return h(
+    'article',
+    { class: 'card cert', 'data-sha256': certificate.sha256 },
+    h(
+      'div',
+      { class: 'cert-head' },
+      h(
+        'div',
+        { class: 'stack-tight' },
+        h('h3', {}, untrusted(certificate.subject, { label: 'subject', empty: 'no subject' })),
+        h('p', { class: 'muted small' }, roleName(certificate.role)),
+      ),
+      pill(state.kind, state.text),
+    ),
     facts([
       ...certificateFacts(certificate),
       certificate.file ? ['File', h('code', { class: 'break' }, untrusted(certificate.file, { label: 'path' }))] : null,
-      certificate.sessions === null || certificate.sessions === undefined ? null : ['Sessions', String(certificate.sessions)],
+      certificate.sessions === null || certificate.sessions === undefined
+        ? null
+        : ['Sessions', String(certificate.sessions)],
       ['Last use', time(certificate.last_used, { empty: 'not since the start' })],
     ]),
-    action ? h('div', { class: 'actions' }, action) : null);
+    action ? h('div', { class: 'actions' }, action) : null,
+  );
 }
-

@@ -1,0 +1,29 @@
+// Whether the evidence of a rotation permits removing the old one.
+
+import { count, DAY, relative } from './format.js';
+
+/** A job that runs once a week would not be noticed earlier. */
+const QUIET = 7 * DAY;
+
+const notSafe = (why) => ({ kind: 'bad', text: 'not safe to remove', why });
+const safe = (why) => ({ kind: 'good', text: 'safe to remove', why });
+const wait = (why) => ({ kind: 'warn', text: 'wait', why });
+const keep = (why) => ({ kind: 'warn', text: 'keep it', why });
+
+/** Whether an item can be removed, why, and how to show it. `hasSuccessor`: another one of its kind is valid. */
+export function verdictOf(item, { hasSuccessor, now = Date.now() }) {
+  const { sessions, last_used: last, since, not_after: until, kind } = item;
+  const age = (time) => now - new Date(time).getTime();
+  const days = (time) => Math.floor(age(time) / DAY);
+  if (sessions > 0) return notSafe(`${count(sessions, 'open session relies', 'open sessions rely')} on it.`);
+  if (until && age(until) > 0) return safe('It has expired, so it admits nobody.');
+  if (kind !== 'source' && !hasSuccessor) return keep('It is the only valid one of its kind. Add its successor first.');
+  if (last) {
+    return age(last) >= QUIET
+      ? safe(`No session uses it, and nobody used it for ${days(last)} days.`)
+      : wait(`No session uses it now, but it was used ${relative(last, now)}. Its last users may connect again.`);
+  }
+  return since && age(since) >= QUIET
+    ? safe(`Nobody used it since it was added or the program started, ${days(since)} days ago.`)
+    : wait(`Nobody used it yet, but it is observed only since ${since ? relative(since, now) : 'the start'}.`);
+}
