@@ -44,6 +44,7 @@ impl Panel {
         let client = |name: &str| site.ca.issue(Request::client(name));
         site.install("client", &client("panel-client"));
         site.install("hostile", &client(HOSTILE));
+        site.install("long", &client(&"W".repeat(10_000)));
         site.install("foreign", &Authority::new("Other CA").issue(Request::client("foreign")));
         let vault_client = client("vault-client");
         site.install("vault-client", &vault_client);

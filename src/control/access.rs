@@ -276,7 +276,7 @@ fn browser_on_unix_socket() -> Box<Rejected> {
 }
 
 /// The token in the `Authorization` header. Several headers are none.
-fn token_in(headers: &HeaderMap) -> Option<&[u8]> {
+pub(crate) fn token_in(headers: &HeaderMap) -> Option<&[u8]> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     match (all.next(), all.next()) {
         (Some(one), None) => bearer(one.as_bytes()),

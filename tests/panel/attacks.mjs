@@ -19,8 +19,8 @@ async function otherOrigin(html) {
 export async function names_that_others_choose_stay_text(site) {
   const rules = [MARKUP, LONG].map((description, index) => ({ type: 'ip_addr', value: `198.51.100.${index}`, description }));
   assert.equal((await site.api('operator', 'POST', '/v1/listeners/cache/sources', { rules })).status, 201);
-  const clients = [await site.client({ certificate: 'hostile' })];
-  assert.ok(clients[0], 'a hostile subject is a valid one');
+  const clients = [await site.client({ certificate: 'hostile' }), await site.client({ certificate: 'long' })];
+  assert.ok(clients.every(Boolean), 'hostile subjects are valid ones');
   const page = await site.signedIn('owner', '#/sources/cache');
   const alerts = [];
   page.on('dialog', (each) => { alerts.push(each.message()); each.dismiss(); });
@@ -37,7 +37,9 @@ export async function names_that_others_choose_stay_text(site) {
   for (const [view, place] of Object.entries(views)) {
     await page.goto(`${site.base}/ui/${view}`);
     await shown(page, view);
-    if (place) await page.locator(place, { hasText: 'onerror' }).waitFor();
+    for (const text of place ? ['onerror', ...(view === '#/sessions' ? ['WWWWWWWWWW'] : [])] : []) {
+      await page.locator(place, { hasText: text }).first().waitFor();
+    }
     assert.equal(await page.locator('main img[src="x"], main script, .page img').count(), 0, `${view} has markup of a client`);
     const text = await page.locator('main').innerText();
     assert.ok(!text.includes('\u202E'), `${view} shows an override of the direction of text as it is`);
