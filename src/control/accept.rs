@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::addr::ClientAddr;
 use crate::control::access::Peer;
 use crate::control::clients::{Clients, Identified};
-use crate::control::http::Shared;
+use crate::control::shared::Shared;
 use crate::control::{PART, http};
 use crate::fault;
 use crate::fault::Backoff;

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::audit::recent::EventReader;
 use crate::audit::recent::{Batch, RecordedEvent};
 use crate::control::access::Caller;
-use crate::control::http::{ResponseBody, Shared};
+use crate::control::shared::{ResponseBody, Shared};
 
 /// Knows when a connection that follows events has to end.
 #[derive(Clone, Debug)]
@@ -123,6 +123,7 @@ mod tests {
     use crate::control::clients::Identified;
     use crate::control::http;
     use crate::control::response::AdminResponse;
+    use crate::control::shared::MAX_STREAMS;
     use crate::token::fixtures::token;
 
     /// Serves a follower that reads nothing, and returns when its connection was closed. `end` runs once it follows.
@@ -140,14 +141,14 @@ mod tests {
         let pending = received.recv().await.unwrap();
         let events = shared.audit.recent_events().reader(0, EventFilter::default());
         pending.reply.send(AdminResponse::events(events)).unwrap();
-        while shared.streams.available_permits() == http::MAX_STREAMS {
+        while shared.streams.available_permits() == MAX_STREAMS {
             tokio::task::yield_now().await;
         }
         let start = Instant::now();
         end(&shared);
         serving.join_next().await.unwrap().unwrap();
         drop(client);
-        assert_eq!(shared.streams.available_permits(), http::MAX_STREAMS);
+        assert_eq!(shared.streams.available_permits(), MAX_STREAMS);
         start.elapsed()
     }
 
