@@ -47,7 +47,7 @@ impl AdminHandler {
             Err(response) => return drop(reply.send(response)),
         };
         let file_change = FileChange {
-            requires_known_text: if_match.is_some(),
+            requires_list_in_force: if_match.is_some(),
             edit: edit(listener.clone(), change.clone(), if_match),
             plan,
             action: action_of(&change, &listener, origin),
