@@ -30,7 +30,8 @@ pub(crate) fn pin(place: &Place, file: &Path, options: Plan) -> Result<(), Failu
     if options.plan {
         return print(&plan_text(&body, &place.listener, Change::Pin, now));
     }
-    print(&format!("{}: admits {}\n", place.listener, named(JsonView(&body), now)))
+    let also = also_changed(JsonView(&body), &place.listener).map(|names| format!("also admitted by: {names}\n"));
+    print(&format!("{}: admits {}\n{}", place.listener, named(JsonView(&body), now), also.unwrap_or_default()))
 }
 
 /// With `--json`, a success prints nothing: the reply has no body.
@@ -86,7 +87,15 @@ fn plan_text(body: &Value, listener: &str, change: Change, now: OffsetDateTime) 
         1 => "1 session would end".to_owned(),
         ended => format!("{ended} sessions would end"),
     };
-    let nobody = if plan.flag("admits_nobody") == Some(true) { "no one can connect after this; " } else { "" };
+    if let Some(names) = also_changed(plan, listener) {
+        let _ = writeln!(out, "this would also change: {names}");
+    }
+    let closed = plan.texts("listeners_admitting_nobody").join(", ");
+    let nobody = match plan.flag("admits_nobody") {
+        Some(true) if closed.is_empty() || closed == listener => "no one can connect after this; ".to_owned(),
+        Some(true) => format!("no one can connect to {closed} after this; "),
+        Some(false) | None => String::new(),
+    };
     let _ = writeln!(out, "{nobody}{ended}");
     if plan.list("sessions_ended").next().is_some() {
         out.push_str(&sessions(plan));
@@ -95,6 +104,12 @@ fn plan_text(body: &Value, listener: &str, change: Change, now: OffsetDateTime) 
         let _ = writeln!(out, "warning: {warning}");
     }
     out
+}
+
+/// The other listeners whose accepted certificates change, because they name the same directory or pattern.
+fn also_changed(body: JsonView<'_>, listener: &str) -> Option<String> {
+    let others: Vec<_> = body.texts("listeners").into_iter().filter(|name| name != listener).collect();
+    (!others.is_empty()).then(|| others.join(", "))
 }
 
 /// `CN=app, sha256 3fa9c1d2…, until 2027-01-31 (60 d)`.

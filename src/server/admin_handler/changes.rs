@@ -70,10 +70,10 @@ impl AdminHandler {
         let before = Arc::clone(current);
         let change = FileChange { file, edit, requires_list_in_force, plan, action };
         self.send_change(change, reply, move |result| match result {
-            ChangeResult::Planned(built) => {
+            ChangeResult::Planned { built, .. } => {
                 AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
             }
-            ChangeResult::Applied { snapshot, affected } => {
+            ChangeResult::Applied { snapshot, affected, .. } => {
                 let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name, &snapshot) };
                 let response = match form {
                     Form::Created => {

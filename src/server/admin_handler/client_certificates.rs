@@ -42,22 +42,27 @@ impl AdminHandler {
         reply: oneshot::Sender<AdminResponse>,
     ) {
         let ChangePins { listener, change, if_match, plan } = request;
-        let listener = match find_listener(current, &listener) {
-            Ok(policy) => policy.name.to_string(),
+        let policy = match find_listener(current, &listener) {
+            Ok(policy) => policy,
             Err(response) => return drop(reply.send(response)),
         };
+        let listener = policy.name.to_string();
         let file_change = FileChange {
             requires_list_in_force: if_match.is_some(),
             edit: edit(listener.clone(), change.clone(), if_match),
             plan,
-            action: action_of(&change, &listener, origin),
+            action: action_of(&change, policy, origin),
             file: ChangedFile::Pin { listener: listener.clone(), change: change.clone() },
         };
         let (registry, before) = (Arc::clone(&self.registry), Arc::clone(current));
         self.send_change(file_change, reply, move |result| {
             let response = match result {
-                ChangeResult::Planned(built) => planned(&before, &built.snapshot, &listener, &change, &registry),
-                ChangeResult::Applied { snapshot, .. } => applied(&snapshot, &listener, &change, &registry),
+                ChangeResult::Planned { built, listeners } => {
+                    planned(&before, &built.snapshot, &listener, &change, &listeners, &registry)
+                }
+                ChangeResult::Applied { snapshot, listeners, .. } => {
+                    applied(&snapshot, &listener, &change, &listeners, &registry)
+                }
             };
             response.unwrap_or_else(|error| error)
         });
@@ -88,12 +93,15 @@ impl AdminHandler {
     }
 }
 
-fn action_of(change: &PinChange, listener: &str, origin: Origin) -> Action {
-    let (kind, subject) = match change {
-        PinChange::Pin(client) => (AdminActionKind::CertsPin, Some(client.certificate.subject.clone())),
-        PinChange::Unpin(_) => (AdminActionKind::CertsUnpin, None),
+fn action_of(change: &PinChange, policy: &ListenerPolicy, origin: Origin) -> Action {
+    let (kind, certificate) = match change {
+        PinChange::Pin(client) => (AdminActionKind::CertsPin, Some(&client.certificate)),
+        PinChange::Unpin(sha256) => {
+            (AdminActionKind::CertsUnpin, policy.pins.of(sha256).next().map(|pin| &pin.certificate))
+        }
     };
-    origin.action(kind, Some(format!("{listener}/{}", change.sha256())), subject)
+    let subject = certificate.map(|certificate| certificate.subject.clone());
+    origin.action(kind, Some(format!("{}/{}", policy.name, change.sha256())), subject)
 }
 
 fn edit(listener: String, change: PinChange, if_match: Option<String>) -> Box<Edit> {
@@ -114,6 +122,7 @@ fn planned(
     after: &Snapshot,
     listener: &str,
     change: &PinChange,
+    listeners: &[String],
     registry: &ConnectionRegistry,
 ) -> Result<AdminResponse, AdminResponse> {
     let planned = PlannedChange {
@@ -121,6 +130,7 @@ fn planned(
         before: find_listener(before, listener)?,
         after: find_listener(after, listener)?,
         change,
+        listeners,
     };
     Ok(AdminResponse::ok(report::client_certificates::plan(&planned, registry)))
 }
@@ -129,6 +139,7 @@ fn applied(
     snapshot: &Snapshot,
     listener: &str,
     change: &PinChange,
+    listeners: &[String],
     registry: &ConnectionRegistry,
 ) -> Result<AdminResponse, AdminResponse> {
     let policy = find_listener(snapshot, listener)?;
@@ -136,8 +147,8 @@ fn applied(
         PinChange::Pin(_) => {
             // A later change may have removed it already.
             let removed = || AdminResponse::conflict("the certificate was pinned and has been removed since");
-            let body = report::client_certificates::one(policy, change.sha256(), registry).ok_or_else(removed)?;
-            AdminResponse::created(body)
+            let body = report::client_certificates::pinned_with_listeners(policy, change.sha256(), listeners, registry);
+            AdminResponse::created(body.ok_or_else(removed)?)
         }
         PinChange::Unpin(_) => AdminResponse::no_content(),
     };

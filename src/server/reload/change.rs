@@ -73,13 +73,13 @@ pub(crate) fn text_of<'c>(path: &Path, content: Option<&'c [u8]>) -> Result<&'c 
         .map_err(|error| AdminResponse::conflict(format_args!("{} is not UTF-8: {error}", path.display())))
 }
 
-/// The result of a change.
+/// The result of a change. `listeners` are those whose pinned certificates change, in the order of the configuration.
 #[derive(Debug)]
 pub(crate) enum ChangeResult {
     /// The change is in force with this policy.
-    Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid> },
+    Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid>, listeners: Vec<String> },
     /// The policy that the change leads to.
-    Planned(Box<Built>),
+    Planned { built: Box<Built>, listeners: Vec<String> },
 }
 
 /// A change whose policy is built and whose file is not written yet.
@@ -90,13 +90,16 @@ pub(crate) struct BuiltChange {
     pub(crate) write: FileWrite,
     /// The rules that the change names.
     pub(crate) affected: Vec<Uuid>,
+    /// The listeners whose pinned certificates change.
+    pub(crate) listeners: Vec<String>,
 }
 
 /// A built change that is to be put in force.
 #[derive(Debug)]
 pub(crate) struct PendingChange {
     pub(crate) change: BuiltChange,
-    pub(crate) action: Action,
+    /// `None` for a change that is in the file already.
+    pub(crate) action: Option<Action>,
     pub(crate) reply: ChangeReply,
 }
 
@@ -173,6 +176,15 @@ impl ChangedFile {
                     "the configuration file was edited and no longer has listener {listener}; reload first"
                 ))),
             },
+        }
+    }
+
+    /// The action as the audit shows it, once the effect of the change is known.
+    pub(crate) fn audited(&self, action: Action, change: &BuiltChange) -> Option<Action> {
+        match self {
+            Self::Sources { .. } | Self::Tokens => Some(action),
+            Self::Pin { .. } if change.write.is_empty() => None,
+            Self::Pin { listener, .. } => Some(action.with_other_listeners(listener, &change.listeners)),
         }
     }
 
@@ -257,7 +269,12 @@ pub(crate) fn build(
     let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
     let built = built.map_err(|problems| invalid_configuration(&problems))?;
     file.check_effect(&built.snapshot, &path)?;
-    Ok(BuiltChange { built: Box::new(built), fingerprint, write: FileWrite { path, before, after, links }, affected })
+    let listeners = match file {
+        ChangedFile::Pin { .. } => pins::changed_listeners(current, &built.snapshot),
+        ChangedFile::Sources { .. } | ChangedFile::Tokens => Vec::new(),
+    };
+    let write = FileWrite { path, before, after, links };
+    Ok(BuiltChange { built: Box::new(built), fingerprint, write, affected, listeners })
 }
 
 fn invalid_configuration(problems: &Problems) -> AdminResponse {
@@ -275,6 +292,11 @@ fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc
 }
 
 impl FileWrite {
+    /// Whether the file stays as it is.
+    fn is_empty(&self) -> bool {
+        self.before.as_deref() == self.after.as_deref()
+    }
+
     /// Writes the file, so that after a crash it has either its old or its new content.
     ///
     /// # Errors

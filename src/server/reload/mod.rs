@@ -302,14 +302,21 @@ impl Reloader {
         let FileChange { file, edit, requires_list_in_force, plan, action } = change;
         let in_force = requires_list_in_force.then(|| self.in_force.clone());
         let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
-        let built = self.thread.run(move || change::build(&file, edit, &current, &host_cache, in_force.as_ref())).await;
+        let built = self.thread.run(move || {
+            let built = change::build(&file, edit, &current, &host_cache, in_force.as_ref())?;
+            let action = file.audited(action, &built);
+            Ok((built, action))
+        });
+        let built = built.await;
         let built = built.unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)));
         match built {
-            Ok(BuiltChange { built, .. }) if plan => {
-                let _ = reply.send(Ok(ChangeResult::Planned(built)));
+            Ok((BuiltChange { built, listeners, .. }, _)) if plan => {
+                let Built { snapshot, warnings } = *built;
+                let built = Box::new(Built { snapshot: snapshot.planned(), warnings });
+                let _ = reply.send(Ok(ChangeResult::Planned { built, listeners }));
                 None
             }
-            Ok(change) => Some(PendingChange { change, action, reply }),
+            Ok((change, action)) => Some(PendingChange { change, action, reply }),
             Err(response) => {
                 let _ = reply.send(Err(response));
                 None
