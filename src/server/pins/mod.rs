@@ -11,8 +11,8 @@ use crate::control::error::ErrorKind;
 use crate::control::request::PinChange;
 use crate::control::response::AdminResponse;
 use crate::issuing::authority::certificate_pem;
-use crate::policy::{ListenerPolicy, Snapshot};
 use crate::policy::pins::PinnedCertificate;
+use crate::policy::{ListenerPolicy, Snapshot};
 use crate::x509::fingerprint::CertificateFingerprint;
 
 /// Finds the file that a change concerns.
@@ -37,8 +37,10 @@ fn find_removable<'p>(
 ) -> Result<&'p PinnedCertificate, AdminResponse> {
     let mut entries = policy.pins.of(sha256);
     let Some(pin) = entries.next() else {
-        let message =
-            format_args!("listener {} has no pinned client certificate {sha256}; list them with: portcullis certs list", policy.name);
+        let message = format_args!(
+            "listener {} has no pinned client certificate {sha256}; list them with: portcullis certs list",
+            policy.name
+        );
         return Err(AdminResponse::error(ErrorKind::NotFound, message));
     };
     if let Some(other) = entries.find(|other| other.file != pin.file) {
@@ -108,9 +110,10 @@ pub(crate) fn changed_listeners(before: &Snapshot, after: &Snapshot) -> Vec<Stri
     fn pinned(policy: &ListenerPolicy) -> HashSet<&CertificateFingerprint> {
         policy.pins.certificates.iter().map(|pin| &pin.certificate.sha256).collect()
     }
-    let changed = after.listeners().iter().filter(|policy| {
-        pinned(policy) != before.named(&policy.name).map(|policy| pinned(policy)).unwrap_or_default()
-    });
+    let changed = after
+        .listeners()
+        .iter()
+        .filter(|policy| pinned(policy) != before.named(&policy.name).map(|policy| pinned(policy)).unwrap_or_default());
     changed.map(|policy| policy.name.to_string()).collect()
 }
 

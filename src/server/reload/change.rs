@@ -214,7 +214,9 @@ impl ChangedFile {
     fn etag(&self, snapshot: &Snapshot) -> Option<String> {
         match self {
             Self::Sources { listener } => snapshot.named(listener).map(|policy| report::sources::etag(policy)),
-            Self::Pin { listener, .. } => snapshot.named(listener).map(|policy| report::client_certificates::etag(policy)),
+            Self::Pin { listener, .. } => {
+                snapshot.named(listener).map(|policy| report::client_certificates::etag(policy))
+            }
             Self::Tokens => None,
         }
     }

@@ -117,7 +117,8 @@ pub(crate) fn plan(planned: &PlannedChange<'_>, registry: &ConnectionRegistry) -
         PinChange::Unpin(_) => (before, false, Vec::new()),
     };
     let ended = EndedSessions::from_registry(snapshot, registry);
-    let closed: Vec<&str> = planned.policies().filter(|policy| admits_nobody(policy)).map(|policy| &*policy.name).collect();
+    let closed: Vec<&str> =
+        planned.policies().filter(|policy| admits_nobody(policy)).map(|policy| &*policy.name).collect();
     json!({
         "certificate": one(holder, sha256, registry),
         "is_new": is_new,
@@ -150,9 +151,8 @@ fn warnings(certificate: &Certificate, planned: &PlannedChange<'_>) -> Vec<Strin
              certificates to"
         ));
     }
-    let rejects = |policy: &&ListenerPolicy| {
-        policy.trusted_clients().is_some_and(|clients| !clients.trust(certificate.names()))
-    };
+    let rejects =
+        |policy: &&ListenerPolicy| policy.trusted_clients().is_some_and(|clients| !clients.trust(certificate.names()));
     warnings.extend(planned.policies().filter(rejects).map(|policy| {
         format!(
             "{subject} matches no pattern of trusted_clients of listener {}, so it is rejected there; add one, and reload",
