@@ -12,6 +12,7 @@ use crate::harness::api::{Api, ApiReply};
 use crate::harness::pki::sha256;
 use crate::harness::program::free_address;
 use crate::harness::{Listener, Portcullis, Redis, TestDir, eventually};
+use crate::reload::ON_SIGHUP;
 use crate::revocation::MAX_REVOCATION_TIME;
 
 /// A program with a Redis listener `main` whose rules are in a file, and with an admin socket and a TCP address.
@@ -53,6 +54,11 @@ impl Operated {
 
     /// The same with this `sources_file`.
     pub(crate) fn with_rules(rules: &str) -> Self {
+        Self::with_keys("", rules)
+    }
+
+    /// The same with keys above the first table.
+    fn with_keys(keys: &str, rules: &str) -> Self {
         let redis = Redis::start();
         let site = TestDir::new();
         site.write("main.sources", rules);
@@ -60,7 +66,7 @@ impl Operated {
         let listener = Listener::redis(format_args!("127.0.0.1:{}", redis.port()))
             .trusting(&[])
             .key("sources_file = \"main.sources\"");
-        let portcullis = Portcullis::start(site, format!("{}{listener}", admin(address)));
+        let portcullis = Portcullis::start(site, format!("{keys}{}{listener}", admin(address)));
         portcullis.address("main");
         Self { portcullis, _redis: redis, address }
     }
@@ -202,6 +208,45 @@ fn stale_etag_is_refused_and_a_current_one_is_accepted() {
     let answer = unix.request("PUT", SOURCES, &format!("If-Match: {fresh}\r\n"), body.as_bytes());
     assert_eq!(answer.header("etag"), Some(fresh.as_str()), "the same rules have the same tag");
     assert_eq!(operated.values(), ["127.0.0.1", "127.0.0.2"]);
+}
+
+#[test]
+fn broken_configuration_is_named_also_with_the_etag_of_the_list() {
+    let operated = Operated::start();
+    let (unix, site) = (operated.unix(), &operated.portcullis.site);
+    let if_match = format!("If-Match: {}\r\n", unix.get(SOURCES).header("etag").unwrap());
+    let body = rules(&["127.0.0.1", "127.0.0.2"]).to_string();
+    let put = |query: &str| unix.request("PUT", &format!("{SOURCES}{query}"), &if_match, body.as_bytes());
+    let config = std::fs::read_to_string(site.path("portcullis.toml")).unwrap();
+    let broken = format!("{config}\n[listener\n");
+    site.write("portcullis.toml", &broken);
+    operated.portcullis.event("a rejection", |event| event.is("reload.rejected"));
+    let position = format!("portcullis.toml:{}:", broken.lines().count());
+    for query in ["?plan=true", ""] {
+        let message = put(query).expect_error(422, "reload_rejected");
+        assert!(message.contains(&position), "{position}: {message}");
+    }
+    site.write("portcullis.toml", &config);
+    put("?plan=true").expect(200);
+    assert_eq!(put("").status, 204);
+    assert_eq!(operated.values(), ["127.0.0.1", "127.0.0.2"]);
+}
+
+#[test]
+fn list_that_was_edited_by_hand_is_refused_and_a_comment_is_kept() {
+    let site = |site: &TestDir| std::fs::read_to_string(site.path("main.sources")).unwrap();
+    let operated = Operated::with_keys(ON_SIGHUP, "[[rule]]\ntype = \"ip_addr\"\nvalue = \"127.0.0.1\"\n");
+    let (unix, directory) = (operated.unix(), &operated.portcullis.site);
+    let before = site(directory);
+    let if_match = format!("If-Match: {}\r\n", unix.get(SOURCES).header("etag").unwrap());
+    let body = rules(&["127.0.0.1", "127.0.0.2"]).to_string();
+    let put = || unix.request("PUT", SOURCES, &if_match, body.as_bytes());
+    directory.write("main.sources", before.replace("127.0.0.1", "127.0.0.9"));
+    let message = put().expect_error(412, "precondition_failed");
+    assert!(message.contains("edited by hand"), "{message}");
+    directory.write("main.sources", format!("# by hand\n{before}"));
+    assert_eq!(put().status, 204);
+    assert!(site(directory).starts_with("# by hand\n"), "{}", site(directory));
 }
 
 #[test]

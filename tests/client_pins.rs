@@ -287,6 +287,10 @@ fn one_certificate_of_a_file_is_removed_and_the_others_stay() {
     assert!(!pinning.is_admitted(app) && pinning.is_admitted(other));
     let text = fs::read_to_string(pinning.portcullis.site.path("clients/all.pem")).unwrap();
     assert_eq!(text, format!("# first\n# second\n{}", other.pem()));
+    pinning.portcullis.event("a warning", |event| {
+        let text = event.0["warning"].as_str().unwrap_or_default();
+        text.contains("all.pem pins 2 client certificates (CN=app; CN=other)")
+    });
     assert_eq!(pinning.pinned(), [other.sha256()], "the issuer of the removed one is not pinned in its place");
 }
 
@@ -544,7 +548,7 @@ fn issued_certificate_is_sent_once_and_admits_its_client() {
     };
     warning("is better kept elsewhere");
 
-    let body = json!({ "name": "app", "days": 3650, "dns": ["app.internal"] }).to_string();
+    let body = json!({ "name": "app", "dns": ["app.internal"] }).to_string();
     let operator = Api::at(pinning.address).with_token(OPERATOR);
     let target = format!("{PINS}/issue");
     let reply =
@@ -553,6 +557,8 @@ fn issued_certificate_is_sent_once_and_admits_its_client() {
     let head = String::from_utf8_lossy(&reply[..end]).to_lowercase();
     assert!(head.starts_with("http/1.1 200 ") && head.contains("content-type: application/zip"), "{head}");
     assert!(head.contains("content-disposition: attachment; filename=\"app.zip\""), "{head}");
+    let end_of_ca = list["issuing_ca"]["not_after"].as_str().unwrap().to_lowercase();
+    assert!(head.contains(&format!("x-not-after: {end_of_ca}")), "{end_of_ca}: {head}");
     fs::File::create(site.path("app.zip")).unwrap().write_all(&reply[end + 4..]).unwrap();
     assert_eq!(unzip(site, "app.zip"), "redis_user.crt redis_user_private.key redis_ca.pem");
     assert!(connects(&pinning));
@@ -579,10 +585,18 @@ fn issued_certificate_is_sent_once_and_admits_its_client() {
         (json!({ "name": "a\r\nx: y" }), 422),
         (json!({ "name": "app", "days": 0 }), 422),
         (json!({ "name": "app", "dns": ["a b"] }), 422),
+        (json!({ "name": "app", "dns": ["10.0.0.1"] }), 422),
+        (json!({ "name": "app", "dns": ["*"] }), 422),
         (json!({ "name": "app", "ca": "x" }), 422),
     ] {
         assert_eq!(operator.post(&target, &body).status, status, "{body}");
     }
+    let message =
+        operator.post(&target, &json!({ "name": "app", "days": 400 })).expect_error(422, "unprocessable_entity");
+    assert!(
+        message.starts_with("days is 400, but the CA expires in ") && message.contains("; use at most "),
+        "{message}"
+    );
     let viewer = Api::at(pinning.address).with_token(VIEWER);
     viewer.post(&target, &json!({ "name": "app" })).expect_error(403, "forbidden");
     let bundle = viewer.raw(viewer.head("GET", "/v1/listeners/main/ca-bundle", "", 0).as_bytes());
@@ -694,12 +708,23 @@ fn commands_pin_unpin_and_issue_over_socket_and_tcp() {
     let done = pinning.remote(OPERATOR, &["certs", "unpin", "main", &colons.join(":")]).success();
     assert_eq!(done, format!("main: no longer admits {}\n", app.sha256()));
     assert!(!pinning.is_admitted(&app));
+    pinning.pin(&app);
+    let done = pinning.socket(&["certs", "unpin", "main", &app.sha256()[..8]]).success();
+    assert_eq!(done, format!("main: no longer admits {}\n", app.sha256()));
+    openssl(site, &["pkcs12", "-export", "-in", "app.pem", "-out", "app.p12", "-passout", "pass:x"]);
+    let bundle = pinning.socket(&["certs", "pin", "main", "app.p12"]);
+    assert!(bundle.stderr.contains("openssl pkcs12 -in FILE -clcerts -nokeys"), "{}", bundle.stderr);
+    let bare = pinning.socket(&["certs", "issue", "--name", "carl"]);
+    assert!(bare.stderr.contains("--listener NAME asks the running program"), "{}", bare.stderr);
     let again = pinning.socket(&["certs", "unpin", "main", "app.pem"]);
     assert!(again.code == Some(1) && again.stderr.contains("no pinned client certificate"), "{}", again.stderr);
 
     let issued =
         pinning.remote(OPERATOR, &["certs", "issue", "--listener", "main", "--name", "jobs", "--days", "5"]).success();
-    assert!(issued.contains("main: issued a certificate for jobs") && issued.contains("jobs.zip"), "{issued}");
+    assert!(
+        issued.contains("main: issued a certificate for jobs, valid until 20") && issued.contains("jobs.zip"),
+        "{issued}"
+    );
     assert_eq!(fs::metadata(site.path("jobs.zip")).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(unzip(site, "jobs.zip"), "redis_user.crt redis_user_private.key redis_ca.pem");
     assert!(connects(&pinning));

@@ -126,6 +126,8 @@ mod robustness;
 mod rotation;
 /// The listed states of sessions.
 mod sessions;
+/// Listeners that share pinned client certificates.
+mod shared_pins;
 /// The kernel source filter.
 mod shield;
 /// The audit file forwarded by rsyslog, and docs/SIEM.md.

@@ -148,7 +148,7 @@ enum CertsCommand {
     Pin {
         #[command(flatten)]
         place: Place,
-        /// PEM file of the client certificate; only its first certificate is sent with its chain, never a key
+        /// PEM file of the client certificate, which the chain of its issuers may follow; a key in it is never sent
         #[arg(value_name = "FILE")]
         file: PathBuf,
         #[command(flatten)]
@@ -158,7 +158,7 @@ enum CertsCommand {
     Unpin {
         #[command(flatten)]
         place: Place,
-        /// SHA-256 fingerprint of the certificate, or a PEM file with it
+        /// SHA-256 fingerprint of the certificate or its first digits, at least 8, or a PEM file with it
         #[arg(value_name = "SHA256|FILE")]
         certificate: PathBuf,
         #[command(flatten)]
@@ -186,7 +186,7 @@ enum CertsCommand {
 #[derive(Debug, Args)]
 pub(crate) struct IssueArgs {
     /// Certificate of the issuing CA; without it, the running program issues with the issuing_ca of --listener
-    #[arg(long, value_name = "CRT", requires_all = ["ca_key", "out"], required_unless_present = "listener")]
+    #[arg(long, value_name = "CRT", requires_all = ["ca_key", "out"])]
     ca: Option<PathBuf>,
     /// Private key of the issuing CA
     #[arg(long, value_name = "KEY", requires = "ca")]
@@ -209,9 +209,9 @@ pub(crate) struct IssueArgs {
     /// E-mail address of the client; may be repeated
     #[arg(long, value_name = "ADDRESS", requires = "ca")]
     email: Vec<String>,
-    /// Validity in days
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
-    days: u32,
+    /// Validity in days [default: 90; by the running program, at most until its CA expires]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: Option<u32>,
     /// Also write CN.zip for the client: redis_user.crt, redis_user_private.key and redis_ca.pem, or postgres_… for
     /// PostgreSQL. It contains the CA of --server-ca or --listener, or else the issuing CA
     #[arg(long, requires = "ca")]
@@ -353,8 +353,13 @@ fn issue(args: &IssueArgs) -> Result<(), Failure> {
 
 fn issue_remotely(args: &IssueArgs) -> Result<(), Failure> {
     let IssueArgs { name, dns, days, listener, running, out, json, .. } = args;
-    // clap requires it where --ca is missing.
-    let listener = listener.as_deref().ok_or_else(|| Failure::Usage("--listener is missing".to_owned()))?;
+    let listener = listener.as_deref().ok_or_else(|| {
+        Failure::Usage(
+            "certs issue needs a CA: --listener NAME asks the running program for a certificate of its issuing_ca; --ca CRT, \
+             --ca-key KEY and --out DIR sign here"
+                .to_owned(),
+        )
+    })?;
     let request = issued::Request { listener, name, dns, days: *days };
     issued::issue(running, &request, out.as_deref().unwrap_or(Path::new(".")), *json)
 }

@@ -343,6 +343,18 @@ mod tests {
     }
 
     #[test]
+    fn value_with_a_hidden_character_is_a_problem() {
+        for (kind, value) in [("ip_addr", "10.0.0.1"), ("ip_addr", "2001:db8::1"), ("dns", "db.internal")] {
+            for hidden in ["\\u001B", "\\u202E", "\\u200B", "\\u00AD", "\\u200D", " "] {
+                for value in [format!("{hidden}{value}"), format!("{value}{hidden}")] {
+                    let text = format!("[[rule]]\ntype = \"{kind}\"\nvalue = \"{value}\"\n");
+                    assert_eq!(read(&text).unwrap_err()[0].key, "rule[0].value", "{value}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn repeated_uuid_is_found_in_known_text_too() {
         let with_uuid = |value: &str| {
             format!(

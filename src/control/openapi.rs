@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::control::error::ErrorKind;
 use crate::control::route::{BodyLimit, Parameter, Route, RouteAccess, SuccessContent};
 use crate::control::routes::ROUTES;
+use crate::issuing::bundle::NOT_AFTER_HEADER;
 use crate::issuing::client_request::{DEFAULT_DAYS, MAX_DAYS, MAX_DNS, NAME_PATTERN};
 use crate::issuing::params::{DNS_NAME_PATTERN, MAX_DNS_NAME};
 
@@ -84,7 +85,13 @@ fn responses(route: &Route) -> Value {
         }
         SuccessContent::File(content_type) => {
             let schema = json!({ "type": "string", "format": "binary" });
-            json!({ "description": "a file", "content": { content_type: { "schema": schema } } })
+            let mut success = json!({ "description": "a file", "content": { content_type: { "schema": schema } } });
+            if let (true, Some(fields)) = (route.path.ends_with("/issue"), success.as_object_mut()) {
+                let end = json!({ "type": "string", "format": "date-time" });
+                let header = json!({ "description": "when the certificate expires", "schema": end });
+                fields.insert("headers".to_owned(), json!({ NOT_AFTER_HEADER: header }));
+            }
+            success
         }
         SuccessContent::Events => {
             json!({ "description": "audit events", "content": { "text/event-stream": { "schema": { "type": "string" } } } })
@@ -133,7 +140,8 @@ fn body_schema(route: &Route) -> Option<Value> {
             "required": ["name"],
             "properties": {
                 "name": { "type": "string", "pattern": NAME_PATTERN },
-                "days": { "type": "integer", "minimum": 1, "maximum": MAX_DAYS, "default": DEFAULT_DAYS },
+                "days": { "type": "integer", "minimum": 1, "maximum": MAX_DAYS, "default": DEFAULT_DAYS,
+                    "description": "without it, the certificate ends with the CA if that is earlier" },
                 "dns": {
                     "type": "array",
                     "maxItems": MAX_DNS,

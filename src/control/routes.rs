@@ -372,7 +372,8 @@ const OWNER: RouteAccess = RouteAccess::Role(Role::Owner);
 
 const PLAN: &[Parameter] = &[Parameter { name: "plan", text: "true: show what would change, and change nothing" }];
 const RULES: &[&str] = &["rules"];
-const CERTIFICATE: &[&str] = &["subject", "issuer", "names", "not_before", "not_after", "sha256", "sessions", "file"];
+const CERTIFICATE: &[&str] =
+    &["subject", "issuer", "names", "not_before", "not_after", "sha256", "sessions", "file", "listeners"];
 const STATUS: &[&str] = &["version", "generation", "last_reload", "listeners"];
 const PANEL_SESSION: &[&str] = &["name", "role", "expires_at", "source", "idle_timeout_seconds", "ends_at"];
 const EXPLAIN: &[&str] = &["steps", "verdict", "reason", "rule"];

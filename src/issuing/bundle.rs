@@ -81,6 +81,9 @@ const fn deflate_overhead(content: &[u8]) -> usize {
     BLOCK_HEADER * content.len().div_ceil(u16::MAX as usize)
 }
 
+/// The header of a response with the archive: when its certificate expires (RFC 3339).
+pub(crate) const NOT_AFTER_HEADER: &str = "x-not-after";
+
 const BLOCK_HEADER: usize = 5;
 
 /// More bytes than the headers and extra fields of one entry have, or the end of the archive.

@@ -2,7 +2,7 @@
 
 use aws_lc_rs::rand;
 use rcgen::{CertificateParams, SanType, SerialNumber};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::issuing::IssuingError;
 use crate::issuing::authority::{Authority, Signed};
@@ -12,7 +12,8 @@ use crate::issuing::params::{client_params, dns_name, new_key};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientRequest {
     name: String,
-    days: u32,
+    /// `None` for [`DEFAULT_DAYS`], or until the CA expires if that is earlier.
+    days: Option<u32>,
     dns: Vec<String>,
 }
 
@@ -25,7 +26,11 @@ pub(crate) enum ClientRequestError {
     Name,
     #[error("days must be a number from 1 to {MAX_DAYS}")]
     Days,
-    #[error("dns must be a list of at most {MAX_DNS} host names")]
+    #[error("days is {days}, but the CA expires in {left} days; {}", advice(*left))]
+    OutlivesCa { days: u32, left: i64 },
+    #[error(
+        "dns must be a list of at most {MAX_DNS} host names such as app.internal or *.internal, without IP addresses"
+    )]
     Dns,
 }
 
@@ -36,8 +41,10 @@ impl ClientRequest {
         if !is_safe(&name) {
             return Err(ClientRequestError::Name);
         }
-        let days = days.map_or(Ok(DEFAULT_DAYS), u32::try_from);
-        let days = days.ok().filter(|days| (1..=MAX_DAYS).contains(days)).ok_or(ClientRequestError::Days)?;
+        let days = days.map(u32::try_from).transpose().map_err(|_| ClientRequestError::Days)?;
+        if days.is_some_and(|days| !(1..=MAX_DAYS).contains(&days)) {
+            return Err(ClientRequestError::Days);
+        }
         if dns.len() > MAX_DNS || dns.iter().any(|name| dns_name(name).is_none()) {
             return Err(ClientRequestError::Dns);
         }
@@ -47,6 +54,23 @@ impl ClientRequest {
     /// The common name. It is also a valid part of a file name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Checks that the stated validity ends before the CA does.
+    ///
+    /// # Errors
+    /// [`ClientRequestError::OutlivesCa`].
+    pub(crate) fn check_validity(
+        &self,
+        end_of_ca: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<(), ClientRequestError> {
+        match self.days {
+            Some(days) if now.saturating_add(Duration::days(days.into())) > end_of_ca => {
+                Err(ClientRequestError::OutlivesCa { days, left: (end_of_ca - now).whole_days() })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Issues the certificate with a new key. It does not outlive the CA.
@@ -60,11 +84,18 @@ impl ClientRequest {
     }
 
     fn params(&self, end_of_ca: OffsetDateTime) -> CertificateParams {
-        let mut params = client_params(&self.name, self.days);
+        let mut params = client_params(&self.name, self.days.unwrap_or(DEFAULT_DAYS));
         params.not_after = params.not_after.min(end_of_ca);
         let dns: Vec<SanType> = self.dns.iter().filter_map(|name| dns_name(name)).collect();
         params.subject_alt_names = dns;
         params
+    }
+}
+
+fn advice(days_left: i64) -> String {
+    match days_left {
+        ..=0 => "leave out days for a certificate that ends with the CA".to_owned(),
+        days => format!("use at most {days}"),
     }
 }
 
@@ -94,8 +125,6 @@ pub(crate) const NAME_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$";
 
 #[cfg(test)]
 mod tests {
-    use time::Duration;
-
     use super::*;
 
     fn request(name: &str, days: Option<u64>, dns: &[&str]) -> Result<ClientRequest, ClientRequestError> {
@@ -117,7 +146,9 @@ mod tests {
             assert_eq!(request("app", Some(days), &[]).is_ok(), is_valid, "{days}");
         }
         assert!(request("app", None, &["app.internal"]).is_ok());
-        for dns in [vec![""], vec!["a b"], vec!["a..b"], vec!["a"; MAX_DNS + 1]] {
+        assert!(request("app", None, &["*.internal", "1.example"]).is_ok());
+        let addresses = [vec!["10.0.0.1"], vec!["::1"], vec!["127.1"], vec!["*"], vec!["*.*"], vec!["a", "1"]];
+        for dns in [vec![""], vec!["a b"], vec!["a..b"], vec!["a"; MAX_DNS + 1]].into_iter().chain(addresses) {
             assert_eq!(request("app", None, &dns), Err(ClientRequestError::Dns), "{dns:?}");
         }
     }
@@ -130,5 +161,18 @@ mod tests {
         assert_eq!(request.params(soon).not_after, soon);
         assert!(request.params(late).not_after < now + Duration::days(91));
         assert_eq!(request.params(late).subject_alt_names.len(), 1);
+    }
+
+    #[test]
+    fn stated_validity_beyond_the_end_of_the_ca_is_rejected() {
+        let now = OffsetDateTime::now_utc();
+        let message = |days: u64, left: Duration| {
+            request("app", Some(days), &[]).unwrap().check_validity(now + left, now).map_err(|error| error.to_string())
+        };
+        let left = Duration::days(20) + Duration::HOUR;
+        assert_eq!(message(20, left), Ok(()));
+        assert_eq!(message(400, left).unwrap_err(), "days is 400, but the CA expires in 20 days; use at most 20");
+        assert!(message(1, Duration::HOUR).unwrap_err().contains("0 days; leave out days"));
+        assert_eq!(request("app", None, &[]).unwrap().check_validity(now + left, now), Ok(()));
     }
 }

@@ -34,13 +34,15 @@ pub(crate) fn dated(days: i64) -> CertificateParams {
     params
 }
 
-/// A DNS name, which may have a wildcard; `None` for other text.
+/// A DNS name, which may have a wildcard; `None` for other text. The last label has a letter: a name that ends with digits is
+/// an IPv4 address to many clients, and a bare `*` matches no name.
 pub(crate) fn dns_name(name: &str) -> Option<SanType> {
     let plain = |label: &str| {
         (1..=MAX_LABEL).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
     };
-    if name.len() > MAX_DNS_NAME || !name.split('.').all(plain) {
+    let is_address = |last: &str| !last.bytes().any(|byte| byte.is_ascii_alphabetic());
+    if name.len() > MAX_DNS_NAME || !name.split('.').all(plain) || name.rsplit('.').next().is_none_or(is_address) {
         return None;
     }
     name.try_into().map(SanType::DnsName).ok()
@@ -51,4 +53,4 @@ pub(crate) const MAX_DNS_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
 /// What [`dns_name`] accepts, except the length, as a regular expression for callers.
-pub(crate) const DNS_NAME_PATTERN: &str = r"^[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_*-]{1,63})*$";
+pub(crate) const DNS_NAME_PATTERN: &str = r"^([A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]*[A-Za-z][A-Za-z0-9_*-]*$";

@@ -158,10 +158,13 @@ impl ListenerPolicy {
             "client_ca" => removed.subject_digest == rejected.issuer_digest,
             _ => removed.role == "client_certificate" && removed.sha256 == rejected.sha256.as_str(),
         };
-        if let Some(RemovedCertificate { subject, by, .. }) = self.history.removed.iter().find(is_related) {
+        if let Some(RemovedCertificate { role, subject, by, .. }) = self.history.removed.iter().find(is_related) {
             let subject = printable::quoted(subject);
             match by {
                 Some(by) => outcome.add(format_args!("; {subject} was removed by {by}")),
+                None if *role == "client_certificate" => {
+                    outcome.add(format_args!("; {subject} would no longer be pinned"));
+                }
                 None => outcome.add(format_args!("; {subject} would be removed by this reload")),
             }
         }

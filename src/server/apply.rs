@@ -89,7 +89,7 @@ impl Server {
                 policy.usage.keep_only(policy);
             }
             self.host_cache.keep_only(&snapshot.hosts().map(|host| host.name.clone()).collect());
-            self.reloader.apply_settings(&snapshot);
+            self.reloader.note_in_force(&snapshot);
         });
         let changes = fault::contain("audit", || self.audit_changes(&snapshot, current));
         contain(certificate_expiry::PART, || self.expiry.check(&snapshot, &self.audit));

@@ -280,7 +280,7 @@ impl Server {
     /// Writes a changed file and puts its policy in force, or does neither.
     async fn handle_file_change(&mut self, change: PendingChange, current: &Arc<Snapshot>) {
         let PendingChange { change, action, reply } = change;
-        let BuiltChange { built, fingerprint, write, affected } = change;
+        let BuiltChange { built, fingerprint, write, affected, listeners } = change;
         let prepared = fault::contain(reload::PART, || self.prepare(&built.snapshot, current));
         let prepared = prepared.unwrap_or_else(|fault| Err(fault.to_string()));
         let prepared = prepared.map_err(|error| AdminResponse::error(ErrorKind::ReloadRejected, error));
@@ -289,13 +289,15 @@ impl Server {
             Err(response) => Err(response),
         };
         let result = result.map(|prepared| {
-            action.write(&self.audit);
+            if let Some(action) = action {
+                action.write(&self.audit);
+            }
             self.put_in_force(*built, prepared, current);
             let _ = self.admin_handler.in_force_since(false);
             self.admin_handler.record_reload(None);
             self.metrics.reloads.note(true);
             self.notify_systemd();
-            ChangeResult::Applied { snapshot: self.published.policy(), affected }
+            ChangeResult::Applied { snapshot: self.published.policy(), affected, listeners }
         });
         // Fails if the client has disconnected.
         let _ = reply.send(result);

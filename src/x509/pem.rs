@@ -12,6 +12,8 @@ use crate::x509::encrypted_key::EncryptedKey;
 pub enum PemError {
     #[error("is DER; PEM is required; convert it with openssl x509 -inform DER or openssl pkey -inform DER")]
     Der,
+    #[error("is PKCS#12; PEM is required; convert it with openssl pkcs12 -in FILE -clcerts -nokeys")]
+    Pkcs12,
     #[error("is empty or not completely written; copy the complete file")]
     Empty,
     #[error("holds a private key that is protected by a passphrase; decrypt it with openssl pkey -in OLD -out NEW")]
@@ -49,6 +51,9 @@ pub enum PemError {
 /// # Errors
 /// If a block is malformed or truncated, or there is no certificate.
 pub(crate) fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    if is_pkcs12(bytes) {
+        return Err(PemError::Pkcs12);
+    }
     let certificates: Vec<_> = blocks(bytes, SectionKind::Certificate)?.map(CertificateDer::from).collect();
     if certificates.is_empty() { Err(PemError::NoCertificate) } else { Ok(certificates) }
 }
@@ -237,6 +242,14 @@ fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
+/// Whether the bytes begin like a PFX (RFC 7292 §4): a sequence that starts with the version 3.
+fn is_pkcs12(bytes: &[u8]) -> bool {
+    let [0x30, length, rest @ ..] = bytes else { return false };
+    // The long form has the number of its bytes; 0x80 is the indefinite form.
+    let further = if length & 0x80 == 0 { 0 } else { usize::from(length & 0x7f) };
+    rest.get(further..).is_some_and(|content| content.starts_with(b"\x02\x01\x03"))
+}
+
 /// An ASN.1 sequence with a two-byte length: the first bytes of certificates and keys in DER.
 const DER_SEQUENCE: &[u8] = b"\x30\x82";
 
@@ -363,6 +376,14 @@ mod tests {
         assert_eq!(count("\n \n"), Err(PemError::Empty));
         assert_eq!(count("hello"), Err(PemError::NoCertificate));
         assert_eq!(private_key(BLOCK.as_bytes()), Err(PemError::NoPrivateKey));
+    }
+
+    #[test]
+    fn pkcs12_is_named() {
+        for bytes in [&b"\x30\x03\x02\x01\x03"[..], b"\x30\x82\x01\x00\x02\x01\x03", b"\x30\x80\x02\x01\x03"] {
+            assert_eq!(certificates(bytes), Err(PemError::Pkcs12));
+        }
+        assert_eq!(certificates(b"\x30\x82\x01\x00\x30\x82\x01\x00"), Err(PemError::Der));
     }
 
     #[test]

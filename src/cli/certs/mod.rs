@@ -18,6 +18,7 @@ use crate::cli::{Failure, IssueArgs, LocalIssue, print};
 use crate::issuing::IssuingError;
 use crate::issuing::authority::{Authority, Signed};
 use crate::issuing::bundle::build_bundle;
+use crate::issuing::client_request::DEFAULT_DAYS;
 use crate::issuing::params;
 use crate::issuing::params::{client_params, dated, named, new_key};
 
@@ -51,9 +52,9 @@ pub(crate) fn issue(local: &LocalIssue<'_>) -> Result<(), Failure> {
         )));
     }
     let authority = read_authority(local.ca, local.ca_key)?;
-    let mut params =
-        if args.server { server_params(&server_names(args))? } else { client_params(&args.name, args.days) };
-    params.not_after = dated(args.days.into()).not_after;
+    let days = args.days.unwrap_or(DEFAULT_DAYS);
+    let mut params = if args.server { server_params(&server_names(args))? } else { client_params(&args.name, days) };
+    params.not_after = dated(days.into()).not_after;
     params.subject_alt_names.extend(additional_names(args)?);
     let signed = authority.sign(&params, new_key()?, None)?;
     let chain = if args.server { authority.intermediates_pem() } else { String::new() };
@@ -76,7 +77,7 @@ pub(crate) fn issue(local: &LocalIssue<'_>) -> Result<(), Failure> {
         ));
     }
     let paths = write_all(local.out, &outputs)?;
-    print(&format!("Created {}, valid for {} days\n{hint}", join_paths(&paths), args.days))
+    print(&format!("Created {}, valid for {days} days\n{hint}", join_paths(&paths)))
 }
 
 fn files(signed: &Signed, name: &str) -> [Output; 2] {

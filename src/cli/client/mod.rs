@@ -41,6 +41,7 @@ use crate::cli::client::json_view::JsonView;
 use crate::cli::client::remote::Remote;
 use crate::cli::client::reply::Reply;
 use crate::cli::client::socket::AdminSocket;
+use crate::issuing::bundle::NOT_AFTER_HEADER;
 
 #[derive(Debug)]
 pub(crate) struct AdminClient {
@@ -102,8 +103,8 @@ impl AdminClient {
         Ok(reply)
     }
 
-    /// Sends a request whose success is a file of this type, and returns its bytes.
-    pub(crate) fn download(&self, call: Call<'_>, content_type: &str) -> Result<Bytes, Failure> {
+    /// Sends a request whose success is a file of this type.
+    pub(crate) fn download(&self, call: Call<'_>, content_type: &str) -> Result<Download, Failure> {
         let exchange = async {
             let opened = self.request(call).await?;
             if !opened.response.status().is_success() {
@@ -116,7 +117,10 @@ impl AdminClient {
                     self.failure(format_args!("the reply is not of the type {content_type}; check the address"))
                 );
             }
-            opened.collect().await.map_err(|error| self.broken(&error))
+            let not_after =
+                opened.response.headers().get(NOT_AFTER_HEADER).and_then(|end| end.to_str().ok()).map(str::to_owned);
+            let bytes = opened.collect().await.map_err(|error| self.broken(&error))?;
+            Ok(Download { bytes, not_after })
         };
         let exchange = async { timeout(REPLY_TIMEOUT, exchange).await };
         self.runtime.block_on(exchange).unwrap_or_else(|_| {
@@ -222,6 +226,14 @@ impl AdminClient {
             Program::Remote(remote) => remote.failure(why),
         }
     }
+}
+
+/// A file that the program sends.
+#[derive(Debug)]
+pub(crate) struct Download {
+    pub(crate) bytes: Bytes,
+    /// When the certificate in it expires (RFC 3339).
+    pub(crate) not_after: Option<String>,
 }
 
 /// A reload of many large files takes seconds. The server times out a little earlier and reports the timeout.

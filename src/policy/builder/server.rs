@@ -13,6 +13,7 @@ use crate::policy::builder::{Builder, Certificates, issuing};
 use crate::policy::issuing::IssuingCa;
 use crate::policy::pins::{PinPlace, PinnedCertificate, Pins};
 use crate::policy::{ListenerPolicy, TlsInputs};
+use crate::printable;
 use crate::protocol::{Protocol, postgres};
 use crate::timestamp;
 use crate::tls::server::ServerTls;
@@ -129,6 +130,16 @@ impl Builder<'_> {
         for file in files {
             let ders = self.reader.parse(&file, pem::certificates)?;
             let pinned = select_pinned(ders).map_err(|error| self.reader.problems.push(file.problem(error))).ok()?;
+            if pinned.len() > 1 {
+                let subjects: Vec<_> = pinned.iter().map(|(_, certificate)| certificate.subject.as_str()).collect();
+                self.reader.warn(format_args!(
+                    "{} pins {} client certificates ({}), because none of them issued another one; to pin one only, remove the \
+                     others from the file",
+                    file.path.display(),
+                    subjects.len(),
+                    printable::quoted(subjects.join("; "))
+                ));
+            }
             for (der, certificate) in pinned {
                 self.reader.warn_about_dates("client certificate", &certificate);
                 self.reader.warn_about_key("client certificate", &der, &certificate);

@@ -17,6 +17,16 @@ pub(crate) struct Action {
 }
 
 impl Action {
+    /// Adds the listeners besides `own` that the action changes.
+    pub(crate) fn with_other_listeners(mut self, own: &str, changed: &[String]) -> Self {
+        let others: Vec<&str> = changed.iter().map(String::as_str).filter(|name| *name != own).collect();
+        if !others.is_empty() {
+            let also = format!("also changes {}", others.join(", "));
+            self.detail = Some(self.detail.map_or(also.clone(), |detail| format!("{detail}; {also}")));
+        }
+        self
+    }
+
     pub(crate) fn write(&self, audit: &Audit) {
         let Self { kind, caller, target, request_id, detail } = self;
         audit.admin_action(&AdminAction {

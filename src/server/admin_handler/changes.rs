@@ -47,7 +47,7 @@ impl AdminHandler {
             Err(response) => return drop(reply.send(response)),
         };
         let name = policy.name.to_string();
-        let requires_known_text = if_match.is_some();
+        let requires_list_in_force = if_match.is_some();
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
         let listener = name.clone();
@@ -68,12 +68,12 @@ impl AdminHandler {
         let file = ChangedFile::Sources { listener: name.clone() };
         let registry = Arc::clone(&self.registry);
         let before = Arc::clone(current);
-        let change = FileChange { file, edit, requires_known_text, plan, action };
+        let change = FileChange { file, edit, requires_list_in_force, plan, action };
         self.send_change(change, reply, move |result| match result {
-            ChangeResult::Planned(built) => {
+            ChangeResult::Planned { built, .. } => {
                 AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
             }
-            ChangeResult::Applied { snapshot, affected } => {
+            ChangeResult::Applied { snapshot, affected, .. } => {
                 let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name, &snapshot) };
                 let response = match form {
                     Form::Created => {
@@ -180,7 +180,7 @@ impl AdminHandler {
 }
 
 fn of_tokens(edit: Box<Edit>, action: Action) -> FileChange {
-    FileChange { file: ChangedFile::Tokens, edit, requires_known_text: false, plan: false, action }
+    FileChange { file: ChangedFile::Tokens, edit, requires_list_in_force: false, plan: false, action }
 }
 
 /// How a change is answered.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
@@ -11,12 +12,13 @@ use zeroize::Zeroizing;
 use crate::audit::admin::AdminActionKind;
 use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
+use crate::control::parameters::invalid;
 use crate::control::request::{ChangePins, IssueCertificate, PinChange};
 use crate::control::response::AdminResponse;
 use crate::dns::HostCache;
 use crate::issuing::IssuingError;
 use crate::issuing::authority::Authority;
-use crate::issuing::bundle::build_bundle;
+use crate::issuing::bundle::{NOT_AFTER_HEADER, build_bundle};
 use crate::issuing::client_request::ClientRequest;
 use crate::issuing::server_ca::find_anchors;
 use crate::policy::{ListenerPolicy, Snapshot};
@@ -42,22 +44,33 @@ impl AdminHandler {
         reply: oneshot::Sender<AdminResponse>,
     ) {
         let ChangePins { listener, change, if_match, plan } = request;
-        let listener = match find_listener(current, &listener) {
-            Ok(policy) => policy.name.to_string(),
+        let policy = match find_listener(current, &listener) {
+            Ok(policy) => policy,
             Err(response) => return drop(reply.send(response)),
         };
+        let listener = policy.name.to_string();
         let file_change = FileChange {
-            requires_known_text: if_match.is_some(),
+            requires_list_in_force: if_match.is_some(),
             edit: edit(listener.clone(), change.clone(), if_match),
             plan,
-            action: action_of(&change, &listener, origin),
+            action: action_of(&change, policy, origin),
             file: ChangedFile::Pin { listener: listener.clone(), change: change.clone() },
         };
         let (registry, before) = (Arc::clone(&self.registry), Arc::clone(current));
         self.send_change(file_change, reply, move |result| {
             let response = match result {
-                ChangeResult::Planned(built) => planned(&before, &built.snapshot, &listener, &change, &registry),
-                ChangeResult::Applied { snapshot, .. } => applied(&snapshot, &listener, &change, &registry),
+                ChangeResult::Planned { built, listeners } => {
+                    let find = |snapshot| find_listener(snapshot, &listener).map(|policy| &**policy);
+                    let (snapshot, listeners) = (&built.snapshot, listeners.as_slice());
+                    find(&before).and_then(|before| {
+                        let after = find(snapshot)?;
+                        let planned = PlannedChange { snapshot, before, after, change: &change, listeners };
+                        Ok(AdminResponse::ok(report::client_certificates::plan(&planned, &registry)))
+                    })
+                }
+                ChangeResult::Applied { snapshot, listeners, .. } => {
+                    applied(&snapshot, &listener, &change, &listeners, &registry)
+                }
             };
             response.unwrap_or_else(|error| error)
         });
@@ -77,23 +90,31 @@ impl AdminHandler {
         };
         let audit = self.audit.clone();
         self.handle_in_background(reply, move || match issue(&policy, &request) {
-            Ok(Issued { archive, sha256 }) => {
+            Ok(Issued { archive, sha256, not_after }) => {
                 let target = format!("{}/{sha256}", policy.name);
                 let subject = format!("CN={}", request.name());
                 origin.action(AdminActionKind::CertsIssue, Some(target), Some(subject)).write(&audit);
-                AdminResponse::file(Bytes::from_owner(archive), "application/zip", &format!("{}.zip", request.name()))
+                let name = format!("{}.zip", request.name());
+                let response = AdminResponse::file(Bytes::from_owner(archive), "application/zip", &name);
+                match HeaderValue::from_str(&seconds(not_after)) {
+                    Ok(end) => response.with_header(HeaderName::from_static(NOT_AFTER_HEADER), end),
+                    Err(_) => response,
+                }
             }
             Err(response) => response,
         });
     }
 }
 
-fn action_of(change: &PinChange, listener: &str, origin: Origin) -> Action {
-    let (kind, subject) = match change {
-        PinChange::Pin(client) => (AdminActionKind::CertsPin, Some(client.certificate.subject.clone())),
-        PinChange::Unpin(_) => (AdminActionKind::CertsUnpin, None),
+fn action_of(change: &PinChange, policy: &ListenerPolicy, origin: Origin) -> Action {
+    let (kind, certificate) = match change {
+        PinChange::Pin(client) => (AdminActionKind::CertsPin, Some(&client.certificate)),
+        PinChange::Unpin(sha256) => {
+            (AdminActionKind::CertsUnpin, policy.pins.of(sha256).next().map(|pin| &pin.certificate))
+        }
     };
-    origin.action(kind, Some(format!("{listener}/{}", change.sha256())), subject)
+    let subject = certificate.map(|certificate| certificate.subject.clone());
+    origin.action(kind, Some(format!("{}/{}", policy.name, change.sha256())), subject)
 }
 
 fn edit(listener: String, change: PinChange, if_match: Option<String>) -> Box<Edit> {
@@ -109,26 +130,11 @@ fn edit(listener: String, change: PinChange, if_match: Option<String>) -> Box<Ed
     })
 }
 
-fn planned(
-    before: &Snapshot,
-    after: &Snapshot,
-    listener: &str,
-    change: &PinChange,
-    registry: &ConnectionRegistry,
-) -> Result<AdminResponse, AdminResponse> {
-    let planned = PlannedChange {
-        snapshot: after,
-        before: find_listener(before, listener)?,
-        after: find_listener(after, listener)?,
-        change,
-    };
-    Ok(AdminResponse::ok(report::client_certificates::plan(&planned, registry)))
-}
-
 fn applied(
     snapshot: &Snapshot,
     listener: &str,
     change: &PinChange,
+    listeners: &[String],
     registry: &ConnectionRegistry,
 ) -> Result<AdminResponse, AdminResponse> {
     let policy = find_listener(snapshot, listener)?;
@@ -136,8 +142,8 @@ fn applied(
         PinChange::Pin(_) => {
             // A later change may have removed it already.
             let removed = || AdminResponse::conflict("the certificate was pinned and has been removed since");
-            let body = report::client_certificates::one(policy, change.sha256(), registry).ok_or_else(removed)?;
-            AdminResponse::created(body)
+            let body = report::client_certificates::pinned_with_listeners(policy, change.sha256(), listeners, registry);
+            AdminResponse::created(body.ok_or_else(removed)?)
         }
         PinChange::Unpin(_) => AdminResponse::no_content(),
     };
@@ -154,10 +160,11 @@ pub(super) fn list(
     Ok(AdminResponse::ok(body).with_etag(&report::client_certificates::etag(policy)))
 }
 
-/// A new client certificate with its key, and its fingerprint.
+/// A new client certificate with its key, its fingerprint and its end.
 struct Issued {
     archive: Zeroizing<Vec<u8>>,
     sha256: CertificateFingerprint,
+    not_after: OffsetDateTime,
 }
 
 fn issue(policy: &ListenerPolicy, request: &ClientRequest) -> Result<Issued, AdminResponse> {
@@ -169,13 +176,17 @@ fn issue(policy: &ListenerPolicy, request: &ClientRequest) -> Result<Issued, Adm
         )));
     };
     let authority = &issuing.authority;
-    check_dates(authority.facts(), OffsetDateTime::now_utc())?;
+    let now = OffsetDateTime::now_utc();
+    check_dates(authority.facts(), now)?;
+    request.check_validity(authority.facts().not_after, now).map_err(invalid)?;
     let server_ca = find_server_ca(policy, authority)?;
     let failed = |error: IssuingError| AdminResponse::error(ErrorKind::ServerError, error);
     let signed = request.issue(authority).map_err(failed)?;
     let protocol = policy.protocol.to_string();
     let archive = build_bundle(&signed, &authority.intermediates_pem(), &protocol, &server_ca).map_err(failed)?;
-    Ok(Issued { archive, sha256: CertificateFingerprint::from_der(signed.der()) })
+    let Certificate { sha256, not_after, .. } =
+        Certificate::parse(signed.der()).map_err(|error| failed(IssuingError::certificate(error)))?;
+    Ok(Issued { archive, sha256, not_after })
 }
 
 fn check_dates(ca: &Certificate, now: OffsetDateTime) -> Result<(), AdminResponse> {

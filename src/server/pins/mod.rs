@@ -3,6 +3,7 @@
 pub(crate) mod place;
 pub(crate) mod text;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::files::PathKind;
@@ -10,8 +11,8 @@ use crate::control::error::ErrorKind;
 use crate::control::request::PinChange;
 use crate::control::response::AdminResponse;
 use crate::issuing::authority::certificate_pem;
-use crate::policy::ListenerPolicy;
 use crate::policy::pins::PinnedCertificate;
+use crate::policy::{ListenerPolicy, Snapshot};
 use crate::x509::fingerprint::CertificateFingerprint;
 
 /// Finds the file that a change concerns.
@@ -36,8 +37,10 @@ fn find_removable<'p>(
 ) -> Result<&'p PinnedCertificate, AdminResponse> {
     let mut entries = policy.pins.of(sha256);
     let Some(pin) = entries.next() else {
-        let message =
-            format_args!("listener {} has no pinned client certificate {sha256}; list them first", policy.name);
+        let message = format_args!(
+            "listener {} has no pinned client certificate {sha256}; list them with: portcullis certs list",
+            policy.name
+        );
         return Err(AdminResponse::error(ErrorKind::NotFound, message));
     };
     if let Some(other) = entries.find(|other| other.file != pin.file) {
@@ -100,6 +103,18 @@ fn remove_from_file(
         )));
     }
     Ok(rest)
+}
+
+/// The listeners of `after` whose pinned certificates differ from those in `before`, in the order of the configuration.
+pub(crate) fn changed_listeners(before: &Snapshot, after: &Snapshot) -> Vec<String> {
+    fn pinned(policy: &ListenerPolicy) -> HashSet<&CertificateFingerprint> {
+        policy.pins.certificates.iter().map(|pin| &pin.certificate.sha256).collect()
+    }
+    let changed = after
+        .listeners()
+        .iter()
+        .filter(|policy| pinned(policy) != before.named(&policy.name).map(|policy| pinned(policy)).unwrap_or_default());
+    changed.map(|policy| policy.name.to_string()).collect()
 }
 
 /// Checks that a policy, which is built from the files as they are now, is the result of the change of `file`.

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::config::files::{Files, Fingerprint, MAX_FILE_SIZE};
+use crate::config::problem::Problems;
 use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
 use crate::control::request::PinChange;
@@ -21,6 +22,7 @@ use crate::policy::{Built, Snapshot};
 use crate::server::admin_handler::action::Action;
 use crate::server::pins;
 use crate::server::reload::build_from;
+use crate::server::report;
 
 /// A file that the API may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +40,8 @@ pub(crate) struct FileChange {
     pub(crate) file: ChangedFile,
     /// Edits the text; runs on the policy thread.
     pub(crate) edit: Box<Edit>,
-    /// Whether the file must be as it is in force, because the caller has read it.
-    pub(crate) requires_known_text: bool,
+    /// Whether the list must be as it is in force, because the caller has read it.
+    pub(crate) requires_list_in_force: bool,
     /// Whether to show only what would change.
     pub(crate) plan: bool,
     /// Who changes what, for the audit.
@@ -71,13 +73,13 @@ pub(crate) fn text_of<'c>(path: &Path, content: Option<&'c [u8]>) -> Result<&'c 
         .map_err(|error| AdminResponse::conflict(format_args!("{} is not UTF-8: {error}", path.display())))
 }
 
-/// The result of a change.
+/// The result of a change. `listeners` are those whose pinned certificates change, in the order of the configuration.
 #[derive(Debug)]
 pub(crate) enum ChangeResult {
     /// The change is in force with this policy.
-    Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid> },
+    Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid>, listeners: Vec<String> },
     /// The policy that the change leads to.
-    Planned(Box<Built>),
+    Planned { built: Box<Built>, listeners: Vec<String> },
 }
 
 /// A change whose policy is built and whose file is not written yet.
@@ -88,13 +90,16 @@ pub(crate) struct BuiltChange {
     pub(crate) write: FileWrite,
     /// The rules that the change names.
     pub(crate) affected: Vec<Uuid>,
+    /// The listeners whose pinned certificates change.
+    pub(crate) listeners: Vec<String>,
 }
 
 /// A built change that is to be put in force.
 #[derive(Debug)]
 pub(crate) struct PendingChange {
     pub(crate) change: BuiltChange,
-    pub(crate) action: Action,
+    /// `None` for a change that is in the file already.
+    pub(crate) action: Option<Action>,
     pub(crate) reply: ChangeReply,
 }
 
@@ -174,6 +179,48 @@ impl ChangedFile {
         }
     }
 
+    /// The action as the audit shows it, once the effect of the change is known.
+    pub(crate) fn audited(&self, action: Action, change: &BuiltChange) -> Option<Action> {
+        match self {
+            Self::Sources { .. } | Self::Tokens => Some(action),
+            Self::Pin { .. } if change.write.is_empty() => None,
+            Self::Pin { listener, .. } => Some(action.with_other_listeners(listener, &change.listeners)),
+        }
+    }
+
+    /// Checks that the list of an edited file is still the one in force, whose `ETag` the caller has.
+    ///
+    /// # Errors
+    /// A 422 response if the configuration cannot be loaded, because no list can be read until it is repaired. A 412 response
+    /// if the list differs.
+    fn check_unchanged(
+        &self,
+        path: &Path,
+        current: &Snapshot,
+        host_cache: &HostCache,
+        edited: &Files,
+    ) -> Result<(), AdminResponse> {
+        let files = Files::knowing(Arc::clone(&current.known_rules));
+        let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
+        let built = built.map_err(|problems| invalid_configuration(&problems))?;
+        if fingerprint.has_same_content(path, edited) && self.etag(&built.snapshot) == self.etag(current) {
+            return Ok(());
+        }
+        let message = "the file was edited by hand and is not in force yet; reload, and read it again";
+        Err(AdminResponse::error(ErrorKind::PreconditionFailed, message))
+    }
+
+    /// The entity tag of the list that the file belongs to, if it has one.
+    fn etag(&self, snapshot: &Snapshot) -> Option<String> {
+        match self {
+            Self::Sources { listener } => snapshot.named(listener).map(|policy| report::sources::etag(policy)),
+            Self::Pin { listener, .. } => {
+                snapshot.named(listener).map(|policy| report::client_certificates::etag(policy))
+            }
+            Self::Tokens => None,
+        }
+    }
+
     const fn links(&self) -> Links {
         match self {
             Self::Sources { .. } | Self::Tokens => Links::Followed,
@@ -182,7 +229,8 @@ impl ChangedFile {
     }
 }
 
-/// Edits the file in memory and builds the policy that the change leads to.
+/// Edits the file in memory and builds the policy that the change leads to. `in_force` are the files of the policy in force, if
+/// the list of the file must be as it is there.
 ///
 /// # Errors
 /// The response to the caller. Nothing has changed.
@@ -191,16 +239,15 @@ pub(crate) fn build(
     edit: Box<Edit>,
     current: &Snapshot,
     host_cache: &HostCache,
-    known: Option<&Fingerprint>,
+    in_force: Option<&Fingerprint>,
 ) -> Result<BuiltChange, AdminResponse> {
     let path = file.path(current)?;
     let mut files = Files::knowing(Arc::clone(&current.known_rules));
     let before = read(&path, file, &mut files)?;
-    if let Some(known) = known
-        && !known.has_same_content(&path, &files)
+    if let Some(in_force) = in_force
+        && !in_force.has_same_content(&path, &files)
     {
-        let message = "the file was edited by hand and is not in force yet; read it again";
-        return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
+        file.check_unchanged(&path, current, host_cache, &files)?;
     }
     let Edited { content: after, affected } = edit(&path, before.as_deref(), current, &mut files.rules)?;
     let links = file.links();
@@ -222,12 +269,19 @@ pub(crate) fn build(
         None => files.set_removed(&path),
     }
     let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
-    let built = built.map_err(|problems| {
-        let message = format_args!("the configuration is not valid, so nothing was changed:\n{problems}");
-        AdminResponse::error(ErrorKind::ReloadRejected, message)
-    })?;
+    let built = built.map_err(|problems| invalid_configuration(&problems))?;
     file.check_effect(&built.snapshot, &path)?;
-    Ok(BuiltChange { built: Box::new(built), fingerprint, write: FileWrite { path, before, after, links }, affected })
+    let listeners = match file {
+        ChangedFile::Pin { .. } => pins::changed_listeners(current, &built.snapshot),
+        ChangedFile::Sources { .. } | ChangedFile::Tokens => Vec::new(),
+    };
+    let write = FileWrite { path, before, after, links };
+    Ok(BuiltChange { built: Box::new(built), fingerprint, write, affected, listeners })
+}
+
+fn invalid_configuration(problems: &Problems) -> AdminResponse {
+    let message = format_args!("the configuration is not valid, so nothing was changed:\n{problems}");
+    AdminResponse::error(ErrorKind::ReloadRejected, message)
 }
 
 fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc<[u8]>>, AdminResponse> {
@@ -240,6 +294,11 @@ fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc
 }
 
 impl FileWrite {
+    /// Whether the file stays as it is.
+    fn is_empty(&self) -> bool {
+        self.before.as_deref() == self.after.as_deref()
+    }
+
     /// Writes the file, so that after a crash it has either its old or its new content.
     ///
     /// # Errors

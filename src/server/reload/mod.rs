@@ -44,6 +44,8 @@ pub(crate) struct Reloader {
     watcher: Watcher,
     /// The files of the last attempt, by content. An attempt that failed is not repeated before they change.
     attempted: Fingerprint,
+    /// The files of the policy in force.
+    in_force: Fingerprint,
     settings: config::Reload,
     /// The time of the last check. The next poll counts from here, regardless of DNS changes in between.
     last_check: Instant,
@@ -168,6 +170,7 @@ impl Reloader {
         let mut reloader = Self {
             file: snapshot.config.file.clone(),
             watcher: Watcher::start(),
+            in_force: fingerprint.clone(),
             attempted: fingerprint,
             settings: snapshot.config.reload,
             last_check: Instant::now(),
@@ -180,8 +183,9 @@ impl Reloader {
         reloader
     }
 
-    /// Applies the `[reload]` settings of a snapshot that is now in force.
-    pub(crate) fn apply_settings(&mut self, snapshot: &Snapshot) {
+    /// Notes that the snapshot of the last attempt is in force, and applies its `[reload]` settings.
+    pub(crate) fn note_in_force(&mut self, snapshot: &Snapshot) {
+        self.in_force = self.attempted.clone();
         self.settings = snapshot.config.reload;
         self.update_watches();
     }
@@ -295,17 +299,24 @@ impl Reloader {
         reply: ChangeReply,
         current: &Arc<Snapshot>,
     ) -> Option<PendingChange> {
-        let FileChange { file, edit, requires_known_text, plan, action } = change;
-        let known = requires_known_text.then(|| self.attempted.clone());
+        let FileChange { file, edit, requires_list_in_force, plan, action } = change;
+        let in_force = requires_list_in_force.then(|| self.in_force.clone());
         let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
-        let built = self.thread.run(move || change::build(&file, edit, &current, &host_cache, known.as_ref())).await;
+        let built = self.thread.run(move || {
+            let built = change::build(&file, edit, &current, &host_cache, in_force.as_ref())?;
+            let action = file.audited(action, &built);
+            Ok((built, action))
+        });
+        let built = built.await;
         let built = built.unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)));
         match built {
-            Ok(BuiltChange { built, .. }) if plan => {
-                let _ = reply.send(Ok(ChangeResult::Planned(built)));
+            Ok((BuiltChange { built, listeners, .. }, _)) if plan => {
+                let Built { snapshot, warnings } = *built;
+                let built = Box::new(Built { snapshot: snapshot.planned(), warnings });
+                let _ = reply.send(Ok(ChangeResult::Planned { built, listeners }));
                 None
             }
-            Ok(change) => Some(PendingChange { change, action, reply }),
+            Ok((change, action)) => Some(PendingChange { change, action, reply }),
             Err(response) => {
                 let _ = reply.send(Err(response));
                 None

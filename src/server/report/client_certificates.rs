@@ -50,6 +50,20 @@ pub(crate) fn one(
     Some(pinned(policy, pin, &ActiveUse::from_registry(registry)))
 }
 
+/// The same with the listeners whose pinned certificates its pin has changed.
+pub(crate) fn pinned_with_listeners(
+    policy: &ListenerPolicy,
+    sha256: &CertificateFingerprint,
+    listeners: &[String],
+    registry: &ConnectionRegistry,
+) -> Option<Value> {
+    let mut body = one(policy, sha256, registry)?;
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("listeners".to_owned(), json!(listeners));
+    }
+    Some(body)
+}
+
 fn pinned(policy: &ListenerPolicy, pin: &PinnedCertificate, active_use: &ActiveUse) -> Value {
     let PinnedCertificate { certificate, file, .. } = pin;
     let item = Item::Certificate(certificate.sha256.as_str().into());
@@ -81,23 +95,38 @@ pub(crate) struct PlannedChange<'a> {
     pub(crate) before: &'a ListenerPolicy,
     pub(crate) after: &'a ListenerPolicy,
     pub(crate) change: &'a PinChange,
+    /// The listeners whose pinned certificates change. Several may name one directory.
+    pub(crate) listeners: &'a [String],
+}
+
+impl PlannedChange<'_> {
+    /// The policies of the listener that the caller named and of all others that change.
+    fn policies(&self) -> impl Iterator<Item = &ListenerPolicy> {
+        let is_other = |policy: &&ListenerPolicy| policy.name != self.after.name;
+        let others = self.listeners.iter().filter_map(|name| self.snapshot.named(name)).map(|policy| &**policy);
+        std::iter::once(self.after).chain(others.filter(is_other))
+    }
 }
 
 /// What a change does.
 pub(crate) fn plan(planned: &PlannedChange<'_>, registry: &ConnectionRegistry) -> Value {
-    let PlannedChange { snapshot, before, after, change } = *planned;
+    let PlannedChange { snapshot, before, after, change, listeners } = *planned;
     let sha256 = change.sha256();
     let (holder, is_new, warnings) = match change {
-        PinChange::Pin(client) => (after, !before.pins.contain(sha256), warnings(&client.certificate, after)),
+        PinChange::Pin(client) => (after, !before.pins.contain(sha256), warnings(&client.certificate, planned)),
         PinChange::Unpin(_) => (before, false, Vec::new()),
     };
     let ended = EndedSessions::from_registry(snapshot, registry);
+    let closed: Vec<&str> =
+        planned.policies().filter(|policy| admits_nobody(policy)).map(|policy| &*policy.name).collect();
     json!({
         "certificate": one(holder, sha256, registry),
         "is_new": is_new,
+        "listeners": listeners,
         "sessions_ended": ended.listed(),
         "sessions_ended_count": ended.0.len(),
-        "admits_nobody": admits_nobody(after),
+        "admits_nobody": !closed.is_empty(),
+        "listeners_admitting_nobody": closed,
         "warnings": warnings,
     })
 }
@@ -108,7 +137,7 @@ fn admits_nobody(policy: &ListenerPolicy) -> bool {
 }
 
 /// Why the holder of a pinned certificate may still be rejected, or why it may be the wrong certificate.
-fn warnings(certificate: &Certificate, policy: &ListenerPolicy) -> Vec<String> {
+fn warnings(certificate: &Certificate, planned: &PlannedChange<'_>) -> Vec<String> {
     let Certificate { subject, not_before, not_after, ca, .. } = certificate;
     let (now, mut warnings) = (OffsetDateTime::now_utc(), Vec::new());
     if now > *not_after {
@@ -122,11 +151,14 @@ fn warnings(certificate: &Certificate, policy: &ListenerPolicy) -> Vec<String> {
              certificates to"
         ));
     }
-    let patterns = policy.trusted_clients().filter(|clients| !clients.trust(certificate.names()));
-    if patterns.is_some() {
-        warnings
-            .push(format!("{subject} matches no pattern of trusted_clients, so it is rejected; add one, and reload"));
-    }
+    let rejects =
+        |policy: &&ListenerPolicy| policy.trusted_clients().is_some_and(|clients| !clients.trust(certificate.names()));
+    warnings.extend(planned.policies().filter(rejects).map(|policy| {
+        format!(
+            "{subject} matches no pattern of trusted_clients of listener {}, so it is rejected there; add one, and reload",
+            policy.name
+        )
+    }));
     warnings
 }
 
