@@ -8,6 +8,9 @@ import { button, h, replace } from './dom.js';
 import { FieldError } from './expiry.js';
 import { errorNotice, notice, skeleton } from './widgets.js';
 
+/** How often a list is read again by itself, before a person is asked. */
+const MAX_REREADS = 1;
+
 /**
  * Shows a form (if there is one), then the plan of a change, and makes the change once it is confirmed.
  *
@@ -20,13 +23,14 @@ import { errorNotice, notice, skeleton } from './widgets.js';
  * - `show({ plan, change, input })`: `{ nodes, confirm, danger, isEmpty }`
  * - `apply(change)`: makes the change, by default by its request
  * - `done({ result, change, input })`: after the change; may return nodes that replace the content
+ * - `onClose()`: after the dialog is closed, in whatever state
  *
  * The dialog passes through these states, which hold the data that they show:
  *
  *     form → planning → planned → applying → applied → closed
  *
  * A failed plan leads back to `form` (or, without a form, to `failed`), a failed change to `planned`, and a list that
- * has changed meanwhile (412) to `planning`. Every state except `applying` can be closed. An answer counts only in the
+ * has changed meanwhile (412) to `planning`, or to `failed` once it was read again in vain. Every state except `applying` can be closed. An answer counts only in the
  * state that asked for it.
  */
 export function changeDialog({
@@ -40,6 +44,7 @@ export function changeDialog({
   show,
   apply = applyOf,
   done,
+  onClose = () => {},
 }) {
   const message = h('div', { class: 'dialog-message', 'aria-live': 'polite' });
   const formPane = h('div', { class: 'pane' }, form?.element);
@@ -53,7 +58,10 @@ export function changeDialog({
     mayClose: () => state.name !== 'applying',
     onRefused: showWaiting,
     onSubmit: () => review(),
-    onClose: () => enter({ name: 'closed' }),
+    onClose: () => {
+      enter({ name: 'closed' });
+      onClose();
+    },
   });
   const { footer, content, close, heading } = opened;
 
@@ -90,7 +98,7 @@ export function changeDialog({
     ask({ context, input });
   }
 
-  async function ask({ context: known, input, note = null }) {
+  async function ask({ context: known, input, note = null, rereads = 0 }) {
     const planning = enter({ name: 'planning', note });
     let context = known;
     try {
@@ -99,17 +107,22 @@ export function changeDialog({
       const plan = await askPlan(change);
       if (state !== planning) return;
       const shown = show({ plan, change, input });
-      enter({ name: 'planned', context, input, change, shown, commands: commandSection(change), note });
+      enter({ name: 'planned', context, input, change, shown, commands: commandSection(change), note, rereads });
     } catch (error) {
       if (state !== planning) return;
-      if (isOutdated(error)) askAgain(input);
+      if (isOutdated(error)) askAgain({ input, error, rereads });
       else enter({ name: form ? 'form' : 'failed', context, input, error });
     }
   }
 
-  // What the person typed stays; only what it is applied to is read again.
-  function askAgain(input) {
+  // What the person typed stays; only what it is applied to is read again. A proxy that changes ETag or If-Match would
+  // make every answer a 412.
+  function askAgain({ input, error, rereads }) {
     notifyChanged();
+    if (rereads >= MAX_REREADS) {
+      enter({ name: 'failed', context: null, input, error });
+      return;
+    }
     const note = notice(
       'warn',
       h(
@@ -119,20 +132,20 @@ export function changeDialog({
         ' It was read again, and what you entered is kept. Below is the plan for the new list.',
       ),
     );
-    ask({ context: null, input, note });
+    ask({ context: null, input, note, rereads: rereads + 1 });
   }
 
   async function confirm() {
     if (state.name !== 'planned') return;
     const planned = state;
-    const { change, input } = planned;
+    const { change, input, rereads } = planned;
     const applying = enter({ name: 'applying' });
     let result;
     try {
       result = await apply(change);
     } catch (error) {
       if (state !== applying) return;
-      if (isOutdated(error)) askAgain(input);
+      if (isOutdated(error)) askAgain({ input, error, rereads });
       else enter({ ...planned, note: null, error });
       return;
     }
@@ -217,6 +230,7 @@ export function changeDialog({
   }
 
   function drawFailure({ context, input, error }) {
+    showPane(planPane);
     // Without `load`, nothing of the context can have changed.
     const retry = () => ask({ context: load ? null : context, input });
     replace(planPane);
@@ -224,6 +238,7 @@ export function changeDialog({
     replace(
       footer,
       button('Close', close, { 'data-action': 'cancel' }),
+      form ? button('Back', () => enter({ name: 'form', context }), { 'data-action': 'back' }) : null,
       button('Try again', retry, { kind: 'primary', 'data-action': 'retry' }),
     );
     heading.focus();
