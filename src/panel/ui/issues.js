@@ -1,6 +1,6 @@
 // What needs a person, from the status and the certificates, each with a link to where it is fixed.
 
-import { count, dateTime, DAY, relative } from './format.js';
+import { count, dateTime, DAY, lookup, relative } from './format.js';
 import { link } from './router.js';
 
 /** Audit events warn 30 days ahead. Certificates that live for a short time are judged by a third of their life. */
@@ -29,7 +29,7 @@ const ROLE_NAMES = {
   upstream_password: 'upstream password',
 };
 
-export const roleName = (role) => ROLE_NAMES[role] ?? String(role).replaceAll('_', ' ');
+export const roleName = (role) => lookup(ROLE_NAMES, role) ?? String(role).replaceAll('_', ' ');
 
 export function admitsNobody(listener) {
   if (listener.enforcement !== 'enforce') return false;

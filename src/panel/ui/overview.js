@@ -2,7 +2,7 @@
 
 import { get, poll } from './api.js';
 import { add, h, markReady, replace, svg } from './dom.js';
-import { clock, count, dateTime, MINUTE, number, relative, words } from './format.js';
+import { clock, count, dateTime, lookup, MINUTE, number, relative, words } from './format.js';
 import { admitsNobody, certificateState, issues, roleName } from './issues.js';
 import { link } from './router.js';
 import { state } from './state.js';
@@ -192,7 +192,7 @@ function listenerCard(name, charts) {
     const signature = JSON.stringify({ ...listener, handshakes: 0 });
     if (signature === last) return;
     last = signature;
-    const [kind, health] = HEALTH[listener.upstream_health] ?? ['idle', words(listener.upstream_health)];
+    const [kind, health] = lookup(HEALTH, listener.upstream_health) ?? ['idle', words(listener.upstream_health)];
     replace(
       head,
       h(

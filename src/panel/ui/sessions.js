@@ -5,7 +5,7 @@ import { confirmDialog } from './changes.js';
 import { toast } from './dialogs.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { debounced } from './filter.js';
-import { count, number, SECOND, shellJoin } from './format.js';
+import { count, lookup, number, SECOND, shellJoin } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { clientOf } from './plan-parts.js';
 import { link, remember } from './router.js';
@@ -86,7 +86,7 @@ export function sessionsView(page, { parameters }) {
           h(
             'span',
             { title: row.half_closed_by ? `ended by the ${row.half_closed_by}` : null },
-            pill(...(STATES[row.state] ?? ['idle', row.state])),
+            pill(...(lookup(STATES, row.state) ?? ['idle', row.state])),
           ),
       },
       mayChange

@@ -20,7 +20,7 @@ function show(reason) {
     type: 'password',
     id: 'token',
     name: 'portcullis-token',
-    autocomplete: 'current-password',
+    autocomplete: 'off',
     required: true,
     maxlength: '512',
     spellcheck: 'false',

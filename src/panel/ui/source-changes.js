@@ -7,7 +7,7 @@ import { toast } from './dialogs.js';
 import { h, newId, replace } from './dom.js';
 import { expiryField, FieldError } from './expiry.js';
 import { groupBy } from './filter.js';
-import { count, shellJoin, shellQuote } from './format.js';
+import { count, shellJoin, shellQuote, visibleJson } from './format.js';
 import { go, link } from './router.js';
 import { addressesOf, stateOf } from './source-facts.js';
 import { showSourcesPlan } from './source-plan.js';
@@ -339,7 +339,7 @@ export function editDialog({ listener, context, rule }) {
       const body = {
         rules: current.filter(isEditable).map((each) => (each.uuid === rule.uuid ? changed : unchanged(each))),
       };
-      const [uuid, edited] = [rule.uuid, changed].map((each) => JSON.stringify(each));
+      const [uuid, edited] = [rule.uuid, changed].map(visibleJson);
       const edits = `.rules |= map(if .uuid == ${uuid} then ${edited} else {type, value, uuid, origin} end)`;
       return {
         request: { method: 'PUT', path: target, body, etag: tag },
@@ -388,7 +388,7 @@ export function removeDialog({ listener, context, rules: chosen }) {
           cli,
         };
       }
-      const list = JSON.stringify([...wanted]);
+      const list = visibleJson([...wanted]);
       return {
         request: { method: 'PUT', path: target, body: { rules: kept.map(unchanged) }, etag: tag },
         before,

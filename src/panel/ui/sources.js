@@ -8,7 +8,7 @@ import { count, SECOND } from './format.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
 import { link, remember } from './router.js';
 import { addDialog, editDialog, loadSources, removeDialog, undoDialog } from './source-changes.js';
-import { ORIGINS, showDetails, stateOf } from './source-facts.js';
+import { originOf, showDetails, stateOf } from './source-facts.js';
 import { isEditable } from './source-rules.js';
 import { can, state } from './state.js';
 import { counter, dataTable } from './table.js';
@@ -80,7 +80,7 @@ export function sourcesView(page, { name, parameters }) {
         key: 'origin',
         label: 'Origin',
         className: 'c-origin',
-        cell: (rule) => h('span', { title: ORIGINS[rule.origin] }, rule.origin),
+        cell: (rule) => h('span', { title: originOf(rule) }, rule.origin),
         sort: (rule) => rule.origin,
       },
       {

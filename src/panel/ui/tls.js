@@ -6,11 +6,12 @@ import { curl } from './commands.js';
 import { toast } from './dialogs.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { FieldError } from './expiry.js';
-import { count, number, SECOND, shellJoin } from './format.js';
+import { count, lookup, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
 import { planSummary, sessionsEnded } from './plan-parts.js';
 import { link } from './router.js';
+import { holdSecret } from './secrets.js';
 import { can, listenerNamed } from './state.js';
 import { path } from './url.js';
 import {
@@ -94,7 +95,7 @@ export function tlsView(page, { name }) {
     last = signature;
     const mode = clients?.list.client_auth ?? listenerNamed(listener)?.client_auth ?? 'none';
     const hasTls = listenerNamed(listener)?.tls !== false;
-    const [kind, text, effect] = MODES[mode] ?? ['idle', mode, ''];
+    const [kind, text, effect] = lookup(MODES, mode) ?? ['idle', mode, ''];
     const issuing = clients?.list.issuing_ca;
     replace(
       actions,
@@ -390,7 +391,9 @@ export function tlsView(page, { name }) {
       spellcheck: 'false',
       placeholder: 'app.internal',
     });
+    let release = null;
     changeDialog({
+      onClose: () => release?.(),
       id: 'issue-dialog',
       title: `Generate a client certificate for ${listener}`,
       form: {
@@ -490,7 +493,13 @@ export function tlsView(page, { name }) {
           `Save ${file} again`,
         );
         download.click();
-        setTimeout(() => URL.revokeObjectURL(url), 600 * SECOND);
+        const place = h('div', {}, download);
+        release = holdSecret(() => {
+          URL.revokeObjectURL(url);
+          const text = 'The key is no longer in the page. Issue another certificate if you did not save this one.';
+          replace(place, notice('info', h('p', {}, text)));
+        });
+        setTimeout(release, 600 * SECOND);
         return h(
           'div',
           { class: 'stack' },
@@ -504,7 +513,7 @@ export function tlsView(page, { name }) {
             ),
           ),
           notice('warn', h('p', {}, 'Store it safely now. When this dialog is closed, the key is gone.')),
-          h('div', {}, download),
+          place,
         );
       },
     });
