@@ -6,7 +6,7 @@ import { curl } from './commands.js';
 import { toast } from './dialogs.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { FieldError } from './expiry.js';
-import { count, lookup, number, SECOND, shellJoin } from './format.js';
+import { count, dateTime, DAY, lookup, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
 import { planSummary, sessionsEnded } from './plan-parts.js';
@@ -38,6 +38,7 @@ const MAX_PEM = 60 * 1024;
 
 // What the API accepts of a certificate to issue.
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/;
+const NAME_RULE = 'Enter 1 to 64 letters, digits, dots, underscores, hyphens and @. Begin with a letter or digit.';
 const MAX_DAYS = 3650;
 const MAX_DNS_NAMES = 16;
 
@@ -366,6 +367,10 @@ export function tlsView(page, { name }) {
   }
 
   function issue(issuing) {
+    const end = new Date(issuing.not_after).getTime();
+    const untilDays = (length) => dateTime(Math.min(Date.now() + length * DAY, end));
+    // The API ends a certificate with its CA. A shorter life than the one that was asked for is a surprise later.
+    const most = Math.min(MAX_DAYS, Math.floor((end - Date.now()) / DAY));
     const cn = h('input', {
       type: 'text',
       id: 'issue-name',
@@ -380,8 +385,8 @@ export function tlsView(page, { name }) {
       id: 'issue-days',
       name: 'days',
       min: '1',
-      max: String(MAX_DAYS),
-      value: '90',
+      max: String(Math.max(1, most)),
+      value: String(Math.max(1, Math.min(90, most))),
     });
     const dns = h('input', {
       type: 'text',
@@ -391,6 +396,23 @@ export function tlsView(page, { name }) {
       spellcheck: 'false',
       placeholder: 'app.internal',
     });
+    const validity = h('span', { role: 'status' });
+    const showValidity = () => {
+      const length = Number(days.value);
+      const isValid = Number.isInteger(length) && length >= 1 && length <= most;
+      replace(validity, isValid ? ` Valid until ${untilDays(length)}.` : null);
+    };
+    days.addEventListener('input', showValidity);
+    showValidity();
+    const nameError = h('p', { class: 'field-error', role: 'alert' });
+    const checkName = () => {
+      const isWrong = cn.value.trim() !== '' && !NAME.test(cn.value.trim());
+      cn.toggleAttribute('aria-invalid', false);
+      if (isWrong) cn.setAttribute('aria-invalid', 'true');
+      replace(nameError, isWrong ? NAME_RULE : null);
+    };
+    cn.addEventListener('change', checkName);
+    cn.addEventListener('input', () => nameError.childNodes.length > 0 && checkName());
     let release = null;
     changeDialog({
       onClose: () => release?.(),
@@ -415,21 +437,32 @@ export function tlsView(page, { name }) {
               'The name of the client in the audit and in trusted_clients: letters, digits, dots, underscores, hyphens',
               'and @. It begins with a letter or digit.',
             ].join(' '),
+            error: nameError,
           }),
-          field('Valid for days', days, { help: `At most ${number(MAX_DAYS)}, and not longer than the CA.` }),
+          field('Valid for days', days, {
+            help: [
+              most < MAX_DAYS
+                ? `At most ${number(Math.max(0, most))}, because the CA expires on ${dateTime(end)}.`
+                : `At most ${number(MAX_DAYS)}.`,
+              validity,
+            ],
+          }),
           field('DNS names (optional)', dns, { help: `At most ${MAX_DNS_NAMES} host names, separated by spaces.` }),
         ),
         reviewLabel: 'Review',
         read: () => {
           const name = cn.value.trim();
           if (!NAME.test(name)) {
-            const rule =
-              'Enter 1 to 64 letters, digits, dots, underscores, hyphens and @. Begin with a letter or digit.';
-            throw new FieldError(rule, cn);
+            throw new FieldError(NAME_RULE, cn);
           }
           const length = Number(days.value);
-          if (!Number.isInteger(length) || length < 1 || length > MAX_DAYS) {
-            throw new FieldError(`Enter a number of days from 1 to ${number(MAX_DAYS)}.`, days);
+          if (most < 1) {
+            const why = `The CA expires on ${dateTime(end)}. Replace issuing_ca with a CA that is valid longer.`;
+            throw new FieldError(why, days);
+          }
+          if (!Number.isInteger(length) || length < 1 || length > most) {
+            const why = most < MAX_DAYS ? ` The CA expires on ${dateTime(end)}.` : '';
+            throw new FieldError(`Enter a number of days from 1 to ${number(most)}.${why}`, days);
           }
           const names = dns.value.split(/[\s,]+/).filter(Boolean);
           if (names.length > MAX_DNS_NAMES) throw new FieldError(`Enter at most ${MAX_DNS_NAMES} host names.`, dns);
@@ -465,7 +498,7 @@ export function tlsView(page, { name }) {
             {},
             'Issues a certificate for ',
             h('strong', {}, untrusted(input.name)),
-            ` that is valid for ${count(input.days, 'day')}, signed by `,
+            ` that is valid for ${count(input.days, 'day')}, until ${untilDays(input.days)}, signed by `,
             untrusted(issuing.subject, { label: 'subject' }),
             '.',
           ),
@@ -485,6 +518,7 @@ export function tlsView(page, { name }) {
       done: async ({ result, input }) => {
         const blob = await result.response.blob();
         const given = /filename="([^"\\/]+)"/.exec(result.response.headers.get('content-disposition') ?? '')?.[1];
+        const until = result.response.headers.get('x-not-after');
         const url = URL.createObjectURL(blob);
         const file = given ?? `${input.name}.zip`;
         const download = h(
@@ -511,15 +545,31 @@ export function tlsView(page, { name }) {
               h('strong', {}, `${file} is downloaded.`),
               ' It has the certificate, its private key, and the CA that the client should trust.',
             ),
+            h('p', {}, `The certificate is valid until ${validUntil(until) ?? untilDays(input.days)}.`),
           ),
           notice('warn', h('p', {}, 'Store it safely now. When this dialog is closed, the key is gone.')),
           place,
+          notice(
+            'info',
+            h('p', {}, 'Portcullis keeps no list of issued certificates. Note who received this one.'),
+            h(
+              'p',
+              {},
+              'To revoke it, add its serial number to a revocation list in client_crl, signed by the CA.',
+              ' To admit single certificates only, pin them instead of trusting the CA.',
+            ),
+          ),
         );
       },
     });
   }
 
   return { destroy: () => tlsPoll.stop() };
+}
+
+/** A time of a header in words, or `null`. */
+function validUntil(text) {
+  return text && !Number.isNaN(new Date(text).getTime()) ? dateTime(text) : null;
 }
 
 function planNodes(plan, listener) {
