@@ -251,8 +251,8 @@ function lineError(error) {
     : null;
 }
 
-/** Trusts one denied source. */
-export function allowDialog({ listener, choices, intro = null }) {
+/** Trusts one denied source. `onAllowed` receives the values of the new rules. */
+export function allowDialog({ listener, choices, intro = null, onAllowed = () => {} }) {
   addDialog({
     listener,
     text: choices[0].value,
@@ -261,9 +261,10 @@ export function allowDialog({ listener, choices, intro = null }) {
     expiry: '8h',
     done: ({ result, change }) => {
       state.undo = { listener, before: change.before, etag: result.etag };
-      const values = change.request.body.rules.map((rule) => rule.value).join(', ');
+      const values = change.request.body.rules.map((rule) => rule.value);
+      onAllowed(values);
       const showSources = () => go(link('sources', listener));
-      toast('good', `${listener} admits ${values} now.`, {
+      toast('good', `${listener} admits ${values.join(', ')} now.`, {
         action: { label: 'Show the sources', name: 'show-sources', run: showSources },
       });
       notifyChanged();

@@ -321,9 +321,9 @@ export function counter() {
   const element = h('p', { class: 'counter', role: 'status' });
   return {
     element,
-    show(shown, total, noun) {
-      const many = total === 1 ? noun : `${noun}s`;
-      const text = shown === total ? `${number(total)} ${many}` : `${number(shown)} of ${number(total)} ${many}`;
+    show(shown, total, noun, plural = `${noun}s`) {
+      const words = total === 1 ? noun : plural;
+      const text = shown === total ? `${number(total)} ${words}` : `${number(shown)} of ${number(total)} ${words}`;
       if (element.textContent !== text) element.textContent = text;
     },
   };
