@@ -30,8 +30,8 @@ const MAX_REREADS = 1;
  *     form → planning → planned → applying → applied → closed
  *
  * A failed plan leads back to `form` (or, without a form, to `failed`), a failed change to `planned`, and a list that
- * has changed meanwhile (412) to `planning`, or to `failed` once it was read again in vain. Every state except `applying` can be closed. An answer counts only in the
- * state that asked for it.
+ * has changed meanwhile (412) to `planning`, or to `failed` once it was read again in vain. Every state except
+ * `applying` can be closed. An answer counts only in the state that asked for it.
  */
 export function changeDialog({
   id,
@@ -49,14 +49,18 @@ export function changeDialog({
   const message = h('div', { class: 'dialog-message', 'aria-live': 'polite' });
   const formPane = h('div', { class: 'pane' }, form?.element);
   const planPane = h('div', { class: 'pane', hidden: true });
+  const question = h('div', { class: 'dialog-message', 'aria-live': 'assertive' });
   let state = { name: 'closed' };
+  // What a person entered is lost only after a second Esc or Cancel.
+  const untouched = entered(formPane);
+  let isAsked = false;
   const opened = openDialog({
     title,
     id,
     size: 'wide',
-    body: [message, formPane, planPane],
-    mayClose: () => state.name !== 'applying',
-    onRefused: showWaiting,
+    body: [question, message, formPane, planPane],
+    mayClose: ({ asks }) => state.name !== 'applying' && !(asks && mustAsk()),
+    onRefused: () => (state.name === 'applying' ? showWaiting() : askToDiscard()),
     onSubmit: () => review(),
     onClose: () => {
       enter({ name: 'closed' });
@@ -79,6 +83,8 @@ export function changeDialog({
     state = next;
     if (state.name === 'applying') window.addEventListener('beforeunload', askBeforeUnload);
     else window.removeEventListener('beforeunload', askBeforeUnload);
+    isAsked = false;
+    question.replaceChildren();
     draw[next.name](next);
     return next;
   }
@@ -213,6 +219,29 @@ export function changeDialog({
     footer.querySelector('[data-action=confirm]').classList.add('busy');
   }
 
+  const mustAsk = () => !isAsked && !['applied', 'closed'].includes(state.name) && entered(formPane) !== untouched;
+
+  function askToDiscard() {
+    isAsked = true;
+    const keep = button('Keep editing', forgetQuestion, { kind: 'small', 'data-action': 'keep' });
+    const discard = button('Discard', close, { kind: 'small danger', 'data-action': 'discard' });
+    question.replaceChildren(
+      notice(
+        'warn',
+        h('p', {}, h('strong', {}, 'Discard what you entered?'), ' Press Esc again to discard it.'),
+        h('div', { class: 'actions' }, keep, discard),
+      ),
+    );
+    question.scrollIntoView({ block: 'nearest' });
+    keep.focus();
+  }
+
+  function forgetQuestion() {
+    isAsked = false;
+    question.replaceChildren();
+    content.querySelector('input, textarea, select')?.focus();
+  }
+
   function showWaiting() {
     const text = 'The change is being applied. The dialog stays open until the result is known.';
     replace(message, notice('info', h('p', {}, text)));
@@ -244,9 +273,20 @@ export function changeDialog({
     heading.focus();
   }
 
+  // Who types on has answered the question.
+  formPane.addEventListener('input', () => {
+    isAsked = false;
+    question.replaceChildren();
+  });
   if (form) enter({ name: 'form', context: given });
   else ask({ context: given, input: null });
 }
+
+/** What the fields of a form contain, as a text to compare. */
+const entered = (form) =>
+  JSON.stringify(
+    [...form.querySelectorAll('input:not([type=radio], [type=file]), textarea, select')].map(({ value }) => value),
+  );
 
 // The browser asks the person before it leaves the page.
 const askBeforeUnload = (event) => event.preventDefault();
@@ -264,7 +304,8 @@ function unsureText(error) {
   return h('p', { class: 'small' }, text);
 }
 
-async function planOf({ request }) {
+/** The plan of a change, from its request with `plan=true`. */
+export async function planOf({ request }) {
   const separator = request.path.includes('?') ? '&' : '?';
   return (await send(request.method, `${request.path}${separator}plan=true`, request)).data;
 }
