@@ -12,7 +12,7 @@ export async function overview_shows_what_is_connected_and_what_needs_a_person(s
   const card = page.locator('#card-cache');
   await card.getByText('1 open session').waitFor();
   const text = await card.innerText();
-  for (const part of [/redis/, new RegExp(site.cache.replaceAll('.', '\\.')), /healthy/, /1 untrusted source/i, /client certificate optional/]) assert.match(text, part);
+  for (const part of [/redis/, new RegExp(site.cache.replaceAll('.', '\\.')), /healthy/, /1 × untrusted source/i, /client certificate optional/]) assert.match(text, part);
   assert.match(await page.locator('#card-orders').innerText(), /postgres/);
   assert.match(await page.locator('#program').innerText(), /generation \d/);
   // The banner leads to the place where the problem is fixed.

@@ -9,7 +9,10 @@ const MAX_INLINE_BODY = 4096;
 
 const API_HEADERS = ['-H "Authorization: Bearer $PORTCULLIS_TOKEN"'];
 
-/** A call of the API by curl, or `null` if a part of it cannot be shown. The token comes from the environment, so that it is in no history of a shell. */
+/**
+ * A call of the API by curl, or `null` if a part of it cannot be shown. The token comes from the environment, so that
+ * it is in no history of a shell.
+ */
 export function curl({ method, path, body, etag, data = null, output = null }) {
   const quoted = {
     etag: shellQuote(`If-Match: ${etag ?? ''}`),

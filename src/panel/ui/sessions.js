@@ -228,7 +228,9 @@ export function sessionsView(page, { parameters }) {
       },
       onError: (error) => {
         // A network that is being typed is invalid for a moment.
-        if (error.status === 422 || error.status === 0 || error.status >= 500) replace(message, errorNotice(error));
+        if (error.status !== 422 && error.status !== 0 && error.status < 500) return;
+        replace(message, errorNotice(error));
+        pages.hide();
       },
     },
   );

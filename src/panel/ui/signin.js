@@ -49,7 +49,7 @@ function show(reason) {
         h('code', {}, 'viewer'),
         ' to read, ',
         h('code', {}, 'operator'),
-        ' to change sources, or ',
+        ' to change sources and client certificates, or ',
         h('code', {}, 'owner'),
         ' to manage tokens as well.',
       ),

@@ -1,7 +1,7 @@
 // The dialogs that change trusted sources.
 
 import { notifyChanged, send } from './api.js';
-import { changeDialog } from './changes.js';
+import { changeDialog, planOf } from './changes.js';
 import { curl } from './commands.js';
 import { toast } from './dialogs.js';
 import { h, newId, replace } from './dom.js';
@@ -274,6 +274,17 @@ export function allowDialog({ listener, choices, intro = null, onAllowed = () =>
 
 // Editing, removing, restoring ----------------------------------------------------------------------------------------
 
+/** The form has one rule, so its place in the request means nothing to a person. */
+async function planOfOne(change) {
+  try {
+    return await planOf(change);
+  } catch (error) {
+    const line = lineError(error);
+    if (line) error.message = line.message;
+    throw error;
+  }
+}
+
 /** Edits one rule. `context` is the list that the person sees, `{ rules, etag }`. */
 export function editDialog({ listener, context, rule }) {
   const target = targetOf(listener);
@@ -299,6 +310,7 @@ export function editDialog({ listener, context, rule }) {
   const expiry = expiryField({ current: rule.expires_at, name: 'edit-expiry' });
   changeDialog({
     ...common(listener),
+    plan: planOfOne,
     id: 'edit-source',
     title: 'Edit a trusted source',
     context,

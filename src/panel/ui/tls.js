@@ -136,7 +136,8 @@ export function tlsView(page, { name }) {
       h(
         'p',
         { class: 'muted small' },
-        'Set client_auth in [listener.tls] of the configuration, then ',
+        'Set client_auth in [listener.tls] of the configuration. The edit applies by itself where reload.watch is on',
+        ' (the default), else after a ',
         h('a', { href: link('reload') }, 'reload'),
         '.',
       ),
@@ -213,7 +214,7 @@ export function tlsView(page, { name }) {
       certificates.length === 0
         ? emptyState(
             'No client certificate is pinned',
-            writable ? 'A pinned certificate is accepted by its fingerprint, without its authority.' : null,
+            writable ? 'A pinned certificate is trusted by its fingerprint; no CA is needed.' : null,
             writable && mayChange
               ? button('Add client certificate', () => pin(), { kind: 'primary', id: 'pin-first' })
               : null,
@@ -280,7 +281,19 @@ export function tlsView(page, { name }) {
         replace(problem, `${chosen.name} is larger than 60 KiB. Choose a file with one certificate.`);
         return;
       }
-      pem.value = await chosen.text();
+      const text = await chosen.text();
+      if (!text.includes('-----BEGIN')) {
+        file.value = '';
+        const command = shellJoin(['openssl', 'x509', '-inform', 'DER', '-in', chosen.name]);
+        replace(
+          problem,
+          'This file is not PEM. If it is DER, convert it: ',
+          h('code', {}, command ?? 'openssl x509 -inform DER -in FILE'),
+        );
+        return;
+      }
+      pem.value = text;
+      pem.dispatchEvent(new Event('input', { bubbles: true }));
       replace(problem);
     });
     changeDialog({
