@@ -74,7 +74,7 @@ export function sessionsView(page, { parameters }) {
       {
         key: 'rule',
         label: 'Admitted by',
-        className: 'c-wide',
+        className: 'c-wide c-rule',
         cell: (row) => h('span', { class: 'mono untrusted' }, untrusted(row.rule, { label: 'rule' })),
       },
       { key: 'opened', label: 'Opened', className: 'c-time', cell: (row) => time(row.opened_at) },
