@@ -55,6 +55,7 @@ static FILES: &[PanelFile] = files! {
     "reload.js"
     "rotation.js"
     "router.js"
+    "secrets.js"
     "sessions.js"
     "signin.js"
     "source-changes.js"

@@ -79,6 +79,8 @@ export async function dangerous_lists_are_warned_about(site) {
   await press(page, 'review');
   assert.match(await plan(page), /every IPv4 address/);
   await press(page, 'cancel');
+  await dialog(page).getByText('Discard what you entered?').waitFor();
+  await press(page, 'discard');
   await row(page, '127.0.0.1').locator('[data-action=remove]').click();
   assert.match(await plan(page), /no client can connect|nobody/i);
   await press(page, 'cancel');

@@ -5,7 +5,7 @@ import { execFileSync } from 'node:child_process';
 import { test } from 'node:test';
 import { contains, networkAround, parseNetwork } from '../../src/panel/ui/address.js';
 import { matcher } from '../../src/panel/ui/filter.js';
-import { shellJoin, shellQuote, ttlUntil, visible } from '../../src/panel/ui/format.js';
+import { lookup, shellJoin, shellQuote, ttlUntil, visible, visibleJson } from '../../src/panel/ui/format.js';
 import { commandsBetween, parseLine, restored } from '../../src/panel/ui/source-rules.js';
 import { verdictOf } from '../../src/panel/ui/verdict.js';
 
@@ -30,16 +30,35 @@ const HOSTILE = [
 
 test('quoted_text_is_one_argument_of_a_shell', () => {
   const options = { encoding: 'utf8', env: { LC_ALL: 'C.UTF-8', PATH: process.env.PATH } };
-  const command = `printf '%s\\0' ${shellJoin(HOSTILE)}`;
-  const printed = execFileSync('bash', ['--noprofile', '--norc', '-c', command], options);
-  assert.deepEqual(printed.split('\0').slice(0, -1), HOSTILE);
+  const shown = HOSTILE.filter((text) => visible(text) === text);
+  const command = `printf '%s\\0' ${shellJoin(shown)}`;
+  // Debian's sh is dash.
+  for (const shell of [['sh'], ['bash', '--noprofile', '--norc']]) {
+    const printed = execFileSync(shell[0], [...shell.slice(1), '-c', command], options);
+    assert.deepEqual(printed.split('\0').slice(0, -1), shown, shell[0]);
+  }
 });
 
-test('quoted_text_shows_every_character_on_one_line', () => {
-  for (const text of HOSTILE) {
-    const quoted = shellQuote(text);
-    assert.equal(visible(quoted), quoted, JSON.stringify(text));
+test('text_with_hidden_characters_has_no_command', () => {
+  const hidden = HOSTILE.filter((text) => visible(text) !== text);
+  assert.ok(hidden.length > 5);
+  for (const text of hidden) {
+    assert.equal(shellQuote(text), null, JSON.stringify(text));
+    assert.equal(shellJoin(['portcullis', text]), null, JSON.stringify(text));
   }
+});
+
+test('json_of_a_command_shows_every_character', () => {
+  for (const text of HOSTILE) {
+    const json = visibleJson({ text });
+    assert.equal(visible(json), json, JSON.stringify(text));
+    assert.deepEqual(JSON.parse(json), { text });
+  }
+});
+
+test('look_up_finds_only_own_keys', () => {
+  assert.equal(lookup({ open: 1 }, 'open'), 1);
+  for (const key of ['constructor', '__proto__', 'toString', undefined, null]) assert.equal(lookup({}, key), undefined);
 });
 
 test('plain_arguments_stay_unquoted', () => {
@@ -48,10 +67,10 @@ test('plain_arguments_stay_unquoted', () => {
 
 test('restoring_commands_quote_what_others_have_written', () => {
   const rule = (value, description) => ({ type: 'ip_addr', value, uuid: value, description, expires_at: null });
-  const before = [rule('192.0.2.1', "it's $(id)\n")];
+  const before = [rule('192.0.2.1', "it's $(id)")];
   const { cli, cliNote } = commandsBetween('cache', [rule('192.0.2.2', null)], before);
   assert.deepEqual(cli, [
-    "portcullis sources append cache ip_addr:192.0.2.1 --description $'it\\'s $(id)\\n'",
+    "portcullis sources append cache ip_addr:192.0.2.1 --description 'it'\\''s $(id)'",
     'portcullis sources remove cache ip_addr:192.0.2.2',
   ]);
   assert.equal(cliNote, null);

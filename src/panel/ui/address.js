@@ -78,6 +78,13 @@ export function networkAround(text, prefix) {
   return `${print({ value: address.value & mask(network), bits: address.bits })}/${prefix}`;
 }
 
+/** Whether an address is one of its own machine. */
+export const isLoopback = (text) => {
+  const address = parseNetwork(text);
+  if (!address) return false;
+  return ['127.0.0.0/8', '::1', '::ffff:127.0.0.0/104'].some((each) => contains(parseNetwork(each), address));
+};
+
 /** How many addresses a network has, in words. */
 export function sizeOf(text) {
   const network = parseNetwork(text);

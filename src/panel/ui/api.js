@@ -11,7 +11,7 @@ export class ApiError extends Error {
 }
 
 /**
- * Events: `session-ended` with the reason, `freshness` when a timer fails or recovers, `changed` after a change, and
+ * Events: `session-ended`, `freshness` when a timer fails or recovers, `changed` after a change, and
  * `fault` with an error of the panel itself.
  */
 export const bus = new EventTarget();
@@ -93,7 +93,7 @@ export async function send(method, target, { body, etag, background = false, raw
     if (!response.ok) {
       const error = await toError(response);
       if (response.status === 401 && target !== '/ui/session') {
-        bus.dispatchEvent(new CustomEvent('session-ended', { detail: error.message }));
+        bus.dispatchEvent(new Event('session-ended'));
       }
       throw error;
     }

@@ -19,7 +19,7 @@ import { sourcesView } from './sources.js';
 import { can, state } from './state.js';
 import { tlsView } from './tls.js';
 import { tokensView } from './tokens.js';
-import { errorNotice, untrusted, updateTimes } from './widgets.js';
+import { errorNotice, notice, time, untrusted, updateTimes } from './widgets.js';
 
 const VIEWS = [
   { name: 'overview', label: 'Overview', key: 'o', show: overviewView },
@@ -47,6 +47,32 @@ let certificatePoll = null;
 // Views ---------------------------------------------------------------------------------------------------------------
 
 const offered = () => VIEWS.filter((view) => !view.role || can(view.role));
+
+const drain = h('div', { class: 'drain', id: 'drain', hidden: true });
+
+/** Says on every page that changes are not possible. The overview has it among its issues. */
+function showDrain() {
+  const until = state.status?.draining?.until;
+  drain.hidden = !until || route().view === 'overview';
+  if (drain.dataset.until === String(until)) return;
+  drain.dataset.until = String(until);
+  replace(
+    drain,
+    until
+      ? notice(
+          'bad',
+          h(
+            'p',
+            {},
+            h('strong', {}, 'The program is draining.'),
+            ' Changes are not possible. The remaining sessions are closed ',
+            time(until),
+            '.',
+          ),
+        )
+      : null,
+  );
+}
 
 function showView({ focus = true, keepsDialogs = false } = {}) {
   const place = route();
@@ -80,7 +106,8 @@ function showView({ focus = true, keepsDialogs = false } = {}) {
   document.title = `${view.label}${place.name ? ` · ${place.name}` : ''} · Portcullis`;
   markCurrent(view.name);
   const page = h('div', { class: `page page-${view.name}` });
-  replace(main, page);
+  replace(main, drain, page);
+  showDrain();
   try {
     current = view.show(page, place) ?? {};
   } catch (error) {
@@ -268,16 +295,19 @@ function stopAll() {
   replace(main);
 }
 
-bus.addEventListener('session-ended', async ({ detail }) => {
+const ENDED = [
+  'Your session has ended. The token expired or was revoked, you signed out in another tab, 30 minutes passed without',
+  'activity, or the program was restarted. Sign in again to return to this page.',
+].join(' ');
+
+bus.addEventListener('session-ended', async () => {
   if (document.getElementById('signin') || !state.session) return;
   const before = { ...state.session, hash: window.location.hash };
   statusPoll?.stop();
   certificatePoll?.stop();
   current?.destroy?.();
   current = null;
-  const session = await signIn({
-    reason: `Your session has ended: ${String(detail).replace(/\.$/, '')}. Sign in again to return to this page.`,
-  });
+  const session = await signIn({ reason: ENDED });
   const isSame = session.name === before.name && session.role === before.role;
   // Another person must not see what this one has typed.
   if (!isSame) stopAll();
@@ -326,6 +356,7 @@ function begin(session, { focus, keepsDialogs = false }) {
   const onStatus = (status) => {
     state.status = status;
     showIssueCount();
+    showDrain();
     // The first status names the listeners, which most views need.
     if (!isShown) {
       isShown = true;

@@ -7,7 +7,7 @@ import { bytes, clockSeconds, count, duration, fullTime, number, SECOND, visible
 import { listenerFilter } from './listener-picker.js';
 import { remember } from './router.js';
 import { query as asQuery } from './url.js';
-import { commandBox, emptyState, errorNotice, facts, field, pageHead, select, untrusted } from './widgets.js';
+import { commandBox, emptyState, errorNotice, facts, field, notice, pageHead, select, untrusted } from './widgets.js';
 
 /** Events that stay in the page. Older ones are in the audit file. */
 const MAX_EVENTS = 400;
@@ -18,6 +18,9 @@ const READY = SECOND / 2;
 
 /** The server sends a comment every 15 s. Without one for this time the connection is dead. */
 const SILENCE = 45 * SECOND;
+
+/** A comment arrives within this time of connecting, unless something on the way holds it back. */
+const FIRST = 20 * SECOND;
 
 const EVENTS = [
   'connection.denied',
@@ -247,6 +250,8 @@ export function auditView(page, { parameters }) {
     connection = failures === 0 ? 'connecting' : 'retrying';
     showStatus();
     let silence = null;
+    let isArriving = false;
+    const buffering = setTimeout(() => replace(message, bufferingNotice()), FIRST);
     const alive = () => {
       clearTimeout(silence);
       silence = setTimeout(() => mine.abort(), SILENCE);
@@ -262,14 +267,19 @@ export function auditView(page, { parameters }) {
       connection = 'live';
       ready ??= setTimeout(() => markReady(page), READY);
       failures = 0;
-      replace(message);
       showStatus();
-      await read(response.body, alive);
+      await read(response.body, () => {
+        alive();
+        if (isArriving) return;
+        isArriving = true;
+        clearTimeout(buffering);
+        replace(message);
+      });
       throw new ApiError({ status: 0, id: 'ended', message: 'The stream of events ended.' });
     } catch (error) {
       if (isDestroyed || controller !== mine) return;
       if (error.status === 401) {
-        bus.dispatchEvent(new CustomEvent('session-ended', { detail: error.message }));
+        bus.dispatchEvent(new Event('session-ended'));
         return;
       }
       failures += 1;
@@ -280,6 +290,7 @@ export function auditView(page, { parameters }) {
       retry = setTimeout(connect, wait);
     } finally {
       clearTimeout(silence);
+      clearTimeout(buffering);
     }
   }
 
@@ -329,6 +340,20 @@ export function auditView(page, { parameters }) {
       document.removeEventListener('visibilitychange', onVisible);
     },
   };
+}
+
+function bufferingNotice() {
+  return notice(
+    'warn',
+    h(
+      'p',
+      {},
+      h('strong', {}, 'No event arrived within 20 seconds.'),
+      ' A reverse proxy may be buffering them. For nginx, set ',
+      h('code', {}, 'proxy_buffering off'),
+      ' for this address.',
+    ),
+  );
 }
 
 const kindOf = (name) => KINDS.find(([pattern]) => pattern.test(name))?.[1] ?? '';

@@ -8,6 +8,9 @@ import { button, h, replace } from './dom.js';
 import { FieldError } from './expiry.js';
 import { errorNotice, notice, skeleton } from './widgets.js';
 
+/** How often a list is read again by itself, before a person is asked. */
+const MAX_REREADS = 1;
+
 /**
  * Shows a form (if there is one), then the plan of a change, and makes the change once it is confirmed.
  *
@@ -20,14 +23,15 @@ import { errorNotice, notice, skeleton } from './widgets.js';
  * - `show({ plan, change, input })`: `{ nodes, confirm, danger, isEmpty }`
  * - `apply(change)`: makes the change, by default by its request
  * - `done({ result, change, input })`: after the change; may return nodes that replace the content
+ * - `onClose()`: after the dialog is closed, in whatever state
  *
  * The dialog passes through these states, which hold the data that they show:
  *
  *     form → planning → planned → applying → applied → closed
  *
  * A failed plan leads back to `form` (or, without a form, to `failed`), a failed change to `planned`, and a list that
- * has changed meanwhile (412) to `planning`. Every state except `applying` can be closed. An answer counts only in the
- * state that asked for it.
+ * has changed meanwhile (412) to `planning`, or to `failed` once it was read again in vain. Every state except
+ * `applying` can be closed. An answer counts only in the state that asked for it.
  */
 export function changeDialog({
   id,
@@ -40,20 +44,28 @@ export function changeDialog({
   show,
   apply = applyOf,
   done,
+  onClose = () => {},
 }) {
   const message = h('div', { class: 'dialog-message', 'aria-live': 'polite' });
   const formPane = h('div', { class: 'pane' }, form?.element);
   const planPane = h('div', { class: 'pane', hidden: true });
+  const question = h('div', { class: 'dialog-message', 'aria-live': 'assertive' });
   let state = { name: 'closed' };
+  // What a person entered is lost only after a second Esc or Cancel.
+  const untouched = entered(formPane);
+  let isAsked = false;
   const opened = openDialog({
     title,
     id,
     size: 'wide',
-    body: [message, formPane, planPane],
-    mayClose: () => state.name !== 'applying',
-    onRefused: showWaiting,
+    body: [question, message, formPane, planPane],
+    mayClose: ({ asks }) => state.name !== 'applying' && !(asks && mustAsk()),
+    onRefused: () => (state.name === 'applying' ? showWaiting() : askToDiscard()),
     onSubmit: () => review(),
-    onClose: () => enter({ name: 'closed' }),
+    onClose: () => {
+      enter({ name: 'closed' });
+      onClose();
+    },
   });
   const { footer, content, close, heading } = opened;
 
@@ -71,6 +83,8 @@ export function changeDialog({
     state = next;
     if (state.name === 'applying') window.addEventListener('beforeunload', askBeforeUnload);
     else window.removeEventListener('beforeunload', askBeforeUnload);
+    isAsked = false;
+    question.replaceChildren();
     draw[next.name](next);
     return next;
   }
@@ -90,7 +104,7 @@ export function changeDialog({
     ask({ context, input });
   }
 
-  async function ask({ context: known, input, note = null }) {
+  async function ask({ context: known, input, note = null, rereads = 0 }) {
     const planning = enter({ name: 'planning', note });
     let context = known;
     try {
@@ -99,17 +113,22 @@ export function changeDialog({
       const plan = await askPlan(change);
       if (state !== planning) return;
       const shown = show({ plan, change, input });
-      enter({ name: 'planned', context, input, change, shown, commands: commandSection(change), note });
+      enter({ name: 'planned', context, input, change, shown, commands: commandSection(change), note, rereads });
     } catch (error) {
       if (state !== planning) return;
-      if (isOutdated(error)) askAgain(input);
+      if (isOutdated(error)) askAgain({ input, error, rereads });
       else enter({ name: form ? 'form' : 'failed', context, input, error });
     }
   }
 
-  // What the person typed stays; only what it is applied to is read again.
-  function askAgain(input) {
+  // What the person typed stays; only what it is applied to is read again. A proxy that changes ETag or If-Match would
+  // make every answer a 412.
+  function askAgain({ input, error, rereads }) {
     notifyChanged();
+    if (rereads >= MAX_REREADS) {
+      enter({ name: 'failed', context: null, input, error });
+      return;
+    }
     const note = notice(
       'warn',
       h(
@@ -119,20 +138,20 @@ export function changeDialog({
         ' It was read again, and what you entered is kept. Below is the plan for the new list.',
       ),
     );
-    ask({ context: null, input, note });
+    ask({ context: null, input, note, rereads: rereads + 1 });
   }
 
   async function confirm() {
     if (state.name !== 'planned') return;
     const planned = state;
-    const { change, input } = planned;
+    const { change, input, rereads } = planned;
     const applying = enter({ name: 'applying' });
     let result;
     try {
       result = await apply(change);
     } catch (error) {
       if (state !== applying) return;
-      if (isOutdated(error)) askAgain(input);
+      if (isOutdated(error)) askAgain({ input, error, rereads });
       else enter({ ...planned, note: null, error });
       return;
     }
@@ -200,6 +219,29 @@ export function changeDialog({
     footer.querySelector('[data-action=confirm]').classList.add('busy');
   }
 
+  const mustAsk = () => !isAsked && !['applied', 'closed'].includes(state.name) && entered(formPane) !== untouched;
+
+  function askToDiscard() {
+    isAsked = true;
+    const keep = button('Keep editing', forgetQuestion, { kind: 'small', 'data-action': 'keep' });
+    const discard = button('Discard', close, { kind: 'small danger', 'data-action': 'discard' });
+    question.replaceChildren(
+      notice(
+        'warn',
+        h('p', {}, h('strong', {}, 'Discard what you entered?'), ' Press Esc again to discard it.'),
+        h('div', { class: 'actions' }, keep, discard),
+      ),
+    );
+    question.scrollIntoView({ block: 'nearest' });
+    keep.focus();
+  }
+
+  function forgetQuestion() {
+    isAsked = false;
+    question.replaceChildren();
+    content.querySelector('input, textarea, select')?.focus();
+  }
+
   function showWaiting() {
     const text = 'The change is being applied. The dialog stays open until the result is known.';
     replace(message, notice('info', h('p', {}, text)));
@@ -217,6 +259,7 @@ export function changeDialog({
   }
 
   function drawFailure({ context, input, error }) {
+    showPane(planPane);
     // Without `load`, nothing of the context can have changed.
     const retry = () => ask({ context: load ? null : context, input });
     replace(planPane);
@@ -224,14 +267,26 @@ export function changeDialog({
     replace(
       footer,
       button('Close', close, { 'data-action': 'cancel' }),
+      form ? button('Back', () => enter({ name: 'form', context }), { 'data-action': 'back' }) : null,
       button('Try again', retry, { kind: 'primary', 'data-action': 'retry' }),
     );
     heading.focus();
   }
 
+  // Who types on has answered the question.
+  formPane.addEventListener('input', () => {
+    isAsked = false;
+    question.replaceChildren();
+  });
   if (form) enter({ name: 'form', context: given });
   else ask({ context: given, input: null });
 }
+
+/** What the fields of a form contain, as a text to compare. */
+const entered = (form) =>
+  JSON.stringify(
+    [...form.querySelectorAll('input:not([type=radio], [type=file]), textarea, select')].map(({ value }) => value),
+  );
 
 // The browser asks the person before it leaves the page.
 const askBeforeUnload = (event) => event.preventDefault();
@@ -249,7 +304,8 @@ function unsureText(error) {
   return h('p', { class: 'small' }, text);
 }
 
-async function planOf({ request }) {
+/** The plan of a change, from its request with `plan=true`. */
+export async function planOf({ request }) {
   const separator = request.path.includes('?') ? '&' : '?';
   return (await send(request.method, `${request.path}${separator}plan=true`, request)).data;
 }

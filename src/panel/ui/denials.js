@@ -1,6 +1,6 @@
 // Denied connections by source and reason, each with the way to admit it.
 
-import { networkAround, parseNetwork, sizeOf, sortKey } from './address.js';
+import { contains, networkAround, parseNetwork, sizeOf, sortKey } from './address.js';
 import { get, poll } from './api.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { matcher, searchField } from './filter.js';
@@ -12,6 +12,22 @@ import { can } from './state.js';
 import { counter, dataTable } from './table.js';
 import { query as asQuery } from './url.js';
 import { emptyState, errorNotice, field, notice, pageHead, select, time, untrusted } from './widgets.js';
+
+/** When the rows were last denied before their source was allowed. A later denial makes the row a new question. */
+const allowed = new Map();
+
+const keyOf = (row) => `${row.listener} ${row.network} ${row.reason}`;
+
+function markAllowed(listener, values, rows) {
+  const networks = values.map(parseNetwork).filter(Boolean);
+  for (const row of rows) {
+    const address = row.listener === listener && row.rule ? parseNetwork(row.rule.value) : null;
+    if (address && networks.some((network) => contains(network, address))) allowed.set(keyOf(row), row.last);
+  }
+}
+
+/** The address of the last denial, as the API explains it. */
+export const addressOf = (row) => row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]);
 
 export function denialsView(page, { parameters }) {
   let rows = null;
@@ -25,7 +41,7 @@ export function denialsView(page, { parameters }) {
   const table = dataTable({
     id: 'denials-table',
     label: 'Denied sources',
-    rowKey: (row) => `${row.listener} ${row.network} ${row.reason}`,
+    rowKey: keyOf,
     sort: { key: 'last', dir: 'desc' },
     columns: [
       { key: 'source', label: 'Source', className: 'c-main', cell: sourceCell, sort: (row) => sortKey(row.network) },
@@ -39,8 +55,8 @@ export function denialsView(page, { parameters }) {
       {
         key: 'reason',
         label: 'Reason',
-        className: 'c-reason',
-        cell: (row) => h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason)),
+        className: 'c-reason c-detail',
+        cell: reasonCell,
         sort: (row) => row.reason,
       },
       { key: 'count', label: 'Count', className: 'c-num', cell: (row) => number(row.count), sort: (row) => row.count },
@@ -52,7 +68,8 @@ export function denialsView(page, { parameters }) {
         hiddenLabel: true,
         className: 'c-actions two',
         cell: (row) => [
-          row.rule && mayChange
+          row.isAllowed ? h('span', { class: 'allowed muted small' }, 'allowed now') : null,
+          row.rule && mayChange && !row.isAllowed
             ? button('Allow this source', () => allow(row), {
                 kind: 'small',
                 'data-action': 'allow',
@@ -65,7 +82,8 @@ export function denialsView(page, { parameters }) {
               class: 'button small',
               href: link('explain', '', {
                 listener: row.listener,
-                source: row.last_address ?? (row.network === 'unix' ? 'unix' : row.network.split('/')[0]),
+                source: addressOf(row),
+                ...(row.reason === 'untrusted_source' ? {} : { reason: row.reason }),
               }),
               'data-action': 'explain',
               'aria-label': `Explain ${row.last_address ?? row.network} at ${row.listener}`,
@@ -139,8 +157,8 @@ export function denialsView(page, { parameters }) {
     if (!rows) return;
     const isMatch = matcher(query);
     const shown = rows.filter((row) => isMatch(haystack(row)));
-    table.update(shown);
-    found.show(shown.length, rows.length, 'denied source');
+    table.update(shown.map((row) => ({ ...row, isAllowed: allowed.get(keyOf(row)) === row.last })));
+    found.show(shown.length, rows.length, 'entry', 'entries');
     replace(
       message,
       replaced > 0
@@ -165,6 +183,10 @@ export function denialsView(page, { parameters }) {
         words(row.reason),
         '.',
       ),
+      onAllowed: (values) => {
+        markAllowed(row.listener, values, rows ?? []);
+        filter();
+      },
     });
   }
 
@@ -189,8 +211,14 @@ export function denialsView(page, { parameters }) {
 }
 
 function haystack(row) {
-  const parts = [row.network, row.last_address, row.listener, words(row.reason), row.reason];
+  const parts = [row.network, row.last_address, row.listener, words(row.reason), row.reason, row.detail];
   return parts.join(' ').toLowerCase();
+}
+
+function reasonCell(row) {
+  const reason = h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason));
+  if (!row.detail) return reason;
+  return [reason, h('span', { class: 'detail muted small' }, untrusted(row.detail, { label: 'detail' }))];
 }
 
 function sourceCell(row) {

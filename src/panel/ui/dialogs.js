@@ -7,8 +7,9 @@ const opened = new Set();
 /**
  * Opens a modal dialog. The focus returns to the control that opened it, also if that was built anew meanwhile.
  *
- * `actions` receives `close` and returns the buttons. While `mayClose` returns false, a key or button that would close
- * the dialog calls `onRefused` instead. Returns `{ content, footer, heading, close }`.
+ * `actions` receives `close` and returns the buttons. While `mayClose({ asks })` returns false, a key or button that
+ * would close the dialog calls `onRefused` instead. `asks` is false when another view is shown. Returns
+ * `{ content, footer, heading, close }`.
  */
 export function openDialog({
   title,
@@ -27,9 +28,11 @@ export function openDialog({
   const content = h('div', { class: 'dialog-body' }, body);
   const footer = h('div', { class: 'dialog-actions' });
   let isForced = false;
-  const close = ({ force = false } = {}) => {
+  let isAllowed = false;
+  const close = ({ force = false, asks = true } = {}) => {
     isForced ||= force === true;
-    if (isForced || mayClose()) dialog.close();
+    isAllowed = isForced || mayClose({ asks });
+    if (isAllowed) dialog.close();
     else onRefused();
   };
   const closeButton = button('Close', close, {
@@ -51,14 +54,14 @@ export function openDialog({
   const dialog = h('dialog', { class: `dialog ${size}`, id, 'aria-labelledby': titleId }, form);
   if (actions) add(footer, actions(close));
   dialog.addEventListener('cancel', (event) => {
-    if (mayClose()) return;
     event.preventDefault();
     close();
   });
   dialog.addEventListener('close', () => {
     // Some browsers close a dialog at the second Esc, whatever `cancel` answers.
-    if (!isForced && !mayClose()) {
+    if (!isAllowed && !mayClose({ asks: true })) {
       dialog.showModal();
+      onRefused();
       return;
     }
     opened.delete(close);
@@ -76,7 +79,7 @@ export function openDialog({
 
 /** Closes all dialogs, the front one first. One whose change is being applied stays, except by `force`. */
 export function closeDialogs({ force = false } = {}) {
-  for (const close of [...opened].reverse()) close({ force });
+  for (const close of [...opened].reverse()) close({ force, asks: false });
 }
 
 function focusAgain(element) {

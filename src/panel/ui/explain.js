@@ -1,14 +1,15 @@
 // Whether a connection would be admitted, step by step.
 
-import { bus, send } from './api.js';
+import { bus, get, send } from './api.js';
 import { commandSection } from './commands.js';
+import { addressOf } from './denials.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { shellJoin, words } from './format.js';
 import { link, remember } from './router.js';
 import { allowDialog } from './source-changes.js';
 import { can, listeners, state } from './state.js';
 import { query } from './url.js';
-import { errorNotice, field, notice, pageHead, pill, select, skeleton, untrusted } from './widgets.js';
+import { errorNotice, field, notice, pageHead, pill, select, skeleton, time, untrusted } from './widgets.js';
 
 export function explainView(page, { parameters }) {
   const names = listeners().map((each) => each.name);
@@ -36,7 +37,11 @@ export function explainView(page, { parameters }) {
     autocomplete: 'off',
     placeholder: '-----BEGIN CERTIFICATE-----',
   });
+  const denial = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-denial' });
   const result = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-result' });
+  let denied = parameters.get('reason')
+    ? { reason: parameters.get('reason'), listener: parameters.get('listener'), source: parameters.get('source') }
+    : null;
   const form = h(
     'form',
     {
@@ -75,8 +80,37 @@ export function explainView(page, { parameters }) {
         : null,
     ),
   );
+  /** Shows the denial that led here: an address alone does not repeat what the certificate or the protocol caused. */
+  async function showDenial() {
+    const { reason, listener: name, source: address } = denied;
+    try {
+      const { denials } = await get(`/v1/denials${query({ listener: name })}`);
+      const row = denials.find(
+        (each) => each.reason === reason && addressOf(each) === address && each.listener === name,
+      );
+      if (!row || !denied) return;
+      replace(
+        denial,
+        notice(
+          'warn',
+          h('p', {}, h('strong', {}, `${address} was denied at ${name}: ${words(reason)}, last `, time(row.last), '.')),
+          row.detail ? h('p', {}, untrusted(row.detail, { wrap: true })) : null,
+          h(
+            'p',
+            { class: 'small' },
+            'The address alone does not show this cause.',
+            reason.startsWith('client_') ? ' Paste the certificate of the client in the form below.' : null,
+          ),
+        ),
+      );
+    } catch {
+      /* only additional evidence */
+    }
+  }
+
   add(page, [
     pageHead('Explain', 'Asks the policy in force whether a connection would be admitted, and why. Nothing changes.'),
+    denial,
     form,
     result,
   ]);
@@ -87,7 +121,11 @@ export function explainView(page, { parameters }) {
     const address = source.value.trim();
     const pem = certificate.value.trim();
     const name = listener.value;
-    remember({ listener: name, source: address });
+    if (denied && (denied.listener !== name || denied.source !== address)) {
+      denied = null;
+      replace(denial);
+    }
+    remember({ listener: name, source: address, reason: denied?.reason ?? '' });
     if (address === '') {
       replace(result, notice('bad', h('p', {}, 'Enter the address of the client.')));
       source.focus();
@@ -169,7 +207,7 @@ export function explainView(page, { parameters }) {
                 'div',
                 {},
                 h('p', { class: 'step-title' }, words(step.step)),
-                h('p', {}, untrusted(step.text, { wrap: true })),
+                h('p', {}, untrusted(inThePanel(step.text), { wrap: true })),
               ),
             );
           }),
@@ -191,7 +229,12 @@ export function explainView(page, { parameters }) {
     if (result.childElementCount > 0 && source.value.trim() !== '') explain();
   };
   bus.addEventListener('changed', onChanged);
+  if (denied) showDenial();
   if (source.value !== '' && names.length > 0) explain();
   else markReady(page);
   return { destroy: () => bus.removeEventListener('changed', onChanged) };
 }
+
+/** The API names options of the command line. Here the certificate is pasted. */
+const inThePanel = (text) =>
+  String(text).replace(/pass --client-cert\b/, 'paste it in the field "Client certificate" above');

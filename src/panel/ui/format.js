@@ -70,6 +70,9 @@ export function bytes(value) {
   return `${rest.toFixed(rest < 10 ? 1 : 0)} ${unit}`;
 }
 
+/** A value of an object used as a map, for keys that others choose: `constructor` is not one of them. */
+export const lookup = (map, key) => (Object.hasOwn(map, key) ? map[key] : undefined);
+
 /** A code of the API as words: `untrusted_source` is `untrusted source`. */
 export const words = (code) => String(code ?? '').replaceAll('_', ' ');
 
@@ -104,28 +107,28 @@ export function visibleParts(text) {
   return parts.filter((part) => part.text !== '');
 }
 
-// A character inside $'…' of bash, ksh and zsh. The escapes have a fixed length, so they never take the next character.
-function shellEscape(character) {
-  const code = character.codePointAt(0);
-  if (character === '\n') return '\\n';
-  if (code < 0x80) return `\\${code.toString(8).padStart(3, '0')}`;
-  return code > 0xffff ? `\\U${code.toString(16).padStart(8, '0')}` : `\\u${code.toString(16).padStart(4, '0')}`;
-}
-
 /**
- * An argument of a shell: in single quotes (POSIX.1-2024 §2.2.2). A text with hidden characters is in `$'…'` (§2.2.4),
- * because a person who pastes a command has to see all of it.
+ * An argument of a shell: in single quotes (POSIX.1-2017 §2.2.2), which every shell reads alike. A text with hidden
+ * characters is `null`: a person who pastes a command has to see all of it, and not every shell has escapes for them.
  */
 export function shellQuote(text) {
   const value = String(text);
-  if (value.search(HIDDEN) >= 0) {
-    return `$'${value.replace(/[\\']/g, '\\$&').replace(HIDDEN, shellEscape)}'`;
-  }
+  if (value.search(HIDDEN) >= 0) return null;
   if (/^[A-Za-z0-9_@%+=:,./-]+$/.test(value)) return value;
   return `'${value.replaceAll("'", "'\\''")}'`;
 }
 
-export const shellJoin = (words) => words.map(shellQuote).join(' ');
+/** The arguments of a command, or `null` if one of them cannot be shown. */
+export function shellJoin(words) {
+  const quoted = words.map(shellQuote);
+  return quoted.includes(null) ? null : quoted.join(' ');
+}
+
+const escapeUnit = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;
+
+/** JSON in which hidden characters are escapes, so that it can be shown and be an argument of a shell. */
+export const visibleJson = (value) =>
+  JSON.stringify(value).replace(HIDDEN, (character) => character.split('').map(escapeUnit).join(''));
 
 /** A duration of the API and the commands until a time, rounded up to a minute. */
 export function ttlUntil(date, now = Date.now()) {

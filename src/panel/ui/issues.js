@@ -1,17 +1,16 @@
 // What needs a person, from the status and the certificates, each with a link to where it is fixed.
 
-import { count, dateTime, DAY, relative } from './format.js';
+import { count, dateTime, DAY, HOUR, lookup, relative } from './format.js';
 import { link } from './router.js';
 
-/** Audit events warn 30 days ahead. Certificates that live for a short time are judged by a third of their life. */
+/** Audit events warn 30 days ahead, too. */
 const WARNING = 30 * DAY;
 
-export function certificateState({ not_before: from, not_after: until, expired }, now = Date.now()) {
+/** The state of a certificate, with the same limits and words on every page. */
+export function certificateState({ not_after: until, expired = false }, now = Date.now()) {
   const left = new Date(until).getTime() - now;
   if (expired || left <= 0) return { kind: 'bad', text: 'expired' };
-  const life = from ? new Date(until).getTime() - new Date(from).getTime() : Infinity;
-  if (left < Math.min(7 * DAY, life / 6)) return { kind: 'bad', text: 'expires very soon' };
-  if (left < Math.min(WARNING, life / 3)) return { kind: 'warn', text: 'expires soon' };
+  if (left < WARNING) return { kind: 'warn', text: `expires ${relative(until, now)}` };
   return { kind: 'good', text: 'valid' };
 }
 
@@ -29,7 +28,9 @@ const ROLE_NAMES = {
   upstream_password: 'upstream password',
 };
 
-export const roleName = (role) => ROLE_NAMES[role] ?? String(role).replaceAll('_', ' ');
+export const roleName = (role) => lookup(ROLE_NAMES, role) ?? String(role).replaceAll('_', ' ');
+
+const aRole = (role) => `${/^[aeiou]/.test(roleName(role)) ? 'an' : 'a'} ${roleName(role)}`;
 
 export function admitsNobody(listener) {
   if (listener.enforcement !== 'enforce') return false;
@@ -139,9 +140,8 @@ export function issues({ status, certificates, session }) {
     put(
       kind,
       `certificate-${where}-${certificate.role}-${certificate.sha256}`,
-      `${where}: a ${roleName(certificate.role)} ${text === 'expired' ? 'has expired' : text}`,
-      `${certificate.subject || certificate.names?.[0] || certificate.sha256}, ` +
-        `${relative(certificate.not_after)} (${dateTime(certificate.not_after)})`,
+      `${where}: ${aRole(certificate.role)} ${text === 'expired' ? 'has expired' : text}`,
+      `${certificate.subject || certificate.names?.[0] || certificate.sha256}, ${dateTime(certificate.not_after)}`,
       target,
       action,
     );
@@ -167,7 +167,7 @@ export function issues({ status, certificates, session }) {
     );
   }
   const ends = session?.expires_at ? new Date(session.expires_at).getTime() - Date.now() : Infinity;
-  if (ends < 7 * DAY) {
+  if (ends < HOUR) {
     put(
       'info',
       'token',

@@ -2,7 +2,7 @@
 
 import { get, poll } from './api.js';
 import { add, h, markReady, replace, svg } from './dom.js';
-import { clock, count, dateTime, MINUTE, number, relative, words } from './format.js';
+import { clock, count, dateTime, lookup, MINUTE, number, relative, words } from './format.js';
 import { admitsNobody, certificateState, issues, roleName } from './issues.js';
 import { link } from './router.js';
 import { state } from './state.js';
@@ -192,7 +192,7 @@ function listenerCard(name, charts) {
     const signature = JSON.stringify({ ...listener, handshakes: 0 });
     if (signature === last) return;
     last = signature;
-    const [kind, health] = HEALTH[listener.upstream_health] ?? ['idle', words(listener.upstream_health)];
+    const [kind, health] = lookup(HEALTH, listener.upstream_health) ?? ['idle', words(listener.upstream_health)];
     replace(
       head,
       h(
@@ -271,7 +271,7 @@ function listenerCard(name, charts) {
           [
             'TLS',
             listener.tls
-              ? [`on, client certificate ${listener.client_auth}`, ' ', h('a', { href: link('tls', name) }, 'Show')]
+              ? [clientAuthText(listener.client_auth), ' ', h('a', { href: link('tls', name) }, 'Show')]
               : pill('warn', 'off'),
           ],
           [
@@ -293,9 +293,13 @@ function listenerCard(name, charts) {
   return { element, update, chart };
 }
 
+const clientAuthText = (mode) =>
+  mode === 'none' ? 'on, no client certificate requested' : `on, client certificate ${mode}`;
+
 function expiryPill({ not_after: until }) {
-  const { kind } = certificateState({ not_after: until });
-  return h('span', { title: dateTime(until) }, pill(kind, relative(until)));
+  const { kind, text } = certificateState({ not_after: until });
+  const shown = kind === 'good' ? `${text}, expires ${relative(until)}` : text;
+  return h('span', { title: dateTime(until) }, pill(kind, shown));
 }
 
 function shield(value) {
@@ -327,11 +331,11 @@ function denied(name, reasons) {
           'a',
           { href: link('denials', '', { listener: name, q: words(reason) }) },
           h('span', { class: 'num' }, number(value)),
-          ` ${words(reason)}`,
+          ` × ${words(reason)}`,
         ),
       ),
     ),
-    rest > 0 ? h('li', { class: 'muted' }, h('span', { class: 'num' }, number(rest)), ' for other reasons') : null,
+    rest > 0 ? h('li', { class: 'muted' }, h('span', { class: 'num' }, number(rest)), ' × other reasons') : null,
   );
 }
 

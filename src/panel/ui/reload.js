@@ -21,7 +21,10 @@ export function reloadView(page) {
   add(page, [
     pageHead(
       'Reload',
-      'Reads the configuration and its files again. A reload applies completely or not at all.',
+      [
+        'Reads the configuration and its files again. A reload applies completely or not at all.',
+        'Where reload.watch is on (the default), Portcullis applies edits by itself within two seconds.',
+      ].join(' '),
       mayReload
         ? h(
             'div',
@@ -67,7 +70,7 @@ export function reloadView(page) {
               { class: 'error-block', id: 'reload-error', tabindex: '0', 'aria-label': 'Error of the last reload' },
               reloaded.error,
             ),
-            h('p', { class: 'small' }, 'Correct the file, then reload. The policy before it stays in force.'),
+            h('p', { class: 'small' }, 'Correct the file. The policy before it stays in force until then.'),
           ]
         : null,
     );
@@ -87,7 +90,7 @@ export function reloadView(page) {
         isEmpty
           ? emptyState(
               'The files are in force already',
-              'Edit the configuration or one of its files. The changes appear here before they apply.',
+              'Where reload.watch is off, edits appear here before they apply. Otherwise they apply within two seconds.',
             )
           : nodes,
         commandSection(COMMANDS),

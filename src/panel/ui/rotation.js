@@ -4,12 +4,15 @@ import { get, poll } from './api.js';
 import { add, h, markReady, replace } from './dom.js';
 import { groupBy, matcher, searchField } from './filter.js';
 import { count, SECOND } from './format.js';
-import { roleName } from './issues.js';
+import { certificateState, roleName } from './issues.js';
 import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
 import { counter, dataTable } from './table.js';
 import { verdictOf } from './verdict.js';
 import { emptyState, errorNotice, fingerprint, pageHead, pill, skeleton, time, untrusted } from './widgets.js';
+
+/** When changed files apply. */
+const APPLIED = 'Changed files apply by themselves where reload.watch is on (the default), else after a reload.';
 
 const LEAD = [
   'Add the new one next to the old one, wait until nobody uses the old one, then remove it.',
@@ -219,7 +222,36 @@ function groupCard(items) {
       h(
         'p',
         { class: 'muted small' },
-        'To rotate it, configure the new one next to it, then reload. Both are valid side by side.',
+        kind === 'server_certificate'
+          ? `To rotate it, replace its certificate and key files. ${APPLIED}`
+          : `To rotate it, configure the new one next to it. Both are valid side by side. ${APPLIED}`,
+      ),
+    );
+  }
+  const verdictFor = (item) =>
+    verdictOf(item, { hasSuccessor: sorted.some((other) => other !== item && isValid(other)) });
+  // Valid ones with different subjects can serve different clients, so their order says nothing.
+  const hasOrder = new Set(items.filter(isValid).map((item) => item.name)).size <= 1;
+  if (!hasOrder) {
+    return h(
+      'article',
+      { class: 'card cert', 'data-rotation': `${listener} ${kind}` },
+      h('h3', {}, title),
+      h('p', { class: 'muted small' }, 'Their subjects differ, so each one is judged on its own.'),
+      h(
+        'ol',
+        { class: 'steps' },
+        sorted.map((item) => {
+          const verdict = verdictFor(item);
+          return step(
+            item.fault ? 'bad' : verdict.kind,
+            [untrusted(item.name, { label: 'subject' }), ' ', pill(verdict.kind, verdict.text)],
+            itemLine(item, { hasName: false }),
+            item.fault ? h('p', { class: 'bad-text' }, untrusted(item.fault, { wrap: true })) : null,
+            users(item),
+            h('p', { class: 'muted' }, verdict.why, ' ', nextStep(item)),
+          );
+        }),
       ),
     );
   }
@@ -246,7 +278,7 @@ function groupCard(items) {
         users(newest),
       ),
       older.map((old) => {
-        const verdict = verdictOf(old, { hasSuccessor: sorted.some((item) => item !== old && isValid(item)) });
+        const verdict = verdictFor(old);
         return [
           step(
             old.sessions > 0 ? 'bad' : verdict.kind,
@@ -264,11 +296,7 @@ function groupCard(items) {
               { class: 'muted' },
               verdict.why,
               ' ',
-              old.sessions > 0
-                ? h('a', { href: link('sessions', '', { listener }) }, 'Show the sessions')
-                : kind === 'client_certificate'
-                  ? h('a', { href: link('tls', listener) }, 'Open TLS')
-                  : null,
+              nextStep(old),
             ),
           ),
         ];
@@ -277,18 +305,31 @@ function groupCard(items) {
   );
 }
 
-function itemLine(item) {
+/** Where a person continues. */
+function nextStep({ listener, kind, sessions, clients = [], more_clients: more = 0 }) {
+  if (sessions > 0) {
+    const [client] = clients;
+    const isOne = clients.length === 1 && more === 0;
+    const target = link('sessions', '', { listener, ...(isOne ? filterFor(client) : {}) });
+    return h('a', { href: target }, 'Show the sessions');
+  }
+  return kind === 'client_certificate' ? h('a', { href: link('tls', listener) }, 'Open TLS') : null;
+}
+
+const filterFor = ({ subject, source }) => (subject ? { client: subject, source } : { source });
+
+function itemLine(item, { hasName = true } = {}) {
+  const state = item.not_after ? certificateState(item) : null;
   return h(
     'p',
     {},
-    untrusted(item.name, { label: 'subject' }),
-    ' ',
+    hasName ? [untrusted(item.name, { label: 'subject' }), ' '] : null,
     fingerprint(item.sha256),
     ' ',
     h(
       'span',
       { class: 'muted' },
-      item.not_after ? ['expires ', time(item.not_after)] : null,
+      state ? [pill(state.kind, state.text), ' not after ', time(item.not_after, { mode: 'full' })] : null,
       item.since ? [', added ', time(item.since)] : null,
     ),
   );
@@ -300,7 +341,17 @@ function users(item) {
       'ul',
       { class: 'evidence' },
       (item.clients ?? []).map(({ subject, source, sessions }) =>
-        h('li', {}, who(subject, source), `: ${count(sessions, 'session')}`),
+        h(
+          'li',
+          {},
+          who(subject, source),
+          ': ',
+          h(
+            'a',
+            { href: link('sessions', '', { listener: item.listener, ...filterFor({ subject, source }) }) },
+            count(sessions, 'session'),
+          ),
+        ),
       ),
       item.more_clients > 0 ? h('li', {}, `and ${count(item.more_clients, 'other client')}`) : null,
     );

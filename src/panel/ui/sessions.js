@@ -5,7 +5,7 @@ import { confirmDialog } from './changes.js';
 import { toast } from './dialogs.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { debounced } from './filter.js';
-import { count, number, SECOND, shellJoin } from './format.js';
+import { count, lookup, number, SECOND, shellJoin } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { clientOf } from './plan-parts.js';
 import { link, remember } from './router.js';
@@ -74,7 +74,7 @@ export function sessionsView(page, { parameters }) {
       {
         key: 'rule',
         label: 'Admitted by',
-        className: 'c-wide',
+        className: 'c-wide c-rule',
         cell: (row) => h('span', { class: 'mono untrusted' }, untrusted(row.rule, { label: 'rule' })),
       },
       { key: 'opened', label: 'Opened', className: 'c-time', cell: (row) => time(row.opened_at) },
@@ -86,7 +86,7 @@ export function sessionsView(page, { parameters }) {
           h(
             'span',
             { title: row.half_closed_by ? `ended by the ${row.half_closed_by}` : null },
-            pill(...(STATES[row.state] ?? ['idle', row.state])),
+            pill(...(lookup(STATES, row.state) ?? ['idle', row.state])),
           ),
       },
       mayChange
@@ -228,7 +228,9 @@ export function sessionsView(page, { parameters }) {
       },
       onError: (error) => {
         // A network that is being typed is invalid for a moment.
-        if (error.status === 422 || error.status === 0 || error.status >= 500) replace(message, errorNotice(error));
+        if (error.status !== 422 && error.status !== 0 && error.status < 500) return;
+        replace(message, errorNotice(error));
+        pages.hide();
       },
     },
   );

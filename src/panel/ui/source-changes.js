@@ -1,13 +1,13 @@
 // The dialogs that change trusted sources.
 
 import { notifyChanged, send } from './api.js';
-import { changeDialog } from './changes.js';
+import { changeDialog, planOf } from './changes.js';
 import { curl } from './commands.js';
 import { toast } from './dialogs.js';
 import { h, newId, replace } from './dom.js';
 import { expiryField, FieldError } from './expiry.js';
 import { groupBy } from './filter.js';
-import { count, shellJoin, shellQuote } from './format.js';
+import { count, shellJoin, shellQuote, visibleJson } from './format.js';
 import { go, link } from './router.js';
 import { addressesOf, stateOf } from './source-facts.js';
 import { showSourcesPlan } from './source-plan.js';
@@ -251,8 +251,8 @@ function lineError(error) {
     : null;
 }
 
-/** Trusts one denied source. */
-export function allowDialog({ listener, choices, intro = null }) {
+/** Trusts one denied source. `onAllowed` receives the values of the new rules. */
+export function allowDialog({ listener, choices, intro = null, onAllowed = () => {} }) {
   addDialog({
     listener,
     text: choices[0].value,
@@ -261,9 +261,10 @@ export function allowDialog({ listener, choices, intro = null }) {
     expiry: '8h',
     done: ({ result, change }) => {
       state.undo = { listener, before: change.before, etag: result.etag };
-      const values = change.request.body.rules.map((rule) => rule.value).join(', ');
+      const values = change.request.body.rules.map((rule) => rule.value);
+      onAllowed(values);
       const showSources = () => go(link('sources', listener));
-      toast('good', `${listener} admits ${values} now.`, {
+      toast('good', `${listener} admits ${values.join(', ')} now.`, {
         action: { label: 'Show the sources', name: 'show-sources', run: showSources },
       });
       notifyChanged();
@@ -272,6 +273,17 @@ export function allowDialog({ listener, choices, intro = null }) {
 }
 
 // Editing, removing, restoring ----------------------------------------------------------------------------------------
+
+/** The form has one rule, so its place in the request means nothing to a person. */
+async function planOfOne(change) {
+  try {
+    return await planOf(change);
+  } catch (error) {
+    const line = lineError(error);
+    if (line) error.message = line.message;
+    throw error;
+  }
+}
 
 /** Edits one rule. `context` is the list that the person sees, `{ rules, etag }`. */
 export function editDialog({ listener, context, rule }) {
@@ -298,6 +310,7 @@ export function editDialog({ listener, context, rule }) {
   const expiry = expiryField({ current: rule.expires_at, name: 'edit-expiry' });
   changeDialog({
     ...common(listener),
+    plan: planOfOne,
     id: 'edit-source',
     title: 'Edit a trusted source',
     context,
@@ -339,7 +352,7 @@ export function editDialog({ listener, context, rule }) {
       const body = {
         rules: current.filter(isEditable).map((each) => (each.uuid === rule.uuid ? changed : unchanged(each))),
       };
-      const [uuid, edited] = [rule.uuid, changed].map((each) => JSON.stringify(each));
+      const [uuid, edited] = [rule.uuid, changed].map(visibleJson);
       const edits = `.rules |= map(if .uuid == ${uuid} then ${edited} else {type, value, uuid, origin} end)`;
       return {
         request: { method: 'PUT', path: target, body, etag: tag },
@@ -388,7 +401,7 @@ export function removeDialog({ listener, context, rules: chosen }) {
           cli,
         };
       }
-      const list = JSON.stringify([...wanted]);
+      const list = visibleJson([...wanted]);
       return {
         request: { method: 'PUT', path: target, body: { rules: kept.map(unchanged) }, etag: tag },
         before,

@@ -2,6 +2,7 @@
 
 import { openDialog } from './dialogs.js';
 import { button, h } from './dom.js';
+import { lookup } from './format.js';
 import { link } from './router.js';
 import { facts, notice, pill, time, untrusted } from './widgets.js';
 
@@ -13,14 +14,16 @@ const STATES = {
 };
 
 /** Where a rule comes from, in words. */
-export const ORIGINS = {
+const ORIGINS = {
   config: 'in the configuration file, not changed here',
   file: 'in the sources_file',
   fleet: 'shared by the fleet',
 };
 
+export const originOf = (rule) => lookup(ORIGINS, rule.origin) ?? rule.origin;
+
 export function stateOf(rule) {
-  const [kind, text] = STATES[rule.state] ?? ['idle', rule.state];
+  const [kind, text] = lookup(STATES, rule.state) ?? ['idle', rule.state];
   return h(
     'span',
     { title: rule.detail ?? (rule.addresses?.length ? rule.addresses.join(', ') : null) },
@@ -52,7 +55,7 @@ export function showDetails(listener, rule) {
         rule.detail ? ['Last lookup', untrusted(rule.detail, { wrap: true })] : null,
         rule.addresses ? ['Addresses', addressesOf(rule)] : null,
         ['Expires', time(rule.expires_at)],
-        ['Origin', ORIGINS[rule.origin] ?? rule.origin],
+        ['Origin', originOf(rule)],
         ['Sessions', String(rule.sessions)],
         ['Last use', time(rule.last_used, { empty: 'not since the start' })],
         ['UUID', h('code', { class: 'break' }, rule.uuid)],

@@ -1,6 +1,6 @@
 // The trusted sources of a listener.
 
-import { contains, parseNetwork, sortKey } from './address.js';
+import { contains, isLoopback, parseNetwork, sortKey } from './address.js';
 import { poll } from './api.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { matcher, searchField } from './filter.js';
@@ -8,11 +8,11 @@ import { count, SECOND } from './format.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
 import { link, remember } from './router.js';
 import { addDialog, editDialog, loadSources, removeDialog, undoDialog } from './source-changes.js';
-import { ORIGINS, showDetails, stateOf } from './source-facts.js';
-import { isEditable } from './source-rules.js';
+import { originOf, showDetails, stateOf } from './source-facts.js';
+import { isEditable, sourceOf } from './source-rules.js';
 import { can, state } from './state.js';
 import { counter, dataTable } from './table.js';
-import { emptyState, errorNotice, pageHead, skeleton, time, untrusted } from './widgets.js';
+import { emptyState, errorNotice, notice, pageHead, skeleton, time, untrusted } from './widgets.js';
 
 export function sourcesView(page, { name, parameters }) {
   const listener = chosenListener(page, 'sources', name);
@@ -41,6 +41,7 @@ export function sourcesView(page, { name, parameters }) {
     sort: sortKeyName ? { key: sortKeyName, dir: sortDir || 'asc' } : null,
     onSort: (sort) => remember({ sort: sort ? `${sort.key}:${sort.dir}` : '' }),
     selectable: mayChange ? isEditable : null,
+    rowLabel: sourceOf,
     onSelect: (chosen) => {
       selected = chosen;
       removeSelected.disabled = chosen.length === 0;
@@ -80,7 +81,7 @@ export function sourcesView(page, { name, parameters }) {
         key: 'origin',
         label: 'Origin',
         className: 'c-origin',
-        cell: (rule) => h('span', { title: ORIGINS[rule.origin] }, rule.origin),
+        cell: (rule) => h('span', { title: originOf(rule) }, rule.origin),
         sort: (rule) => rule.origin,
       },
       {
@@ -162,6 +163,7 @@ export function sourcesView(page, { name, parameters }) {
                   text: state.status.your_address,
                   description: `my address (${state.session.name})`,
                   expiry: '8h',
+                  intro: hiddenAddressNotice(state.status.your_address),
                 }),
               { id: 'allow-my-address', title: state.status.your_address },
             )
@@ -244,4 +246,12 @@ export function sourcesView(page, { name, parameters }) {
       table.destroy();
     },
   };
+}
+
+/** A proxy or tunnel on the machine of the program connects from loopback, for everybody who uses it. */
+function hiddenAddressNotice(address) {
+  const host = window.location.hostname.replace(/^\[|\]$/g, '');
+  if (!isLoopback(address) || host === 'localhost' || host.endsWith('.localhost') || isLoopback(host)) return null;
+  const text = 'A proxy or tunnel hides your address. Enter the address from which your client connects instead.';
+  return notice('warn', h('p', {}, h('strong', {}, `The program sees you at ${address}. `), text));
 }

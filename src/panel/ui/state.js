@@ -1,5 +1,7 @@
 // What all views share: who is signed in, and the last status of the program.
 
+import { lookup } from './format.js';
+
 export const state = {
   session: null,
   status: null,
@@ -11,7 +13,7 @@ export const state = {
 const RANK = { viewer: 0, operator: 1, owner: 2 };
 
 /** Whether the role of the session suffices. The server decides; the panel only does not offer what it would refuse. */
-export const can = (role) => (RANK[state.session?.role] ?? -1) >= RANK[role];
+export const can = (role) => (lookup(RANK, state.session?.role) ?? -1) >= RANK[role];
 
 export const listeners = () => state.status?.listeners ?? [];
 export const listenerNamed = (name) => listeners().find((each) => each.name === name) ?? null;

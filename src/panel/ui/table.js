@@ -23,6 +23,8 @@ function compare(a, b) {
 /**
  * A table. Each column has `key`, `label`, `cell(row)`, and optionally `sort(row)`, `className` and `hiddenLabel`.
  *
+ * `selectable(row)` permits a checkbox, which `rowLabel(row)` names.
+ *
  * `update(rows)` shows other rows: a row whose data is unchanged keeps its elements, and with them the focus.
  */
 export function dataTable({
@@ -34,6 +36,7 @@ export function dataTable({
   sort = null,
   onSort = () => {},
   selectable = null,
+  rowLabel = rowKey,
   onSelect = () => {},
   empty = null,
 }) {
@@ -180,7 +183,7 @@ export function dataTable({
             type: 'checkbox',
             'data-row-select': '',
             'data-focus': 'select',
-            'aria-label': 'Select this row',
+            'aria-label': `Select ${rowLabel(row)}`,
             checked: state.selected.has(key),
             on: {
               change: (event) => {
@@ -321,9 +324,9 @@ export function counter() {
   const element = h('p', { class: 'counter', role: 'status' });
   return {
     element,
-    show(shown, total, noun) {
-      const many = total === 1 ? noun : `${noun}s`;
-      const text = shown === total ? `${number(total)} ${many}` : `${number(shown)} of ${number(total)} ${many}`;
+    show(shown, total, noun, plural = `${noun}s`) {
+      const words = total === 1 ? noun : plural;
+      const text = shown === total ? `${number(total)} ${words}` : `${number(shown)} of ${number(total)} ${words}`;
       if (element.textContent !== text) element.textContent = text;
     },
   };
@@ -334,10 +337,13 @@ export function pager({ onPage }) {
   let page = 0;
   const back = button('Previous', () => onPage(page - 1), { 'data-action': 'previous-page' });
   const next = button('Next', () => onPage(page + 1), { 'data-action': 'next-page' });
-  const element = h('nav', { class: 'pager', 'aria-label': 'Pages' });
+  const element = h('nav', { class: 'pager', 'aria-label': 'Pages', hidden: true });
   add(element, [back, text, next]);
   return {
     element,
+    hide() {
+      element.hidden = true;
+    },
     show(current, size, total) {
       page = current;
       const pages = Math.max(1, Math.ceil(total / size));

@@ -6,11 +6,12 @@ import { curl } from './commands.js';
 import { toast } from './dialogs.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { FieldError } from './expiry.js';
-import { count, number, SECOND, shellJoin } from './format.js';
+import { count, dateTime, DAY, lookup, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
 import { planSummary, sessionsEnded } from './plan-parts.js';
 import { link } from './router.js';
+import { holdSecret } from './secrets.js';
 import { can, listenerNamed } from './state.js';
 import { path } from './url.js';
 import {
@@ -37,6 +38,7 @@ const MAX_PEM = 60 * 1024;
 
 // What the API accepts of a certificate to issue.
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/;
+const NAME_RULE = 'Enter 1 to 64 letters, digits, dots, underscores, hyphens and @. Begin with a letter or digit.';
 const MAX_DAYS = 3650;
 const MAX_DNS_NAMES = 16;
 
@@ -94,7 +96,7 @@ export function tlsView(page, { name }) {
     last = signature;
     const mode = clients?.list.client_auth ?? listenerNamed(listener)?.client_auth ?? 'none';
     const hasTls = listenerNamed(listener)?.tls !== false;
-    const [kind, text, effect] = MODES[mode] ?? ['idle', mode, ''];
+    const [kind, text, effect] = lookup(MODES, mode) ?? ['idle', mode, ''];
     const issuing = clients?.list.issuing_ca;
     replace(
       actions,
@@ -134,7 +136,8 @@ export function tlsView(page, { name }) {
       h(
         'p',
         { class: 'muted small' },
-        'Set client_auth in [listener.tls] of the configuration, then ',
+        'Set client_auth in [listener.tls] of the configuration. The edit applies by itself where reload.watch is on',
+        ' (the default), else after a ',
         h('a', { href: link('reload') }, 'reload'),
         '.',
       ),
@@ -211,7 +214,7 @@ export function tlsView(page, { name }) {
       certificates.length === 0
         ? emptyState(
             'No client certificate is pinned',
-            writable ? 'A pinned certificate is accepted by its fingerprint, without its authority.' : null,
+            writable ? 'A pinned certificate is trusted by its fingerprint; no CA is needed.' : null,
             writable && mayChange
               ? button('Add client certificate', () => pin(), { kind: 'primary', id: 'pin-first' })
               : null,
@@ -278,7 +281,19 @@ export function tlsView(page, { name }) {
         replace(problem, `${chosen.name} is larger than 60 KiB. Choose a file with one certificate.`);
         return;
       }
-      pem.value = await chosen.text();
+      const text = await chosen.text();
+      if (!text.includes('-----BEGIN')) {
+        file.value = '';
+        const command = shellJoin(['openssl', 'x509', '-inform', 'DER', '-in', chosen.name]);
+        replace(
+          problem,
+          'This file is not PEM. If it is DER, convert it: ',
+          h('code', {}, command ?? 'openssl x509 -inform DER -in FILE'),
+        );
+        return;
+      }
+      pem.value = text;
+      pem.dispatchEvent(new Event('input', { bubbles: true }));
       replace(problem);
     });
     changeDialog({
@@ -365,6 +380,10 @@ export function tlsView(page, { name }) {
   }
 
   function issue(issuing) {
+    const end = new Date(issuing.not_after).getTime();
+    const untilDays = (length) => dateTime(Math.min(Date.now() + length * DAY, end));
+    // The API ends a certificate with its CA. A shorter life than the one that was asked for is a surprise later.
+    const most = Math.min(MAX_DAYS, Math.floor((end - Date.now()) / DAY));
     const cn = h('input', {
       type: 'text',
       id: 'issue-name',
@@ -379,8 +398,8 @@ export function tlsView(page, { name }) {
       id: 'issue-days',
       name: 'days',
       min: '1',
-      max: String(MAX_DAYS),
-      value: '90',
+      max: String(Math.max(1, most)),
+      value: String(Math.max(1, Math.min(90, most))),
     });
     const dns = h('input', {
       type: 'text',
@@ -390,7 +409,26 @@ export function tlsView(page, { name }) {
       spellcheck: 'false',
       placeholder: 'app.internal',
     });
+    const validity = h('span', { role: 'status' });
+    const showValidity = () => {
+      const length = Number(days.value);
+      const isValid = Number.isInteger(length) && length >= 1 && length <= most;
+      replace(validity, isValid ? ` Valid until ${untilDays(length)}.` : null);
+    };
+    days.addEventListener('input', showValidity);
+    showValidity();
+    const nameError = h('p', { class: 'field-error', role: 'alert' });
+    const checkName = () => {
+      const isWrong = cn.value.trim() !== '' && !NAME.test(cn.value.trim());
+      cn.toggleAttribute('aria-invalid', false);
+      if (isWrong) cn.setAttribute('aria-invalid', 'true');
+      replace(nameError, isWrong ? NAME_RULE : null);
+    };
+    cn.addEventListener('change', checkName);
+    cn.addEventListener('input', () => nameError.childNodes.length > 0 && checkName());
+    let release = null;
     changeDialog({
+      onClose: () => release?.(),
       id: 'issue-dialog',
       title: `Generate a client certificate for ${listener}`,
       form: {
@@ -412,21 +450,32 @@ export function tlsView(page, { name }) {
               'The name of the client in the audit and in trusted_clients: letters, digits, dots, underscores, hyphens',
               'and @. It begins with a letter or digit.',
             ].join(' '),
+            error: nameError,
           }),
-          field('Valid for days', days, { help: `At most ${number(MAX_DAYS)}, and not longer than the CA.` }),
+          field('Valid for days', days, {
+            help: [
+              most < MAX_DAYS
+                ? `At most ${number(Math.max(0, most))}, because the CA expires on ${dateTime(end)}.`
+                : `At most ${number(MAX_DAYS)}.`,
+              validity,
+            ],
+          }),
           field('DNS names (optional)', dns, { help: `At most ${MAX_DNS_NAMES} host names, separated by spaces.` }),
         ),
         reviewLabel: 'Review',
         read: () => {
           const name = cn.value.trim();
           if (!NAME.test(name)) {
-            const rule =
-              'Enter 1 to 64 letters, digits, dots, underscores, hyphens and @. Begin with a letter or digit.';
-            throw new FieldError(rule, cn);
+            throw new FieldError(NAME_RULE, cn);
           }
           const length = Number(days.value);
-          if (!Number.isInteger(length) || length < 1 || length > MAX_DAYS) {
-            throw new FieldError(`Enter a number of days from 1 to ${number(MAX_DAYS)}.`, days);
+          if (most < 1) {
+            const why = `The CA expires on ${dateTime(end)}. Replace issuing_ca with a CA that is valid longer.`;
+            throw new FieldError(why, days);
+          }
+          if (!Number.isInteger(length) || length < 1 || length > most) {
+            const why = most < MAX_DAYS ? ` The CA expires on ${dateTime(end)}.` : '';
+            throw new FieldError(`Enter a number of days from 1 to ${number(most)}.${why}`, days);
           }
           const names = dns.value.split(/[\s,]+/).filter(Boolean);
           if (names.length > MAX_DNS_NAMES) throw new FieldError(`Enter at most ${MAX_DNS_NAMES} host names.`, dns);
@@ -462,7 +511,7 @@ export function tlsView(page, { name }) {
             {},
             'Issues a certificate for ',
             h('strong', {}, untrusted(input.name)),
-            ` that is valid for ${count(input.days, 'day')}, signed by `,
+            ` that is valid for ${count(input.days, 'day')}, until ${untilDays(input.days)}, signed by `,
             untrusted(issuing.subject, { label: 'subject' }),
             '.',
           ),
@@ -482,6 +531,7 @@ export function tlsView(page, { name }) {
       done: async ({ result, input }) => {
         const blob = await result.response.blob();
         const given = /filename="([^"\\/]+)"/.exec(result.response.headers.get('content-disposition') ?? '')?.[1];
+        const until = result.response.headers.get('x-not-after');
         const url = URL.createObjectURL(blob);
         const file = given ?? `${input.name}.zip`;
         const download = h(
@@ -490,7 +540,13 @@ export function tlsView(page, { name }) {
           `Save ${file} again`,
         );
         download.click();
-        setTimeout(() => URL.revokeObjectURL(url), 600 * SECOND);
+        const place = h('div', {}, download);
+        release = holdSecret(() => {
+          URL.revokeObjectURL(url);
+          const text = 'The key is no longer in the page. Issue another certificate if you did not save this one.';
+          replace(place, notice('info', h('p', {}, text)));
+        });
+        setTimeout(release, 600 * SECOND);
         return h(
           'div',
           { class: 'stack' },
@@ -502,15 +558,31 @@ export function tlsView(page, { name }) {
               h('strong', {}, `${file} is downloaded.`),
               ' It has the certificate, its private key, and the CA that the client should trust.',
             ),
+            h('p', {}, `The certificate is valid until ${validUntil(until) ?? untilDays(input.days)}.`),
           ),
           notice('warn', h('p', {}, 'Store it safely now. When this dialog is closed, the key is gone.')),
-          h('div', {}, download),
+          place,
+          notice(
+            'info',
+            h('p', {}, 'Portcullis keeps no list of issued certificates. Note who received this one.'),
+            h(
+              'p',
+              {},
+              'To revoke it, add its serial number to a revocation list in client_crl, signed by the CA.',
+              ' To admit single certificates only, pin them instead of trusting the CA.',
+            ),
+          ),
         );
       },
     });
   }
 
   return { destroy: () => tlsPoll.stop() };
+}
+
+/** A time of a header in words, or `null`. */
+function validUntil(text) {
+  return text && !Number.isNaN(new Date(text).getTime()) ? dateTime(text) : null;
 }
 
 function planNodes(plan, listener) {

@@ -6,6 +6,7 @@ import { toast } from './dialogs.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { expiryField, FieldError } from './expiry.js';
 import { SECOND, shellJoin, ttlUntil } from './format.js';
+import { holdSecret } from './secrets.js';
 import { state } from './state.js';
 import { counter, dataTable } from './table.js';
 import {
@@ -23,7 +24,7 @@ import {
 
 const ROLES = [
   ['viewer', 'viewer: reads everything except tokens'],
-  ['operator', 'operator: also changes sources, closes sessions, reloads'],
+  ['operator', 'operator: also changes sources and client certificates, closes sessions, reloads'],
   ['owner', 'owner: also manages tokens'],
 ];
 
@@ -145,7 +146,9 @@ export function tokensView(page) {
       class: 'mono',
     });
     const expiry = expiryField({ initial: '30d', name: 'token-expiry' });
+    let release = null;
     changeDialog({
+      onClose: () => release?.(),
       id: 'create-token-dialog',
       title: 'Create a token',
       form: {
@@ -213,6 +216,17 @@ export function tokensView(page) {
       },
       done: ({ result }) => {
         notifyChanged();
+        const { name: created } = result.data;
+        let { token: secret } = result.data;
+        result.data.token = null;
+        const box = h('div', { class: 'secret' });
+        const wipe = () => {
+          secret = '';
+          const text = 'The session ended, so the token was removed from the page. Revoke it if you did not copy it.';
+          replace(box, notice('info', h('p', {}, text)));
+        };
+        replace(box, commandBox(`Token ${created}`, () => secret, { shown: secret }));
+        release = holdSecret(wipe);
         return h(
           'div',
           { class: 'stack' },
@@ -225,7 +239,7 @@ export function tokensView(page) {
               ' It is not shown again. The program keeps only its SHA-256.',
             ),
           ),
-          h('div', { class: 'secret' }, commandBox(`Token ${result.data.name}`, result.data.token)),
+          box,
         );
       },
     });
