@@ -62,7 +62,9 @@ impl Panel {
         let vault = redis_listener("vault")
             .key("sources_file = \"vault.sources\"")
             .tls("client_auth = \"required\"\nclient_certificates = \"vault\"");
-        let solo = redis_listener("solo").key("sources_file = \"solo.sources\"");
+        let solo = redis_listener("solo")
+            .key("sources_file = \"solo.sources\"")
+            .tls("client_auth = \"optional\"\nclient_ca = \"ca.crt\"\nclient_certificates = \"clients\"");
         let orders = postgres.as_ref().map(|postgres| {
             Listener::postgres(format_args!("unix:{}", postgres.socket().display())).named("orders").to_string()
         });

@@ -19,6 +19,7 @@ export async function pasted_certificate_is_shown_then_accepted_then_removed(sit
   await press(page, 'review');
   const details = await plan(page);
   for (const part of [/CN=foreign/, /portcullis certs pin cache/, /no session ends/i]) assert.match(details, part);
+  assert.match(details, /This also changes solo/, 'the listener that shares the directory is named');
   assert.equal(await site.client({ certificate: 'foreign' }), null, 'the details change nothing');
   await confirm(page);
   const client = await site.client({ certificate: 'foreign' });

@@ -587,14 +587,28 @@ function validUntil(text) {
 
 function planNodes(plan, listener) {
   const ended = plan.sessions_ended_count ?? plan.sessions_ended?.length ?? 0;
+  // Listeners may share the directory of their client certificates.
+  const others = (plan.listeners ?? []).filter((name) => name !== listener);
+  const closed = plan.listeners_admitting_nobody ?? [listener];
   return [
+    others.length > 0
+      ? notice(
+          'warn',
+          h(
+            'p',
+            {},
+            h('strong', {}, `This also changes ${others.join(', ')}.`),
+            ' These listeners use the same files of client certificates.',
+          ),
+        )
+      : null,
     plan.admits_nobody
       ? notice(
           'bad',
           h(
             'p',
             {},
-            h('strong', {}, `After this change no client can connect to ${listener}.`),
+            h('strong', {}, `After this change no client can connect to ${closed.join(', ')}.`),
             ' No accepted certificate is left.',
           ),
         )
