@@ -168,7 +168,9 @@ test('network_contains_its_addresses_and_smaller_networks', () => {
 
 test('loopback_addresses_are_known', () => {
   for (const text of ['127.0.0.1', '127.9.9.9', '::1', '::ffff:127.0.0.1']) assert.ok(isLoopback(text), text);
-  for (const text of ['128.0.0.1', '::2', '::ffff:10.0.0.1', 'localhost', 'unix', '']) assert.ok(!isLoopback(text), text);
+  for (const text of ['128.0.0.1', '::2', '::ffff:10.0.0.1', 'localhost', 'unix', '']) {
+    assert.ok(!isLoopback(text), text);
+  }
 });
 
 // Lines of sources ---------------------------------------------------------------------------------------------------

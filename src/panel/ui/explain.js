@@ -37,7 +37,7 @@ export function explainView(page, { parameters }) {
     autocomplete: 'off',
     placeholder: '-----BEGIN CERTIFICATE-----',
   });
-  const denial = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-denial' });
+  const denial = h('div', { class: 'stack', 'aria-live': 'polite', id: 'explain-denial' });
   const result = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-result' });
   let denied = parameters.get('reason')
     ? { reason: parameters.get('reason'), listener: parameters.get('listener'), source: parameters.get('source') }
@@ -93,7 +93,11 @@ export function explainView(page, { parameters }) {
         denial,
         notice(
           'warn',
-          h('p', {}, h('strong', {}, `${address} was denied at ${name}: ${reasonText(reason)}, last `, time(row.last), '.')),
+          h(
+            'p',
+            {},
+            h('strong', {}, `${address} was denied at ${name}: ${reasonText(reason)}, last `, time(row.last), '.'),
+          ),
           row.detail ? h('p', {}, untrusted(row.detail, { wrap: true })) : null,
           h(
             'p',
