@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { test } from 'node:test';
-import { contains, networkAround, parseNetwork } from '../../src/panel/ui/address.js';
+import { contains, isLoopback, networkAround, parseNetwork } from '../../src/panel/ui/address.js';
 import { matcher } from '../../src/panel/ui/filter.js';
 import { lookup, shellJoin, shellQuote, ttlUntil, visible, visibleJson } from '../../src/panel/ui/format.js';
 import { commandsBetween, parseLine, restored } from '../../src/panel/ui/source-rules.js';
@@ -164,6 +164,13 @@ test('network_contains_its_addresses_and_smaller_networks', () => {
     assert.ok(!isIn(network, address), `${network} does not contain ${address}`);
   assert.equal(networkAround('2001:db8::7', 64), '2001:db8::/64');
   assert.equal(networkAround('192.0.2.77', 24), '192.0.2.0/24');
+});
+
+test('loopback_addresses_are_known', () => {
+  for (const text of ['127.0.0.1', '127.9.9.9', '::1', '::ffff:127.0.0.1']) assert.ok(isLoopback(text), text);
+  for (const text of ['128.0.0.1', '::2', '::ffff:10.0.0.1', 'localhost', 'unix', '']) {
+    assert.ok(!isLoopback(text), text);
+  }
 });
 
 // Lines of sources ---------------------------------------------------------------------------------------------------

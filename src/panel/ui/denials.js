@@ -4,7 +4,7 @@ import { contains, networkAround, parseNetwork, sizeOf, sortKey } from './addres
 import { get, poll } from './api.js';
 import { add, button, h, markReady, replace } from './dom.js';
 import { matcher, searchField } from './filter.js';
-import { number, SECOND, words } from './format.js';
+import { number, reasonText, SECOND } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
 import { allowDialog } from './source-changes.js';
@@ -180,7 +180,7 @@ export function denialsView(page, { parameters }) {
         `Denied ${number(row.count)} ${row.count === 1 ? 'time' : 'times'}, last `,
         time(row.last),
         ': ',
-        words(row.reason),
+        reasonText(row.reason),
         '.',
       ),
       onAllowed: (values) => {
@@ -211,12 +211,12 @@ export function denialsView(page, { parameters }) {
 }
 
 function haystack(row) {
-  const parts = [row.network, row.last_address, row.listener, words(row.reason), row.reason, row.detail];
+  const parts = [row.network, row.last_address, row.listener, reasonText(row.reason), row.reason, row.detail];
   return parts.join(' ').toLowerCase();
 }
 
 function reasonCell(row) {
-  const reason = h('span', { class: 'untrusted', title: words(row.reason) }, words(row.reason));
+  const reason = h('span', { class: 'untrusted', title: reasonText(row.reason) }, reasonText(row.reason));
   if (!row.detail) return reason;
   return [reason, h('span', { class: 'detail muted small' }, untrusted(row.detail, { label: 'detail' }))];
 }
@@ -224,7 +224,7 @@ function reasonCell(row) {
 function sourceCell(row) {
   const isNetwork = row.last_address && row.network !== row.last_address;
   return [
-    h('span', { class: 'mono untrusted' }, row.last_address ?? row.network),
+    h('span', { class: 'mono untrusted', title: row.last_address ?? row.network }, row.last_address ?? row.network),
     isNetwork ? h('span', { class: 'muted small untrusted' }, ` in ${row.network}`) : null,
   ];
 }

@@ -4,7 +4,7 @@ import { bus, get, send } from './api.js';
 import { commandSection } from './commands.js';
 import { addressOf } from './denials.js';
 import { add, button, h, markReady, replace } from './dom.js';
-import { shellJoin, words } from './format.js';
+import { reasonText, shellJoin, words } from './format.js';
 import { link, remember } from './router.js';
 import { allowDialog } from './source-changes.js';
 import { can, listeners, state } from './state.js';
@@ -37,7 +37,7 @@ export function explainView(page, { parameters }) {
     autocomplete: 'off',
     placeholder: '-----BEGIN CERTIFICATE-----',
   });
-  const denial = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-denial' });
+  const denial = h('div', { class: 'stack', 'aria-live': 'polite', id: 'explain-denial' });
   const result = h('section', { class: 'stack', 'aria-live': 'polite', id: 'explain-result' });
   let denied = parameters.get('reason')
     ? { reason: parameters.get('reason'), listener: parameters.get('listener'), source: parameters.get('source') }
@@ -93,7 +93,11 @@ export function explainView(page, { parameters }) {
         denial,
         notice(
           'warn',
-          h('p', {}, h('strong', {}, `${address} was denied at ${name}: ${words(reason)}, last `, time(row.last), '.')),
+          h(
+            'p',
+            {},
+            h('strong', {}, `${address} was denied at ${name}: ${reasonText(reason)}, last `, time(row.last), '.'),
+          ),
           row.detail ? h('p', {}, untrusted(row.detail, { wrap: true })) : null,
           h(
             'p',
@@ -180,7 +184,7 @@ export function explainView(page, { parameters }) {
         { class: `verdict ${isAdmitted ? 'good' : 'bad'}`, id: 'verdict' },
         pill(isAdmitted ? 'good' : 'bad', isAdmitted ? 'admitted' : 'refused'),
         h('strong', {}, isAdmitted ? `${address} can connect to ${name}` : `${address} cannot connect to ${name}`),
-        data.reason ? h('span', {}, words(data.reason)) : null,
+        data.reason ? h('span', {}, reasonText(data.reason)) : null,
         isUntrusted && can('operator')
           ? button(
               'Allow this source',

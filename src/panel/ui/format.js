@@ -76,6 +76,22 @@ export const lookup = (map, key) => (Object.hasOwn(map, key) ? map[key] : undefi
 /** A code of the API as words: `untrusted_source` is `untrusted source`. */
 export const words = (code) => String(code ?? '').replaceAll('_', ' ');
 
+const REASONS = {
+  client_certificate_expired: 'expired client certificate',
+  client_certificate_invalid: 'invalid client certificate',
+  client_certificate_missing: 'missing client certificate',
+  client_certificate_revoked: 'revoked client certificate',
+  client_certificate_unknown_ca: 'client certificate of an unknown CA',
+  client_not_trusted: 'client not in trusted_clients',
+  handshake_failed: 'failed TLS handshake',
+  io_error: 'I/O error',
+  proxy_header_invalid: 'invalid PROXY header',
+  proxy_header_missing: 'missing PROXY header',
+};
+
+/** A reason of the API in plain words. */
+export const reasonText = (code) => lookup(REASONS, code) ?? words(code);
+
 // Control characters, characters that change the direction of text, and characters without a glyph.
 const HIDDEN = new RegExp(
   [

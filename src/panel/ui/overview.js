@@ -2,7 +2,7 @@
 
 import { get, poll } from './api.js';
 import { add, h, markReady, replace, svg } from './dom.js';
-import { clock, count, dateTime, lookup, MINUTE, number, relative, words } from './format.js';
+import { clock, count, dateTime, lookup, MINUTE, number, reasonText, relative, words } from './format.js';
 import { admitsNobody, certificateState, issues, roleName } from './issues.js';
 import { link } from './router.js';
 import { state } from './state.js';
@@ -329,9 +329,9 @@ function denied(name, reasons) {
         {},
         h(
           'a',
-          { href: link('denials', '', { listener: name, q: words(reason) }) },
+          { href: link('denials', '', { listener: name, q: reasonText(reason) }) },
           h('span', { class: 'num' }, number(value)),
-          ` × ${words(reason)}`,
+          ` × ${reasonText(reason)}`,
         ),
       ),
     ),

@@ -1,7 +1,7 @@
 // What the plans of different changes have in common.
 
 import { h } from './dom.js';
-import { count, words } from './format.js';
+import { count, reasonText } from './format.js';
 import { pill, time, untrusted } from './widgets.js';
 
 export function sessionsEnded(sessions, total, { kept = null } = {}) {
@@ -26,7 +26,7 @@ export function sessionsEnded(sessions, total, { kept = null } = {}) {
           ],
           untrusted(session.client_subject, { label: 'subject' }),
           [
-            words(session.reason),
+            reasonText(session.reason),
             session.detail ? h('span', { class: 'muted' }, ': ', untrusted(session.detail, { label: 'reason' })) : null,
           ],
         ]),

@@ -90,7 +90,10 @@ export function reloadView(page) {
         isEmpty
           ? emptyState(
               'The files are in force already',
-              'Where reload.watch is off, edits appear here before they apply. Otherwise they apply within two seconds.',
+              [
+                'Where reload.watch is off, edits appear here before they apply.',
+                'Otherwise they apply within two seconds.',
+              ].join(' '),
             )
           : nodes,
         commandSection(COMMANDS),
