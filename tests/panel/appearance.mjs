@@ -116,7 +116,7 @@ export async function pictures_of_the_documents(site) {
   const release = await populated(site);
   const directory = process.env.PORTCULLIS_SCREENSHOTS ?? `${site.directory}/pictures`;
   fs.mkdirSync(directory, { recursive: true });
-  const names = { '#/': 'overview', '#/sources/cache': 'sources', '#/denials': 'denials', '#/tls/cache': 'tls', '#/rotation': 'rotation' };
+  const names = { '#/': 'overview', '#/sources/cache': 'sources' };
   for (const scheme of ['light', 'dark']) {
     const page = await site.signedIn('owner', '#/explain', { scheme, width: 1280, height: 800 });
     // An hour that a test cannot wait for.
