@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::thread;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::log::Log;
 use crate::harness::pki::sha256;
@@ -133,6 +133,36 @@ fn sources_are_appended_listed_and_removed_over_the_socket() {
     let last = operated.socket(&["sources", "remove", "cache", "127.0.0.1"]);
     assert!(last.stderr.contains("no one can connect"), "{}", last.stderr);
     assert_eq!((last.code, operated.rules().len()), (Some(0), 0));
+}
+
+#[test]
+fn source_is_edited_in_place_and_its_session_stays() {
+    let operated = Operated::start(LOCAL, "");
+    let client = operated.portcullis.client_of("cache").connect();
+    let rule = || {
+        let list: Value =
+            serde_json::from_str(&operated.socket(&["sources", "list", "cache", "--json"]).success()).unwrap();
+        list["rules"].as_array().unwrap().iter().find(|rule| rule["value"] == "127.0.0.1").unwrap().clone()
+    };
+    let before = rule();
+    let edit = ["sources", "edit", "cache", "127.0.0.1", "--description", "this machine", "--ttl", "2h"];
+    let plan = operated.socket(&[&edit[..], &["--plan"]].concat()).success();
+    assert!(plan.contains("cache") && rule() == before, "{plan}");
+    let edited = operated.socket(&edit).success();
+    assert!(edited.starts_with("cache: changed ip_addr:127.0.0.1 ("), "{edited}");
+    let after = rule();
+    assert_eq!((&after["uuid"], &after["description"]), (&before["uuid"], &json!("this machine")));
+    assert!(after["expires_at"].is_string());
+    let uuid = after["uuid"].as_str().unwrap();
+    operated.socket(&["sources", "edit", "cache", uuid, "--no-expiry"]).success();
+    assert_eq!((&rule()["expires_at"], &rule()["description"]), (&Value::Null, &json!("this machine")));
+    operated.socket(&["sources", "edit", "cache", uuid, "--expires-at", "2036-01-01T00:00:00Z"]).success();
+    assert_eq!(rule()["expires_at"], "2036-01-01T00:00:00Z");
+    assert_fails(&mut operated.at_socket(&["sources", "edit", "cache", "127.0.0.1"]), 2, &["--description"]);
+    assert_fails(&mut operated.at_socket(&["sources", "edit", "cache", "10.9.9.9", "--no-expiry"]), 1, &["no rule"]);
+    let sessions = operated.socket(&["sessions", "list", "cache"]).success();
+    assert!(sessions.contains("ip_addr:127.0.0.1"), "{sessions}");
+    drop(client);
 }
 
 #[test]

@@ -36,7 +36,7 @@ export async function sources_are_added_edited_removed_and_restored(site) {
   await dialog(page).getByLabel('Description').fill('new office');
   await dialog(page).getByLabel('Expires', { exact: true }).selectOption('8h');
   await press(page, 'review');
-  await plan(page);
+  assert.match(await plan(page), /portcullis sources edit cache .*203\.0\.113\.7.* --description 'new office' --ttl 8h/);
   await confirm(page);
   await row(page, 'new office').waitFor();
   const edited = (await site.api('viewer', 'GET', '/v1/listeners/cache/sources')).body.rules.find(({ value }) => value === '203.0.113.7');

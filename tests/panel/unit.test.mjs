@@ -68,12 +68,13 @@ test('plain_arguments_stay_unquoted', () => {
 test('restoring_commands_quote_what_others_have_written', () => {
   const rule = (value, description) => ({ type: 'ip_addr', value, uuid: value, description, expires_at: null });
   const before = [rule('192.0.2.1', "it's $(id)")];
-  const { cli, cliNote } = commandsBetween('cache', [rule('192.0.2.2', null)], before);
+  const { cli } = commandsBetween('cache', [rule('192.0.2.2', null)], before);
   assert.deepEqual(cli, [
     "portcullis sources append cache ip_addr:192.0.2.1 --description 'it'\\''s $(id)'",
     'portcullis sources remove cache ip_addr:192.0.2.2',
   ]);
-  assert.equal(cliNote, null);
+  const edited = commandsBetween('cache', [rule('192.0.2.1', 'new')], before).cli;
+  assert.deepEqual(edited, ["portcullis sources edit cache ip_addr:192.0.2.1 --description 'it'\\''s $(id)'"]);
 });
 
 // Durations ----------------------------------------------------------------------------------------------------------

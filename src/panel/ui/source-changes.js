@@ -15,6 +15,7 @@ import {
   appendCommand,
   changedRules,
   commandsBetween,
+  editCommand,
   isEditable,
   parseLine,
   restored,
@@ -366,8 +367,7 @@ export function editDialog({ listener, context, rule }) {
               }),
               shellJoin(['portcullis', 'sources', 'remove', listener, sourceOf(old)]),
             ]
-          : [],
-        cliNote: isMoved ? null : 'The command line has no command that edits a rule in place. Use the API.',
+          : [editCommand(listener, old, input)].filter(Boolean),
         api: editByJq(target, edits, tag),
       };
     },

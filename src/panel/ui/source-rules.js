@@ -62,11 +62,22 @@ export function commandsBetween(listener, before, after) {
     cli.push(appendCommand(listener, rules, { description: description ?? '', expires_at }));
   }
   if (removed.length > 0) cli.push(shellJoin(['portcullis', 'sources', 'remove', listener, ...removed.map(sourceOf)]));
-  const hasEdits = changedRules(before, after).length > 0;
-  return {
-    cli,
-    cliNote: hasEdits ? 'The command line has no command that edits a rule in place. Use the API for those.' : null,
-  };
+  const edits = changedRules(before, after).map(({ old, input }) => {
+    const isSame = input.expires_at === old.expires_at;
+    return editCommand(listener, old, isSame ? { description: input.description } : input);
+  });
+  return { cli: [...cli, ...edits.filter(Boolean)] };
+}
+
+/** The command that changes a rule in place, or `null` if nothing changes. */
+export function editCommand(listener, old, { description, ttl, expires_at: until }) {
+  const options = [];
+  if (description !== undefined && description !== (old.description ?? '')) options.push('--description', description);
+  if (ttl) options.push('--ttl', ttl);
+  else if (until === null) options.push('--no-expiry');
+  else if (until) options.push('--expires-at', until);
+  if (options.length === 0) return null;
+  return shellJoin(['portcullis', 'sources', 'edit', listener, sourceOf(old), ...options]);
 }
 
 /** The command that adds rules. An expiry is rounded up to a minute. */

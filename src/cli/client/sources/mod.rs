@@ -1,6 +1,7 @@
 //! `portcullis sources`: lists and changes the trusted sources of a listener.
 
 pub(crate) mod change;
+pub(crate) mod edit;
 pub(crate) mod list;
 pub(crate) mod plan;
 pub(crate) mod remove;
@@ -12,7 +13,8 @@ use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
 use crate::cli::client::http::encoded;
 use crate::cli::client::sources::change::{Addition, append, replace};
-use crate::cli::client::sources::remove::{Removal, remove};
+use crate::cli::client::sources::edit::{Edit, Expiry, edit};
+use crate::cli::client::sources::remove::{RuleSelector, remove};
 use crate::cli::client::sources::rule::GivenRule;
 use crate::cli::{Failure, parse_positive_duration_text};
 
@@ -26,16 +28,18 @@ pub(crate) enum SourcesCommand {
     /// Add rules to the sources_file of a listener
     #[command(long_about = APPEND)]
     Append(Box<AppendArgs>),
+    /// Change description and expiry of a rule in the sources_file of a listener; its sessions stay open
+    Edit(Box<EditArgs>),
     /// Remove rules from the sources_file of a listener; sessions that only they admit are closed
     Remove {
         #[command(flatten)]
         place: Place,
         /// UUIDs of rules, or rules as TYPE:VALUE, in any spelling
         #[arg(value_name = "UUID|TYPE:VALUE", required_unless_present = "rule_options")]
-        rules: Vec<Removal>,
+        rules: Vec<RuleSelector>,
         /// The same as the arguments; may be repeated or separated by commas
         #[arg(id = "rule_options", long = "rule", value_name = "TYPE:VALUE", value_delimiter = ',')]
-        rule_options: Vec<Removal>,
+        rule_options: Vec<RuleSelector>,
         #[command(flatten)]
         plan: Plan,
     },
@@ -70,6 +74,31 @@ pub(crate) struct AppendArgs {
     /// Time until the rules expire, such as 2h; their sessions then end. Default: they do not expire
     #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration_text)]
     ttl: Option<String>,
+    #[command(flatten)]
+    plan: Plan,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("expiry").args(["ttl", "expires_at", "no_expiry"])))]
+#[command(group(ArgGroup::new("edit").args(["description", "ttl", "expires_at", "no_expiry"]).required(true).multiple(true)))]
+pub(crate) struct EditArgs {
+    #[command(flatten)]
+    place: Place,
+    /// UUID of the rule, or the rule as TYPE:VALUE, in any spelling
+    #[arg(value_name = "UUID|TYPE:VALUE")]
+    rule: RuleSelector,
+    /// Text for people; empty to remove it
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Time until the rule expires, such as 2h; its sessions then end
+    #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration_text)]
+    ttl: Option<String>,
+    /// When the rule expires, such as 2027-01-31T00:00:00Z
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+    /// The rule does not expire
+    #[arg(long)]
+    no_expiry: bool,
     #[command(flatten)]
     plan: Plan,
 }
@@ -133,6 +162,12 @@ pub(crate) fn run(command: &SourcesCommand) -> Result<(), Failure> {
             }
             let addition = Addition { rules: &rules, description: description.as_deref(), ttl: ttl.as_deref() };
             append(&client, place, &addition, *plan)
+        }
+        SourcesCommand::Edit(args) => {
+            let EditArgs { place, rule, description, ttl, expires_at, no_expiry, plan } = &**args;
+            let ttl = ttl.as_deref().map(Expiry::Ttl);
+            let expiry = ttl.or(expires_at.as_deref().map(Expiry::At)).or(no_expiry.then_some(Expiry::Never));
+            edit(&place.client()?, place, rule, &Edit { description: description.as_deref(), expiry }, *plan)
         }
         SourcesCommand::Remove { place, rules, rule_options, plan } => {
             let removals: Vec<_> = rules.iter().chain(rule_options).cloned().collect();

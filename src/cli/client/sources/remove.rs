@@ -14,14 +14,14 @@ use crate::cli::client::sources::change::{Change, named, report};
 use crate::cli::client::sources::rule::{GivenRule, GivenRuleError};
 use crate::cli::client::sources::{Place, Plan, plan};
 
-/// A rule to remove, by its UUID or its source.
+/// A rule of a listener, by its UUID or its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Removal {
+pub(crate) enum RuleSelector {
     Uuid(Uuid),
     Source(GivenRule),
 }
 
-impl FromStr for Removal {
+impl FromStr for RuleSelector {
     type Err = GivenRuleError;
 
     fn from_str(text: &str) -> Result<Self, GivenRuleError> {
@@ -30,7 +30,7 @@ impl FromStr for Removal {
     }
 }
 
-impl std::fmt::Display for Removal {
+impl std::fmt::Display for RuleSelector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Uuid(uuid) => uuid.fmt(f),
@@ -39,8 +39,8 @@ impl std::fmt::Display for Removal {
     }
 }
 
-impl Removal {
-    fn selects(&self, rule: JsonView<'_>) -> bool {
+impl RuleSelector {
+    pub(crate) fn selects(&self, rule: JsonView<'_>) -> bool {
         let raw = |key: &str| rule.0.get(key).and_then(Value::as_str).unwrap_or_default();
         match self {
             Self::Uuid(uuid) => Uuid::try_parse(raw("uuid")).is_ok_and(|found| found == *uuid),
@@ -50,14 +50,20 @@ impl Removal {
 }
 
 /// Removes all the rules or none.
-pub(crate) fn remove(client: &AdminClient, place: &Place, removals: &[Removal], options: Plan) -> Result<(), Failure> {
+pub(crate) fn remove(
+    client: &AdminClient,
+    place: &Place,
+    removals: &[RuleSelector],
+    options: Plan,
+) -> Result<(), Failure> {
     // A concurrent change of another rule makes the list outdated, and the program answers 412. Each attempt starts with the
     // new list, so it removes the same rules and keeps those that the other change has added.
     for _ in 0..MAX_ATTEMPTS {
         let reply = client.call(Call::get(&place.target()))?;
         let etag = reply.etag.clone();
         let body = reply.into_listener_body()?;
-        let split = Split::of(&body, removals).map_err(|why| Failure::Failed(format!("{}: {why}", place.listener)))?;
+        let split = Split::of(&body, removals, "removed")
+            .map_err(|why| Failure::Failed(format!("{}: {why}", place.listener)))?;
         let reply = split.change(place, etag).reply(client, options)?;
         if reply.status == PRECONDITION_FAILED {
             continue;
@@ -66,7 +72,7 @@ pub(crate) fn remove(client: &AdminClient, place: &Place, removals: &[Removal], 
         if options.plan {
             return plan::show(&body, &place.listener, place.json);
         }
-        let lines = split.removed.iter().map(|rule| format!("{}: removed {}\n", place.listener, named(*rule)));
+        let lines = split.selected.iter().map(|rule| format!("{}: removed {}\n", place.listener, named(*rule)));
         return report(client, place, &lines.collect::<String>());
     }
     Err(Failure::Failed(format!(
@@ -75,42 +81,44 @@ pub(crate) fn remove(client: &AdminClient, place: &Place, removals: &[Removal], 
     )))
 }
 
-/// The rules of a `sources_file` by what happens to them.
+/// The rules of a `sources_file` that are selected, and the others.
 #[derive(Debug)]
-struct Split<'a> {
-    removed: Vec<JsonView<'a>>,
-    kept: Vec<JsonView<'a>>,
+pub(crate) struct Split<'a> {
+    pub(crate) selected: Vec<JsonView<'a>>,
+    others: Vec<JsonView<'a>>,
 }
 
 impl<'a> Split<'a> {
+    /// `done` is what would happen to them, such as "removed".
+    ///
     /// # Errors
-    /// If one of the removals selects no rule that can be removed.
-    fn of(list: &'a Value, removals: &[Removal]) -> Result<Self, String> {
+    /// If one of the selectors selects no rule of the file.
+    pub(crate) fn of(list: &'a Value, selectors: &[RuleSelector], done: &str) -> Result<Self, String> {
         let (in_file, elsewhere): (Vec<_>, Vec<_>) =
             JsonView(list).list("rules").partition(|rule| rule.text("origin").as_deref() == Some("file"));
-        for removal in removals {
-            if in_file.iter().any(|rule| removal.selects(*rule)) {
+        for selector in selectors {
+            if in_file.iter().any(|rule| selector.selects(*rule)) {
                 continue;
             }
-            return Err(match elsewhere.iter().find(|rule| removal.selects(**rule)) {
+            return Err(match elsewhere.iter().find(|rule| selector.selects(**rule)) {
                 Some(rule) if rule.text("origin").as_deref() == Some("config") => {
-                    format!("nothing was removed: {removal} is in the configuration file; remove it there and reload")
+                    format!("nothing was {done}: {selector} is in the configuration file; edit it there and reload")
                 }
                 Some(_) => {
-                    format!("nothing was removed: {removal} is not in the sources_file; remove it where it is set")
+                    format!("nothing was {done}: {selector} is not in the sources_file; edit it where it is set")
                 }
-                None => format!("nothing was removed: there is no rule {removal}; see portcullis sources list"),
+                None => format!("nothing was {done}: there is no rule {selector}; see portcullis sources list"),
             });
         }
-        let (removed, kept) =
-            in_file.into_iter().partition(|rule| removals.iter().any(|removal| removal.selects(*rule)));
-        Ok(Self { removed, kept })
+        let (selected, others) =
+            in_file.into_iter().partition(|rule| selectors.iter().any(|selector| selector.selects(*rule)));
+        Ok(Self { selected, others })
     }
 
     /// A single rule is removed by itself, whatever happens to others. Several are removed by one atomic replacement.
     fn change(&self, place: &Place, etag: Option<String>) -> Change {
         let field = |rule: &JsonView<'_>, key: &str| rule.0.get(key).cloned().unwrap_or_default();
-        match self.removed.as_slice() {
+        match self.selected.as_slice() {
             [one] => {
                 let uuid = one.0.get("uuid").and_then(Value::as_str).unwrap_or_default();
                 let target = format!("{}/{}", place.target(), encoded(uuid));
@@ -119,17 +127,17 @@ impl<'a> Split<'a> {
             _ => {
                 // Description and expiry stay as they are if they are not sent.
                 let rule = |rule: &JsonView<'_>| json!({ "uuid": field(rule, "uuid"), "type": field(rule, "type"), "value": field(rule, "value") });
-                let body = json!({ "rules": self.kept.iter().map(rule).collect::<Vec<_>>() });
+                let body = json!({ "rules": self.others.iter().map(rule).collect::<Vec<_>>() });
                 Change { method: Method::PUT, target: place.target(), body: Some(body), if_match: etag }
             }
         }
     }
 }
 
-const PRECONDITION_FAILED: u16 = 412;
+pub(crate) const PRECONDITION_FAILED: u16 = 412;
 
 /// Each failed attempt means that another client has made progress.
-const MAX_ATTEMPTS: usize = 20;
+pub(crate) const MAX_ATTEMPTS: usize = 20;
 
 #[cfg(test)]
 mod tests {
@@ -149,11 +157,11 @@ mod tests {
     }
 
     fn removed(arguments: &[&str]) -> Result<Vec<String>, String> {
-        let removals: Vec<Removal> = arguments.iter().map(|text| text.parse().unwrap()).collect();
+        let removals: Vec<RuleSelector> = arguments.iter().map(|text| text.parse().unwrap()).collect();
         let list = list();
-        let split = Split::of(&list, &removals)?;
-        assert_eq!(split.removed.len() + split.kept.len(), 2);
-        Ok(split.removed.iter().map(|rule| rule.text_or_dash("value")).collect())
+        let split = Split::of(&list, &removals, "removed")?;
+        assert_eq!(split.selected.len() + split.others.len(), 2);
+        Ok(split.selected.iter().map(|rule| rule.text_or_dash("value")).collect())
     }
 
     #[test]
@@ -174,10 +182,10 @@ mod tests {
 
     #[test]
     fn uuid_differs_from_a_rule() {
-        assert!(matches!(UUIDS[0].parse(), Ok(Removal::Uuid(_))));
+        assert!(matches!(UUIDS[0].parse(), Ok(RuleSelector::Uuid(_))));
         for text in ["10.0.0.1", "dns:3f2a9c41-0000-4000-8000-000000000001", "2001:db8::1"] {
-            assert!(matches!(text.parse(), Ok(Removal::Source(_))), "{text}");
+            assert!(matches!(text.parse(), Ok(RuleSelector::Source(_))), "{text}");
         }
-        assert!("3f2a9c41-0000-4000-8000".parse::<Removal>().is_err());
+        assert!("3f2a9c41-0000-4000-8000".parse::<RuleSelector>().is_err());
     }
 }

@@ -1,0 +1,110 @@
+//! `portcullis sources edit`.
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::cli::Failure;
+use crate::cli::client::AdminClient;
+use crate::cli::client::http::Call;
+use crate::cli::client::json_view::JsonView;
+use crate::cli::client::sources::change::{Change, named, report};
+use crate::cli::client::sources::remove::{MAX_ATTEMPTS, PRECONDITION_FAILED, RuleSelector, Split};
+use crate::cli::client::sources::{Place, Plan, plan};
+
+/// New values of a rule. What is `None` stays as it is.
+#[derive(Debug)]
+pub(crate) struct Edit<'a> {
+    /// Empty to clear it.
+    pub(crate) description: Option<&'a str>,
+    pub(crate) expiry: Option<Expiry<'a>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expiry<'a> {
+    /// A duration from now, such as `2h`.
+    Ttl(&'a str),
+    /// RFC 3339.
+    At(&'a str),
+    Never,
+}
+
+/// Changes description and expiry of one rule in place. Its sessions stay open.
+pub(crate) fn edit(
+    client: &AdminClient,
+    place: &Place,
+    selector: &RuleSelector,
+    edit: &Edit<'_>,
+    options: Plan,
+) -> Result<(), Failure> {
+    // As in `remove`: each attempt starts with the list that another client has changed meanwhile.
+    for _ in 0..MAX_ATTEMPTS {
+        let reply = client.call(Call::get(&place.target()))?;
+        let etag = reply.etag.clone();
+        let body = reply.into_listener_body()?;
+        let selectors = std::slice::from_ref(selector);
+        let split = Split::of(&body, selectors, "changed")
+            .map_err(|why| Failure::Failed(format!("{}: {why}", place.listener)))?;
+        let rules = JsonView(&body).list("rules").filter(|rule| rule.text("origin").as_deref() == Some("file"));
+        let rules: Vec<Value> = rules.map(|rule| edit.in_json(rule, selector.selects(rule))).collect();
+        let body = Some(json!({ "rules": rules }));
+        let change = Change { method: Method::PUT, target: place.target(), body, if_match: etag };
+        let reply = change.reply(client, options)?;
+        if reply.status == PRECONDITION_FAILED {
+            continue;
+        }
+        let body = reply.into_body()?;
+        if options.plan {
+            return plan::show(&body, &place.listener, place.json);
+        }
+        let lines = split.selected.iter().map(|rule| format!("{}: changed {}\n", place.listener, named(*rule)));
+        return report(client, place, &lines.collect::<String>());
+    }
+    Err(Failure::Failed(format!(
+        "{}: nothing was changed: other clients changed the rules during each of {MAX_ATTEMPTS} attempts; try again",
+        place.listener
+    )))
+}
+
+impl Edit<'_> {
+    /// The rule in a request. Description and expiry stay as they are if they are not sent.
+    fn in_json(&self, rule: JsonView<'_>, is_selected: bool) -> Value {
+        let mut body = json!({});
+        if let Some(fields) = body.as_object_mut() {
+            for key in ["uuid", "type", "value"] {
+                fields.insert(key.to_owned(), rule.0.get(key).cloned().unwrap_or_default());
+            }
+            if is_selected {
+                let description = self.description.map(|text| ("description", Value::from(text)));
+                let expiry = self.expiry.map(|expiry| match expiry {
+                    Expiry::Ttl(ttl) => ("ttl", Value::from(ttl)),
+                    Expiry::At(at) => ("expires_at", Value::from(at)),
+                    Expiry::Never => ("expires_at", Value::Null),
+                });
+                fields.extend(description.into_iter().chain(expiry).map(|(key, value)| (key.to_owned(), value)));
+            }
+        }
+        body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_given_values_of_the_selected_rule_are_sent() {
+        let rule = json!({ "uuid": "u", "type": "ip_addr", "value": "10.0.0.1", "description": "old", "sessions": 3 });
+        let sent = |edit: &Edit<'_>, is_selected| edit.in_json(JsonView(&rule), is_selected);
+        let base = || json!({ "uuid": "u", "type": "ip_addr", "value": "10.0.0.1" });
+        let edit = Edit { description: Some(""), expiry: Some(Expiry::Never) };
+        assert_eq!(sent(&edit, false), base());
+        let mut expected = base();
+        expected["description"] = json!("");
+        expected["expires_at"] = Value::Null;
+        assert_eq!(sent(&edit, true), expected);
+        let edit = Edit { description: None, expiry: Some(Expiry::Ttl("2h")) };
+        let mut expected = base();
+        expected["ttl"] = json!("2h");
+        assert_eq!(sent(&edit, true), expected);
+    }
+}
