@@ -141,6 +141,7 @@ scenarios! {
     ten_thousand_sources_are_searched
     denied_source_is_allowed_and_explained
     session_is_found_and_closed
+    chart_shows_the_values_of_the_last_minutes
     explain_answers_for_any_address_and_certificate
     reload_is_planned_and_a_rejected_one_names_file_and_line
     rotation_shows_who_uses_what

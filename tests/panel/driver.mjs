@@ -150,8 +150,8 @@ export async function confirm(page) {
 }
 
 /** Waits until a condition holds. */
-export async function until(what, condition) {
-  const deadline = Date.now() + PATIENCE;
+export async function until(what, condition, patience = PATIENCE) {
+  const deadline = Date.now() + patience;
   for (;;) {
     const result = await condition();
     if (result) return result;

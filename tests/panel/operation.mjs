@@ -116,3 +116,19 @@ export async function audit_is_followed_filtered_and_paused(site) {
   await page.locator('#pause').click();
   await later.first().waitFor();
 }
+
+export async function chart_shows_the_values_of_the_last_minutes(site) {
+  const client = await site.client();
+  assert.equal(await site.client({ from: '127.0.0.2' }), null);
+  const history = async () => {
+    const { body } = await site.api('viewer', 'GET', '/v1/history');
+    return body.listeners.find(({ name }) => name === 'cache');
+  };
+  // The program takes a value each minute, the first at its start.
+  await until('a value has the session', async () => (await history()).sessions.at(-1) === 1, 180_000);
+  const page = await site.signedIn('viewer');
+  const chart = page.locator('#card-cache .chart-svg');
+  await chart.waitFor();
+  assert.match(await chart.getAttribute('aria-label'), /now 1, highest 1, lowest 0\. Denied connections: 1/);
+  client.socket.destroy();
+}
