@@ -31,25 +31,25 @@ impl Identified {
 impl Clients {
     pub(crate) fn spawn(&mut self, identified: Identified, serving: impl Future<Output = ()> + Send + 'static) {
         let handle = self.tasks.spawn(serving);
-        self.unidentified.retain(|(handle, identified)| !handle.is_finished() && !identified.is_set());
+        self.unidentified.retain(is_displaceable);
         self.unidentified.push_back((handle, identified));
     }
 
     /// Whether a further client may be accepted, possibly in the place of another.
     pub(crate) fn has_room(&self, max: usize) -> bool {
-        let is_displaceable =
-            |(handle, identified): &(AbortHandle, Identified)| !handle.is_finished() && !identified.is_set();
         self.tasks.len() < max || self.unidentified.iter().any(is_displaceable)
     }
 
     /// Makes room for a further client. Returns `false` if all are identified.
     pub(crate) async fn make_room(&mut self, max: usize) -> bool {
+        while self.tasks.try_join_next().is_some() {}
         while self.tasks.len() >= max {
-            let Some((handle, identified)) = self.unidentified.pop_front() else { return false };
-            if identified.is_set() {
+            let Some(oldest) = self.unidentified.pop_front() else { return false };
+            // One that has ended leaves no place, and waiting for it would wait for another.
+            if !is_displaceable(&oldest) {
                 continue;
             }
-            handle.abort();
+            oldest.0.abort();
             // Ends with the aborted one at the latest.
             self.ended().await;
         }
@@ -64,6 +64,10 @@ impl Clients {
     pub(crate) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
+}
+
+fn is_displaceable((handle, identified): &(AbortHandle, Identified)) -> bool {
+    !handle.is_finished() && !identified.is_set()
 }
 
 #[cfg(test)]
@@ -105,6 +109,17 @@ mod tests {
         assert!(!clients.has_room(3) && !clients.make_room(3).await);
         assert!(clients.has_room(4) && clients.make_room(4).await);
         assert_eq!(clients.tasks.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn client_that_ended_is_not_waited_for() {
+        let mut clients = Clients::default();
+        clients.spawn(Identified::default(), async {});
+        clients.ended().await;
+        for _ in 0..2 {
+            clients.tasks.spawn(std::future::pending());
+        }
+        assert!(!clients.make_room(2).await);
     }
 
     #[tokio::test]
