@@ -42,7 +42,7 @@ impl Access {
         let (Some(source), Some(key)) = (addr.ip(), addr.source_key()) else { return Err(panel_on_unix_socket()) };
         let token = self.authenticate(addr, source, Some(token.trim_ascii().as_bytes()))?;
         let opened = self.panel.open(&token, key, Instant::now());
-        let (Some(cookie), Ok((secret, _))) = (BrowserRequest::new(head, is_tls).cookie_name(), opened) else {
+        let (Some(cookie), Ok(secret)) = (BrowserRequest::new(head, is_tls).cookie_name(), opened) else {
             let response = AdminResponse::error(ErrorKind::ServerError, "the system has no random numbers");
             return Err(Rejected::failed(response));
         };

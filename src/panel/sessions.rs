@@ -87,12 +87,7 @@ impl PanelSessions {
     ///
     /// # Errors
     /// If the system has no random numbers.
-    pub(crate) fn open(
-        &self,
-        token: &Token,
-        source: SourceKey,
-        now: Instant,
-    ) -> Result<(SessionSecret, PanelSession), Unspecified> {
+    pub(crate) fn open(&self, token: &Token, source: SourceKey, now: Instant) -> Result<SessionSecret, Unspecified> {
         let secret = SessionSecret::generate()?;
         let session = PanelSession {
             token_name: token.name.clone(),
@@ -104,10 +99,10 @@ impl PanelSessions {
         let mut sessions = self.lock();
         sessions.retain(|_, session| session.ends_at() > now);
         make_room(&mut sessions, token);
-        sessions.insert(SessionKey::of(secret.reveal()), session.clone());
+        sessions.insert(SessionKey::of(secret.reveal()), session);
         drop(sessions);
         self.removed.send_replace(());
-        Ok((secret, session))
+        Ok(secret)
     }
 
     /// The session, if it is open and used from its source. Activity of a person extends it.
@@ -206,7 +201,7 @@ mod tests {
     }
 
     fn open(sessions: &PanelSessions, token: &Token, now: Instant) -> SessionKey {
-        SessionKey::of(sessions.open(token, source("10.0.0.1"), now).unwrap().0.reveal())
+        SessionKey::of(sessions.open(token, source("10.0.0.1"), now).unwrap().reveal())
     }
 
     fn is_open(sessions: &PanelSessions, key: SessionKey, activity: Activity, now: Instant) -> bool {
@@ -243,7 +238,7 @@ mod tests {
         assert!(sessions.find(SessionKey::of("x"), source("10.0.0.1"), Activity::Person, now).is_none());
         assert!(sessions.find(key, source("10.0.0.1"), Activity::Person, now).is_some());
         // Privacy addresses (RFC 8981) change within their /64.
-        let (secret, _) = sessions.open(&token("ci", "text"), source("2001:db8::1"), now).unwrap();
+        let secret = sessions.open(&token("ci", "text"), source("2001:db8::1"), now).unwrap();
         let key = SessionKey::of(secret.reveal());
         assert!(sessions.find(key, source("2001:db8::2"), Activity::Person, now).is_some());
         assert!(sessions.find(key, source("2001:db8:0:1::1"), Activity::Person, now).is_none());
@@ -284,7 +279,7 @@ mod tests {
     fn cookie_has_256_random_bits_that_are_never_shown() {
         let (sessions, now) = (PanelSessions::default(), Instant::now());
         let secrets: Vec<_> =
-            (0..2).map(|_| sessions.open(&token("ci", "text"), source("::1"), now).unwrap().0).collect();
+            (0..2).map(|_| sessions.open(&token("ci", "text"), source("::1"), now).unwrap()).collect();
         assert_ne!(secrets[0], secrets[1]);
         assert_eq!(URL_SAFE_NO_PAD.decode(secrets[0].reveal()).unwrap().len(), SECRET_BYTES);
         assert!(!format!("{sessions:?} {secrets:?}").contains(secrets[0].reveal()));

@@ -5,11 +5,10 @@ use serde_json::{Value, json};
 
 use crate::cli::Failure;
 use crate::cli::client::AdminClient;
-use crate::cli::client::http::Call;
 use crate::cli::client::json_view::JsonView;
-use crate::cli::client::sources::change::{Change, named, report};
-use crate::cli::client::sources::remove::{MAX_ATTEMPTS, PRECONDITION_FAILED, RuleSelector, Split};
-use crate::cli::client::sources::{Place, Plan, plan};
+use crate::cli::client::sources::change::Change;
+use crate::cli::client::sources::remove::{RuleSelector, Selection, change_selected};
+use crate::cli::client::sources::{Place, Plan};
 
 /// New values of a rule. What is `None` stays as it is.
 #[derive(Debug)]
@@ -36,33 +35,12 @@ pub(crate) fn edit(
     edit: &Edit<'_>,
     options: Plan,
 ) -> Result<(), Failure> {
-    // As in `remove`: each attempt starts with the list that another client has changed meanwhile.
-    for _ in 0..MAX_ATTEMPTS {
-        let reply = client.call(Call::get(&place.target()))?;
-        let etag = reply.etag.clone();
-        let body = reply.into_listener_body()?;
-        let selectors = std::slice::from_ref(selector);
-        let split = Split::of(&body, selectors, "changed")
-            .map_err(|why| Failure::Failed(format!("{}: {why}", place.listener)))?;
-        let rules = JsonView(&body).list("rules").filter(|rule| rule.text("origin").as_deref() == Some("file"));
+    let selection = Selection { place, rules: std::slice::from_ref(selector), done: "changed" };
+    change_selected(client, &selection, options, |_, list, if_match| {
+        let rules = JsonView(list).list("rules").filter(|rule| rule.text("origin").as_deref() == Some("file"));
         let rules: Vec<Value> = rules.map(|rule| edit.in_json(rule, selector.selects(rule))).collect();
-        let body = Some(json!({ "rules": rules }));
-        let change = Change { method: Method::PUT, target: place.target(), body, if_match: etag };
-        let reply = change.reply(client, options)?;
-        if reply.status == PRECONDITION_FAILED {
-            continue;
-        }
-        let body = reply.into_body()?;
-        if options.plan {
-            return plan::show(&body, &place.listener, place.json);
-        }
-        let lines = split.selected.iter().map(|rule| format!("{}: changed {}\n", place.listener, named(*rule)));
-        return report(client, place, &lines.collect::<String>());
-    }
-    Err(Failure::Failed(format!(
-        "{}: nothing was changed: other clients changed the rules during each of {MAX_ATTEMPTS} attempts; try again",
-        place.listener
-    )))
+        Change { method: Method::PUT, target: place.target(), body: Some(json!({ "rules": rules })), if_match }
+    })
 }
 
 impl Edit<'_> {

@@ -56,15 +56,37 @@ pub(crate) fn remove(
     removals: &[RuleSelector],
     options: Plan,
 ) -> Result<(), Failure> {
-    // A concurrent change of another rule makes the list outdated, and the program answers 412. Each attempt starts with the
-    // new list, so it removes the same rules and keeps those that the other change has added.
+    let selection = Selection { place, rules: removals, done: "removed" };
+    change_selected(client, &selection, options, |split, _, etag| split.removal(place, etag))
+}
+
+/// Rules of a listener that a command changes.
+#[derive(Debug)]
+pub(crate) struct Selection<'a> {
+    pub(crate) place: &'a Place,
+    pub(crate) rules: &'a [RuleSelector],
+    /// What happens to them, such as "removed".
+    pub(crate) done: &'static str,
+}
+
+/// Sends the change of selected rules that `change` makes of them, of the whole list, and of its entity tag.
+///
+/// A concurrent change of another rule makes the list outdated, and the program answers 412. Each attempt starts with the new
+/// list, so it changes the same rules and keeps those that the other change has added.
+pub(crate) fn change_selected(
+    client: &AdminClient,
+    selection: &Selection<'_>,
+    options: Plan,
+    change: impl Fn(&Split<'_>, &Value, Option<String>) -> Change,
+) -> Result<(), Failure> {
+    let Selection { place, rules, done } = *selection;
     for _ in 0..MAX_ATTEMPTS {
         let reply = client.call(Call::get(&place.target()))?;
         let etag = reply.etag.clone();
-        let body = reply.into_listener_body()?;
-        let split = Split::of(&body, removals, "removed")
-            .map_err(|why| Failure::Failed(format!("{}: {why}", place.listener)))?;
-        let reply = split.change(place, etag).reply(client, options)?;
+        let list = reply.into_listener_body()?;
+        let split =
+            Split::of(&list, rules, done).map_err(|why| Failure::Failed(format!("{}: {why}", place.listener)))?;
+        let reply = change(&split, &list, etag).reply(client, options)?;
         if reply.status == PRECONDITION_FAILED {
             continue;
         }
@@ -72,11 +94,11 @@ pub(crate) fn remove(
         if options.plan {
             return plan::show(&body, &place.listener, place.json);
         }
-        let lines = split.selected.iter().map(|rule| format!("{}: removed {}\n", place.listener, named(*rule)));
+        let lines = split.selected.iter().map(|rule| format!("{}: {done} {}\n", place.listener, named(*rule)));
         return report(client, place, &lines.collect::<String>());
     }
     Err(Failure::Failed(format!(
-        "{}: nothing was removed: other clients changed the rules during each of {MAX_ATTEMPTS} attempts; try again",
+        "{}: nothing was {done}: other clients changed the rules during each of {MAX_ATTEMPTS} attempts; try again",
         place.listener
     )))
 }
@@ -84,7 +106,7 @@ pub(crate) fn remove(
 /// The rules of a `sources_file` that are selected, and the others.
 #[derive(Debug)]
 pub(crate) struct Split<'a> {
-    pub(crate) selected: Vec<JsonView<'a>>,
+    selected: Vec<JsonView<'a>>,
     others: Vec<JsonView<'a>>,
 }
 
@@ -93,7 +115,7 @@ impl<'a> Split<'a> {
     ///
     /// # Errors
     /// If one of the selectors selects no rule of the file.
-    pub(crate) fn of(list: &'a Value, selectors: &[RuleSelector], done: &str) -> Result<Self, String> {
+    fn of(list: &'a Value, selectors: &[RuleSelector], done: &str) -> Result<Self, String> {
         let (in_file, elsewhere): (Vec<_>, Vec<_>) =
             JsonView(list).list("rules").partition(|rule| rule.text("origin").as_deref() == Some("file"));
         for selector in selectors {
@@ -116,7 +138,7 @@ impl<'a> Split<'a> {
     }
 
     /// A single rule is removed by itself, whatever happens to others. Several are removed by one atomic replacement.
-    fn change(&self, place: &Place, etag: Option<String>) -> Change {
+    fn removal(&self, place: &Place, etag: Option<String>) -> Change {
         let field = |rule: &JsonView<'_>, key: &str| rule.0.get(key).cloned().unwrap_or_default();
         match self.selected.as_slice() {
             [one] => {
@@ -134,10 +156,10 @@ impl<'a> Split<'a> {
     }
 }
 
-pub(crate) const PRECONDITION_FAILED: u16 = 412;
+const PRECONDITION_FAILED: u16 = 412;
 
 /// Each failed attempt means that another client has made progress.
-pub(crate) const MAX_ATTEMPTS: usize = 20;
+const MAX_ATTEMPTS: usize = 20;
 
 #[cfg(test)]
 mod tests {
