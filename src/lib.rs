@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod addr;
+mod agent;
 mod audit;
 pub mod cli;
 mod config;
@@ -26,6 +27,7 @@ mod policy;
 mod printable;
 mod protocol;
 mod proxy;
+mod resolution;
 mod server;
 mod session;
 mod shield;
