@@ -3,11 +3,10 @@
 //! A message is one JSON object, preceded by its length as 4 bytes in network byte order. The first message of the agent is
 //! [`FromAgent::Hello`]; both are the same binary, so another version is an error.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use crate::resolution::observation::Observation;
+use crate::resolution::settings::{DigitalOceanSettings, KubernetesSettings};
 use crate::source::cloud::CloudSource;
 
 /// The version of these messages.
@@ -45,50 +44,4 @@ pub struct Task {
     pub digitalocean: Option<DigitalOceanSettings>,
     pub kubernetes: Option<KubernetesSettings>,
     pub sources: Vec<CloudSource>,
-}
-
-/// `[resolver.digitalocean]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DigitalOceanSettings {
-    pub token: Secret,
-    /// An `https` URL. Requests and the token go to this host only.
-    pub endpoint: String,
-    /// PEM file of the trust anchors; `None` means those of the system.
-    pub ca: Option<PathBuf>,
-    /// Milliseconds between two polls, at least 1000.
-    pub refresh_ms: u64,
-    pub addresses: AddressChoice,
-}
-
-/// Which addresses of a droplet count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AddressChoice {
-    #[default]
-    All,
-    Public,
-    Private,
-}
-
-/// `[resolver.kubernetes]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "connection", rename_all = "snake_case", deny_unknown_fields)]
-pub enum KubernetesSettings {
-    /// The service account of the pod.
-    InCluster,
-    /// The current context of a kubeconfig file.
-    Kubeconfig { file: PathBuf },
-    /// An API server by its URL.
-    Server { server: String, ca: Option<PathBuf>, token: Option<Secret> },
-}
-
-/// Where the agent reads a secret. It reads it again when it changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Secret {
-    /// A file, also that of a systemd credential.
-    File(PathBuf),
-    /// A variable of the environment.
-    Environment(String),
 }

@@ -143,8 +143,8 @@ impl FromStr for ObjectId {
     type Err = CloudSourceError;
 
     fn from_str(text: &str) -> Result<Self, CloudSourceError> {
-        let is_valid = (1..=MAX_ID).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let is_valid =
+            (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         is_valid.then(|| Self(text.into())).ok_or(CloudSourceError::Id)
     }
 }
@@ -179,7 +179,8 @@ impl FromStr for KubernetesSource {
         match (what, rest) {
             ("nodes", selector) => Ok(Self::Nodes { selector: selector.map(str::parse).transpose()? }),
             ("pods", Some(rest)) => {
-                let (namespace, selector) = rest.split_once(':').map_or((rest, None), |(name, rest)| (name, Some(rest)));
+                let (namespace, selector) =
+                    rest.split_once(':').map_or((rest, None), |(name, rest)| (name, Some(rest)));
                 Ok(Self::Pods { namespace: namespace.parse()?, selector: selector.map(str::parse).transpose()? })
             }
             ("service", Some(rest)) => {
