@@ -3,8 +3,11 @@
 //! The process that has the TLS keys and the sessions never makes these connections. Both processes treat each other's messages
 //! as hostile input. The files of this folder belong to both processes or to the program; the folders below it to the agent.
 
+pub(crate) mod client;
+pub(crate) mod digitalocean;
 pub(crate) mod frame;
 pub(crate) mod message;
+pub(crate) mod process;
 #[allow(dead_code, reason = "the server shows it with the sources of clouds")]
 pub(crate) mod state;
 #[allow(dead_code, reason = "the server starts it with the sources of clouds")]

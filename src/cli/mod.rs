@@ -23,6 +23,8 @@ use clap_complete::Shell;
 use serde_json::Value;
 
 use crate::addr::ClientAddr;
+use crate::agent::process;
+use crate::agent::process::ProcessError;
 use crate::cli::certs::inspect;
 use crate::cli::certs::renew;
 use crate::cli::client::args::Running;
@@ -128,6 +130,9 @@ enum Command {
     },
     /// Print the man page
     Man,
+    /// Resolve the sources of clouds for `portcullis run`, which starts this command
+    #[command(hide = true)]
+    Agent,
 }
 
 #[derive(Debug, Subcommand)]
@@ -336,6 +341,7 @@ impl Cli {
             Command::Certs(CertsCommand::List { running, json }) => certificates::list(&running, json),
             Command::Completions { shell } => completions(shell),
             Command::Man => man::man(&Self::command()),
+            Command::Agent => agent(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -471,6 +477,13 @@ fn print_raw(text: &str) -> Result<(), Failure> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+fn agent() -> Result<(), Failure> {
+    process::run().map_err(|error| match error {
+        ProcessError::NotStarted => Failure::Usage(error.to_string()),
+        ProcessError::Runtime(_) | ProcessError::Frame(_) => Failure::Failed(error.to_string()),
+    })
 }
 
 fn completions(shell: Shell) -> Result<(), Failure> {
