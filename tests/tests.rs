@@ -44,6 +44,8 @@ mod client_certificates;
 mod client_pins;
 /// Dates far in the future, and a wall clock that is set.
 mod clock;
+/// The agent with a double of DigitalOcean's API.
+mod cloud_do;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
 /// Valid and invalid configurations, with approved error texts.
