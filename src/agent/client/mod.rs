@@ -104,7 +104,8 @@ impl ApiClient {
             .header(AUTHORIZATION, token.bearer());
         let request = request.body(Empty::new()).map_err(|error| ClientError::Request(error.to_string()))?;
         let answer = self.connections()?.request(request).await.map_err(|error| {
-            let chain = chain(&error);
+            // The error itself has only its kind.
+            let chain = chain(error.source().unwrap_or(&error));
             if error.is_connect() { ClientError::Connect(chain) } else { ClientError::Request(chain) }
         })?;
         let (head, body) = answer.into_parts();

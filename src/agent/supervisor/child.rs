@@ -64,6 +64,8 @@ impl AgentProcess {
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
+            // Signals of a terminal, such as Ctrl-C, are for the program, which ends the agent.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let process = child.id().unwrap_or_default();
