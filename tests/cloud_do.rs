@@ -445,6 +445,22 @@ fn replaced_token_is_used_at_once() {
 }
 
 #[test]
+fn replaced_token_ends_a_long_pause_after_failures() {
+    let site = site();
+    let api = DigitalOceanApi::start(&site, "dop_v1_other");
+    let mut agent = Agent::start();
+    let mut settings = settings(&site, &api);
+    settings["refresh_ms"] = json!(3_600_000);
+    agent.resolve(&settings, &["tag:web"]);
+    let start = Instant::now();
+    agent.failure("tag:web");
+    site.replace("token", "dop_v1_other");
+    agent.assert_addresses("tag:web", &[]);
+    // The next attempt without a new token comes after 6 seconds at the earliest.
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}
+
+#[test]
 fn token_in_the_environment_is_used() {
     let site = site();
     let api = DigitalOceanApi::start(&site, TOKEN);
@@ -480,7 +496,6 @@ fn server_is_verified_with_the_file_as_it_is_now() {
 #[test]
 fn server_with_another_name_is_rejected() {
     let site = site();
-    site.install("other", &site.ca.issue(Request::server(&["other.test"])));
     let leaf = site.ca.issue(Request::server(&["other.test"]));
     let other = Upstream::tls(crate::harness::upstream::showing(&leaf), |_| {});
     let api = DigitalOceanApi::start(&site, TOKEN);

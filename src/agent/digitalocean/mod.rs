@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::agent::client::ApiClient;
 use crate::agent::client::endpoint::Endpoint;
@@ -39,7 +39,7 @@ pub(crate) async fn run(
     };
     let budget = Budget::new(Instant::now());
     let client = ApiClient::new(endpoint, settings.ca);
-    let mut api = Api { client, secret: settings.token, choice: settings.addresses, budget };
+    let mut api = Api { client, secret: settings.token, choice: settings.addresses, budget, token: None };
     let mut schedule = Schedule::new(refresh);
     loop {
         schedule.set_sources(&sources.borrow_and_update(), Instant::now());
@@ -51,6 +51,13 @@ pub(crate) async fn run(
                 continue;
             }
             () = sleep_until(schedule.due().unwrap_or_else(Instant::now)), if schedule.due().is_some() => {}
+            // Whoever replaces a token waits for its effect.
+            () = sleep(TOKEN_CHECK), if schedule.is_failing() => {
+                if api.has_newer_token() {
+                    schedule.retry(Instant::now());
+                }
+                continue;
+            }
         }
         let polled = schedule.start(Instant::now());
         let before = api.budget.requests();
@@ -144,6 +151,16 @@ impl Schedule {
         }
     }
 
+    /// Whether a source waits for another attempt.
+    fn is_failing(&self) -> bool {
+        self.failures > 0 && !self.pending.is_empty()
+    }
+
+    /// Makes the failed sources due, because the cause may have gone.
+    fn retry(&mut self, now: Instant) {
+        self.pending_due = now;
+    }
+
     /// When the next poll is due; `None` without sources.
     fn due(&self) -> Option<Instant> {
         if self.sources.is_empty() {
@@ -193,6 +210,9 @@ impl Schedule {
 fn random() -> u64 {
     RandomState::new().hash_one(())
 }
+
+/// How often a token is read again while requests fail.
+const TOKEN_CHECK: Duration = Duration::from_secs(1);
 
 const MIN_REFRESH: Duration = Duration::from_secs(1);
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -26,6 +27,8 @@ pub(super) struct Api {
     pub(super) secret: Secret,
     pub(super) choice: AddressChoice,
     pub(super) budget: Budget,
+    /// The token that was last used.
+    pub(super) token: Option<Token>,
 }
 
 /// The results of a poll.
@@ -41,12 +44,12 @@ type Droplets = BTreeMap<u64, Droplet>;
 impl Api {
     /// Resolves these sources. Each gets an observation.
     pub(super) async fn resolve(&mut self, sources: &BTreeSet<CloudSource>) -> Outcome {
-        let token = Token::read(&self.secret).map_err(Trouble::service);
-        let (failure, token) = match token {
+        let (failure, token) = match Token::read(&self.secret) {
             Ok(token) => (None, Some(token)),
-            Err(trouble) => (Some(trouble), None),
+            Err(error) => (Some(Trouble::service(error)), None),
         };
-        let mut round = Round { api: self, token, failure };
+        self.token = token;
+        let mut round = Round { api: self, failure };
         let observations = round.resolve(sources).await;
         let failure = round.failure.map(|trouble| match trouble {
             Trouble::Service { retry, .. } => retry,
@@ -54,11 +57,19 @@ impl Api {
         });
         Outcome { observations, failure }
     }
+
+    /// Whether the token was replaced since it was last used.
+    pub(super) fn has_newer_token(&self) -> bool {
+        self.newer_token().is_some()
+    }
+
+    fn newer_token(&self) -> Option<Token> {
+        Token::read(&self.secret).ok().filter(|newer| Some(newer) != self.token.as_ref())
+    }
 }
 
 struct Round<'a> {
     api: &'a mut Api,
-    token: Option<Token>,
     /// Why the remaining requests need not be sent.
     failure: Option<Trouble>,
 }
@@ -173,21 +184,23 @@ impl Round<'_> {
     }
 
     async fn request<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Trouble> {
+        let mut is_repeated = false;
         loop {
-            let Some(token) = &self.token else { return Err(Trouble::service("there is no token")) };
+            let Some(token) = &self.api.token else { return Err(Trouble::service("there is no token")) };
             self.api.budget.spend(Instant::now());
             let answer = self.api.client.get(path, token).await;
             let answer =
                 answer.map_err(|error| Trouble::service(format_args!("{}: {error}", self.api.client.endpoint())))?;
             self.api.budget.note(&answer.headers);
             let judged = judge(path, &answer, OffsetDateTime::now_utc());
-            if answer.status == hyper::StatusCode::UNAUTHORIZED {
-                // The token may have been replaced since it was read.
-                let newer = Token::read(&self.api.secret).ok().filter(|newer| newer != token);
-                if newer.is_some() {
-                    self.token = newer;
-                    continue;
-                }
+            // The token may have been replaced since it was read.
+            if answer.status == StatusCode::UNAUTHORIZED
+                && !is_repeated
+                && let Some(newer) = self.api.newer_token()
+            {
+                self.api.token = Some(newer);
+                is_repeated = true;
+                continue;
             }
             judged?;
             return serde_json::from_slice(&answer.body)

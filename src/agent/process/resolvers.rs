@@ -175,4 +175,18 @@ mod tests {
         slot.apply(Some(&1), sources(&[]), echo);
         assert!(slot.running.is_none(), "nothing is left to resolve");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn resolver_that_panics_is_started_again_with_its_sources() {
+        let mut slot = Slot::default();
+        slot.apply(Some(&1), sources(&[7]), |settings, sources, observed| {
+            let mut starts = 0;
+            fault::restarted("test of resolvers", move || {
+                starts += 1;
+                assert!(starts > 1, "the first start fails");
+                echo(settings, sources.clone(), observed.clone())
+            })
+        });
+        assert_eq!(next(&mut slot).await, (7, "1".to_owned()));
+    }
 }

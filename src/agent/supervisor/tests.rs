@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::agent::state::AgentStatus;
+use crate::resolution::settings::{AddressChoice, DigitalOceanSettings, Secret};
 
 const SCRIPT: &str = "PORTCULLIS_TEST_FAKE_AGENT";
 
@@ -208,6 +209,22 @@ async fn agent_has_only_its_connection_and_the_standard_streams() {
     }
     let environment = fs::read_to_string(format!("/proc/{process}/environ")).unwrap();
     assert!(!environment.contains("PATH=") && !environment.contains("HOME="), "{environment}");
+}
+
+#[tokio::test]
+async fn agent_is_replaced_when_a_task_needs_another_variable() {
+    let supervised = Supervised::start("good", &[1]);
+    let process = supervised.process().await;
+    let token = Secret::Environment("CARGO_MANIFEST_DIR".to_owned());
+    let endpoint = "https://api.digitalocean.com".to_owned();
+    let addresses = AddressChoice::All;
+    let settings = DigitalOceanSettings { token, endpoint, ca: None, refresh_ms: 60_000, addresses };
+    supervised.task.send(Arc::new(Task { digitalocean: Some(settings), ..Task::clone(&task(&[1])) })).unwrap();
+    gone(process).await;
+    let process = supervised.process().await;
+    let environment = fs::read_to_string(format!("/proc/{process}/environ")).unwrap();
+    assert!(environment.contains("CARGO_MANIFEST_DIR="), "{environment}");
+    assert_eq!(supervised.state.status().restarts, 0);
 }
 
 #[tokio::test]
