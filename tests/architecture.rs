@@ -31,6 +31,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("transport", &["permissions", "source", "identity", "tls"]),
     ("dns", &["addr", "timestamp", "fault", "durable_file", "digest", "source"]),
     ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit", "token"]),
+    ("resolution", &[]),
+    ("agent", &["source", "resolution"]),
+    ("agent/kubernetes", &["printable", "fault", "source", "resolution"]),
     (
         "config",
         &[
