@@ -44,6 +44,9 @@ mod client_certificates;
 mod client_pins;
 /// Dates far in the future, and a wall clock that is set.
 mod clock;
+/// Sources of the Kubernetes API: lists, watches, and their failures.
+#[cfg(feature = "kubernetes")]
+mod cloud_kubernetes;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
 /// Valid and invalid configurations, with approved error texts.
