@@ -44,6 +44,8 @@ mod x509;
 pub mod internals {
     pub use super::timestamp;
     pub use crate::addr::ClientAddr;
+    #[cfg(feature = "kubernetes")]
+    pub use crate::agent::kubernetes::run_as_json as resolve_kubernetes;
     pub use crate::config::edit::sources::{Field, NewRule, SourcesChange};
     pub use crate::control::error::ErrorKind;
     pub use crate::control::response::AdminResponse;

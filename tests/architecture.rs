@@ -36,6 +36,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("agent/digitalocean", &["printable", "timestamp", "source", "resolution", "agent/client"]),
     ("agent/process", &["fault", "source", "resolution", "agent", "agent/digitalocean"]),
     ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit", "token"]),
+    ("resolution", &[]),
+    ("agent", &["source", "resolution"]),
+    ("agent/kubernetes", &["printable", "fault", "source", "resolution"]),
     (
         "config",
         &[

@@ -46,6 +46,9 @@ mod client_pins;
 mod clock;
 /// The agent with a double of DigitalOcean's API.
 mod cloud_do;
+/// Sources of the Kubernetes API: lists, watches, and their failures.
+#[cfg(feature = "kubernetes")]
+mod cloud_kubernetes;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
 /// Valid and invalid configurations, with approved error texts.

@@ -10,6 +10,7 @@ pub(crate) mod dns;
 pub(crate) mod guide;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
+pub(crate) mod kubernetes;
 pub(crate) mod listener;
 pub(crate) mod load;
 pub(crate) mod log;
