@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The result of one attempt to resolve a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Observation {
+pub(crate) enum Observation {
     /// A complete answer. It may be empty: no object matches.
     Addresses { addresses: Vec<ObjectAddress>, evidence: Evidence },
     /// The object does not exist (404).
@@ -22,7 +22,7 @@ pub enum Observation {
 /// An address, and the object that has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ObjectAddress {
+pub(crate) struct ObjectAddress {
     pub ip: IpAddr,
     /// For people: `droplet web-1`, `pod shop/web-0`.
     pub object: Arc<str>,
@@ -31,7 +31,7 @@ pub struct ObjectAddress {
 /// How reliable it is that something is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Evidence {
+pub(crate) enum Evidence {
     /// An object is missing in a list, which may be wrong for a moment.
     List,
     /// A watch reported every deletion.
@@ -39,7 +39,7 @@ pub enum Evidence {
 }
 
 /// The maximum number of addresses of one source.
-pub const MAX_ADDRESSES: usize = 65_536;
+pub(crate) const MAX_ADDRESSES: usize = 65_536;
 
 /// The maximum length of an object's name, an error or a detail, in bytes.
-pub const MAX_TEXT: usize = 512;
+pub(crate) const MAX_TEXT: usize = 512;

@@ -3,6 +3,7 @@
 pub(crate) mod admin_handler;
 pub(crate) mod apply;
 pub(crate) mod certificate_expiry;
+pub(crate) mod cloud;
 pub(crate) mod counts;
 pub(crate) mod history;
 pub(crate) mod pins;
@@ -34,7 +35,6 @@ use crate::control::AdminServer;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
-use crate::dns::HostCache;
 use crate::dns::refresher;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
@@ -46,6 +46,8 @@ use crate::policy::{Built, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
+use crate::resolution::cache::ResolutionCache;
+use crate::resolution::saver;
 use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
 use crate::server::history::History;
@@ -66,7 +68,7 @@ pub(crate) struct Server {
     published: Published,
     listeners: Listeners,
     registry: Arc<ConnectionRegistry>,
-    host_cache: Arc<HostCache>,
+    resolutions: Arc<ResolutionCache>,
     reloader: Reloader,
     expiry: ExpiryWatch,
     history: History,
@@ -103,13 +105,14 @@ impl Server {
     pub(crate) fn start(
         built: Built,
         fingerprint: Fingerprint,
-        host_cache: Arc<HostCache>,
+        resolutions: Arc<ResolutionCache>,
         audit: Audit,
         log: LogHandle,
     ) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
         let (reload_requests, reloads) = mpsc::channel(MAX_RELOAD_REQUESTS);
-        let reloader = Reloader::new(&snapshot, fingerprint, reloads, Arc::clone(&host_cache), PolicyThread::start());
+        let reloader = Reloader::new(&snapshot, fingerprint, reloads, Arc::clone(&resolutions), PolicyThread::start());
+        resolutions.expect(cloud::sources(&snapshot));
         let published = Published::new(&snapshot);
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
@@ -117,7 +120,9 @@ impl Server {
         let (policy, connections) = (current.clone(), Arc::clone(&registry));
         let revoke = move || revocation::run(policy.clone(), Arc::clone(&connections));
         tasks.spawn(fault::restarted("revocation", revoke));
-        let (hosts, known) = (published.hosts(), Arc::clone(&host_cache));
+        let (kept, answers) = (published.kept(), Arc::clone(&resolutions));
+        tasks.spawn(fault::restarted(saver::PART, move || saver::run(kept.clone(), Arc::clone(&answers))));
+        let (hosts, known) = (published.hosts(), Arc::clone(&resolutions));
         tasks.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
         let floods = audit.clone();
         tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
@@ -127,7 +132,7 @@ impl Server {
         let mut metrics_endpoint = MetricsEndpoint::new(Arc::new(Sources {
             current: current.clone(),
             registry: Arc::clone(&registry),
-            host_cache: Arc::clone(&host_cache),
+            resolutions: Arc::clone(&resolutions),
             process: Arc::clone(&metrics),
             audit_dropped: {
                 let audit = audit.clone();
@@ -154,7 +159,7 @@ impl Server {
         let admin_handler = AdminHandler::new(
             Queues { requests: requested, reload_requests },
             Arc::clone(&registry),
-            Arc::clone(&host_cache),
+            Arc::clone(&resolutions),
             audit.clone(),
             admin.last_uses(),
         );
@@ -165,7 +170,7 @@ impl Server {
             published,
             listeners,
             registry,
-            host_cache,
+            resolutions,
             reloader,
             expiry: ExpiryWatch::default(),
             history: History::new(),

@@ -37,23 +37,23 @@ impl Fixture {
         std::fs::write(self.0.path("portcullis.toml"), format!("{process}{listener}")).unwrap();
     }
 
-    fn build(&self, previous: Option<&Snapshot>, host_cache: &HostCache) -> (Built, Fingerprint) {
-        let (built, fingerprint) = reload::build(&self.0.path("portcullis.toml"), previous, host_cache);
+    fn build(&self, previous: Option<&Snapshot>, resolutions: &ResolutionCache) -> (Built, Fingerprint) {
+        let (built, fingerprint) = reload::build(&self.0.path("portcullis.toml"), previous, resolutions);
         (built.unwrap(), fingerprint)
     }
 
     fn start(&self) -> Server {
-        let host_cache = Arc::new(HostCache::default());
-        let (built, fingerprint) = self.build(None, &host_cache);
+        let resolutions = Arc::new(ResolutionCache::default());
+        let (built, fingerprint) = self.build(None, &resolutions);
         let audit = Audit::start(LineFormat::Json, None);
         let (_, log) = subscriber(&audit, "info").unwrap();
-        Server::start(built, fingerprint, host_cache, audit, log).unwrap()
+        Server::start(built, fingerprint, resolutions, audit, log).unwrap()
     }
 
     /// Reloads the files, as after a request.
     fn reload(&self, server: &mut Server) -> ReloadResult {
         let current = server.published.policy();
-        let (built, _) = self.build(Some(&current), &server.host_cache);
+        let (built, _) = self.build(Some(&current), &server.resolutions);
         let (reply, mut result) = oneshot::channel();
         let attempt =
             ReloadAttempt { requested: true, reply: Some(reply), same_files: false, outcome: Ok(Box::new(built)) };
@@ -106,7 +106,7 @@ async fn requested_reload_of_the_same_files_keeps_only_the_same_policy() {
     let mut server = fixture.start();
     let mut reload = || {
         let current = server.published.policy();
-        let (built, _) = fixture.build(Some(&current), &server.host_cache);
+        let (built, _) = fixture.build(Some(&current), &server.resolutions);
         let (reply, mut result) = oneshot::channel();
         let attempt =
             ReloadAttempt { requested: true, reply: Some(reply), same_files: true, outcome: Ok(Box::new(built)) };
@@ -130,7 +130,7 @@ async fn fault_in_one_part_of_a_reload_does_not_affect_the_others() {
         let source = format!("127.0.0.{turn}");
         fixture.configure(&source, &source);
         let current = server.published.policy();
-        let (built, _) = fixture.build(Some(&current), &server.host_cache);
+        let (built, _) = fixture.build(Some(&current), &server.resolutions);
         let prepared = server.prepare(&built.snapshot, &current).unwrap();
         inject(part);
         let changes = server.put_in_force(built, prepared, &current);
