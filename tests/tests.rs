@@ -44,6 +44,8 @@ mod client_certificates;
 mod client_pins;
 /// Dates far in the future, and a wall clock that is set.
 mod clock;
+/// Cloud sources: configuration, kept answers, API.
+mod cloud_sources;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
 /// Valid and invalid configurations, with approved error texts.
