@@ -163,6 +163,12 @@ const CHANGES: &[Change] = &[
     ("resolver.digitalocean.ca", "\"ca.crt\" # of the API", "\"other.crt\"", "resolver.digitalocean.ca"),
     ("resolver.digitalocean.refresh", "refresh = \"45s\"", "refresh = \"1s\"", "resolver.digitalocean.refresh"),
     ("resolver.digitalocean.addresses", "\"private\"", "\"all\"", "!resolver.digitalocean.addresses"),
+    (
+        "resolver.kubernetes.kubeconfig",
+        "server = \"https://127.0.0.1:6443\"\nca = \"ca.crt\" # of the cluster\ntoken_file = \"k8s.token\"",
+        "kubeconfig = \"kubeconfig\"",
+        "resolver.kubernetes.kubeconfig",
+    ),
     ("resolver.kubernetes.server", "127.0.0.1:6443", "127.0.0.1:6444", "resolver.kubernetes.server"),
     ("resolver.kubernetes.ca", "\"ca.crt\" # of the cluster", "\"other.crt\"", "resolver.kubernetes.ca"),
     ("resolver.kubernetes.token_file", "\"k8s.token\"", "\"do.token\"", "resolver.kubernetes.token_file"),
