@@ -44,13 +44,10 @@ mod x509;
 pub mod internals {
     pub use super::timestamp;
     pub use crate::addr::ClientAddr;
-    #[cfg(feature = "kubernetes")]
-    pub use crate::agent::kubernetes::run_as_json as resolve_kubernetes;
     pub use crate::config::edit::sources::{Field, NewRule, SourcesChange};
     pub use crate::control::error::ErrorKind;
     pub use crate::control::response::AdminResponse;
     pub use crate::control::{AdminRequest, AdminServer};
-    pub use crate::dns::HostCache;
     pub use crate::identity::auth_settings::ClientAuthSettings;
     pub use crate::identity::client_verifier::{ClientVerifier, PresentedIdentity};
     pub use crate::identity::settings::ClientAuth;
@@ -59,6 +56,7 @@ pub mod internals {
     pub use crate::policy::Snapshot;
     pub use crate::policy::usage::Authorization;
     pub use crate::protocol::postgres::frame::FrameTracker;
+    pub use crate::resolution::cache::ResolutionCache;
     pub use crate::server::reload::build as build_policy;
     pub use crate::session::registry::{ConnectionGuard, ConnectionRegistry};
     pub use crate::session::revocation;

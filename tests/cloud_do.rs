@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::harness::agent::Agent;
 use crate::harness::digitalocean_api::{DigitalOceanApi, Fault, error};
 use crate::harness::log::Log;
 use crate::harness::portcullis::executable;
@@ -18,103 +19,6 @@ use crate::harness::program::{Running, run};
 use crate::harness::{Authority, Request, TestDir, Upstream, WAIT_TIMEOUT, eventually};
 
 const TOKEN: &str = "dop_v1_5f0d2c9a";
-
-/// A running agent, and the connection that it has to `portcullis run`.
-struct Agent {
-    process: Running,
-    stream: UnixStream,
-    errors: Log,
-    hello: Value,
-}
-
-impl Agent {
-    fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    /// Starts it with variables in its environment.
-    fn start_with(environment: &[(&str, &str)]) -> Self {
-        let (stream, far) = UnixStream::pair().unwrap();
-        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
-        let mut command = executable();
-        command.arg("agent").envs(environment.iter().copied());
-        command.stdin(Stdio::from(OwnedFd::from(far))).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = Running::start(&mut command);
-        drop(command);
-        let errors = Log::of(process.0.stderr.take().unwrap());
-        let mut agent = Self { process, stream, errors, hello: Value::Null };
-        agent.hello = agent.receive().expect("it greets");
-        agent
-    }
-
-    fn send(&mut self, message: &Value) {
-        let body = message.to_string();
-        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
-        self.stream.write_all(&[&length, body.as_bytes()].concat()).unwrap();
-    }
-
-    /// The next message; `None` at the end.
-    fn receive(&mut self) -> Option<Value> {
-        let mut length = [0; 4];
-        self.stream.read_exact(&mut length).ok()?;
-        let mut body = vec![0; u32::from_be_bytes(length).try_into().unwrap()];
-        self.stream.read_exact(&mut body).ok()?;
-        let text = String::from_utf8(body).unwrap();
-        assert!(!text.contains(TOKEN), "the token is in {text}");
-        Some(serde_json::from_str(&text).unwrap())
-    }
-
-    fn resolve(&mut self, settings: &Value, sources: &[&str]) {
-        self.send(&json!({ "task": { "digitalocean": settings, "kubernetes": null, "sources": sources } }));
-    }
-
-    /// The next observation.
-    fn observed(&mut self) -> (String, Value) {
-        let message = self.receive().expect("the agent runs");
-        let observed = message.get("observed").unwrap_or_else(|| panic!("{message}"));
-        (observed["source"].as_str().unwrap().to_owned(), observed["observation"].clone())
-    }
-
-    /// The next observation of this source that matches.
-    fn until(&mut self, source: &str, matches: impl Fn(&Value) -> bool) -> Value {
-        loop {
-            let (of, observation) = self.observed();
-            if of == source && matches(&observation) {
-                return observation;
-            }
-        }
-    }
-
-    /// Waits for the addresses of a source, as `IP OBJECT`, and checks that they are these.
-    fn assert_addresses(&mut self, source: &str, expected: &[&str]) {
-        let observation = self.until(source, |observation| observation.get("addresses").is_some());
-        assert_eq!(addresses(&observation), expected, "{source}");
-        assert_eq!(observation["addresses"]["evidence"], "list");
-    }
-
-    /// Waits until a source has these addresses.
-    fn await_addresses(&mut self, source: &str, expected: &[&str]) {
-        self.until(source, |observation| observation.get("addresses").is_some() && addresses(observation) == expected);
-    }
-
-    /// The error of the next failure of a source.
-    fn failure(&mut self, source: &str) -> String {
-        let observation = self.until(source, |observation| observation.get("failed").is_some());
-        observation["failed"]["error"].as_str().unwrap().to_owned()
-    }
-
-    /// A line of /proc/PID/FILE that begins with this.
-    fn proc(&self, file: &str, begin: &str) -> String {
-        let text = fs::read_to_string(format!("/proc/{}/{file}", self.process.0.id())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_else(|| panic!("{begin}: {text}"));
-        line.split_whitespace().collect::<Vec<_>>().join(" ")
-    }
-}
-
-fn addresses(observation: &Value) -> Vec<String> {
-    let list = observation["addresses"]["addresses"].as_array().unwrap().iter();
-    list.map(|one| format!("{} {}", one["ip"].as_str().unwrap(), one["object"].as_str().unwrap())).collect()
-}
 
 /// A directory with `token` in it.
 fn site() -> TestDir {

@@ -1,14 +1,16 @@
 //! The resolver of Kubernetes sources against an API server over TLS.
 
+use std::cell::RefCell;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portcullis::internals::resolve_kubernetes;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
+use crate::harness::agent::{Agent, addresses, receive, send};
 use crate::harness::kubernetes::{Answer, KubernetesApi, node, pod, slice};
+use crate::harness::program::Running;
 use crate::harness::{Authority, TestDir, WAIT_TIMEOUT};
 
 /// A cluster, and the resolver that watches it.
@@ -49,9 +51,12 @@ impl Cluster {
     }
 }
 
+/// An agent that resolves sources of a cluster.
 struct Resolver {
-    sources: watch::Sender<Vec<String>>,
+    settings: Value,
+    stream: RefCell<UnixStream>,
     observed: mpsc::Receiver<Observed>,
+    _process: Running,
 }
 
 #[derive(Clone, Debug)]
@@ -64,14 +69,13 @@ struct Observed {
 }
 
 impl Observed {
-    fn new(message: &Value) -> Self {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let result = match message["addresses"].as_array() {
-            Some(list) => Ok(list.iter().map(text).collect()),
-            None => Err(text(&message["error"])),
+    fn new(source: String, observation: &Value) -> Self {
+        let result = match observation.get("addresses") {
+            Some(_) => Ok(addresses(observation)),
+            None => Err(observation["failed"]["error"].as_str().unwrap_or_default().to_owned()),
         };
-        let evidence = if message["is_watched"] == true { "watch" } else { "list" };
-        Self { at: Instant::now(), source: text(&message["source"]), result, evidence }
+        let evidence = if observation["addresses"]["evidence"] == "watch" { "watch" } else { "list" };
+        Self { at: Instant::now(), source, result, evidence }
     }
 
     fn is_list_of(&self, addresses: &[&str]) -> bool {
@@ -79,36 +83,31 @@ impl Observed {
     }
 }
 
-fn texts(sources: &[&str]) -> Vec<String> {
-    sources.iter().map(|source| (*source).to_owned()).collect()
-}
-
 impl Resolver {
     fn start(settings: Value, sources: &[&str]) -> Self {
-        let (sources, wanted) = watch::channel(texts(sources));
+        let Agent { process, stream: mut messages, .. } = Agent::start();
+        // A test waits with a limit of its own.
+        messages.set_read_timeout(None).unwrap();
+        let stream = RefCell::new(messages.try_clone().unwrap());
         let (sender, observed) = mpsc::channel();
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let (messages, mut received) = tokio::sync::mpsc::channel(1);
-                let forward = async {
-                    while let Some(message) = received.recv().await {
-                        if sender.send(Observed::new(&message)).is_err() {
-                            return;
-                        }
-                    }
-                };
-                tokio::select! {
-                    ended = resolve_kubernetes(settings, wanted, messages) => ended.unwrap(),
-                    () = forward => {}
+            while let Some(message) = receive(&mut messages) {
+                let observed = &message["observed"];
+                let source = observed["source"].as_str().unwrap_or_default().to_owned();
+                if sender.send(Observed::new(source, &observed["observation"])).is_err() {
+                    return;
                 }
-            });
+            }
         });
-        Self { sources, observed }
+        let resolver = Self { settings, stream, observed, _process: process };
+        resolver.set_sources(sources);
+        resolver
     }
 
     fn set_sources(&self, sources: &[&str]) {
-        self.sources.send_replace(texts(sources));
+        let sources: Vec<_> = sources.iter().map(|source| format!("kubernetes:{source}")).collect();
+        let task = json!({ "digitalocean": null, "kubernetes": self.settings, "sources": sources });
+        send(&mut self.stream.borrow_mut(), &json!({ "task": task }));
     }
 
     fn next(&self) -> Observed {

@@ -49,6 +49,8 @@ mod cloud_do;
 /// Sources of the Kubernetes API: lists, watches, and their failures.
 #[cfg(feature = "kubernetes")]
 mod cloud_kubernetes;
+/// Cloud sources: configuration, kept answers, API.
+mod cloud_sources;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
 /// Valid and invalid configurations, with approved error texts.

@@ -8,10 +8,7 @@ pub(crate) mod digitalocean;
 pub(crate) mod frame;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod kubernetes;
-#[allow(dead_code, unreachable_pub, reason = "the agent process uses it")]
 pub(crate) mod message;
 pub(crate) mod process;
-#[allow(dead_code, reason = "the server shows it with the sources of clouds")]
 pub(crate) mod state;
-#[allow(dead_code, reason = "the server starts it with the sources of clouds")]
 pub(crate) mod supervisor;

@@ -46,10 +46,10 @@ use crate::cli::token::TokenCommand;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
 use crate::config::values::{parse_duration, parse_positive_duration};
-use crate::dns::HostCache;
 use crate::issuing::IssuingError;
 use crate::policy::Built;
 use crate::printable;
+use crate::resolution::cache::ResolutionCache;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
 #[derive(Debug, Parser)]
@@ -420,8 +420,8 @@ impl From<IssuingError> for Failure {
 }
 
 /// Loads the configuration in the same way as `run`.
-fn load(file: &Path, host_cache: &HostCache) -> Result<(Built, Fingerprint), Failure> {
-    let (built, fingerprint) = crate::server::reload::build(file, None, host_cache);
+fn load(file: &Path, resolutions: &ResolutionCache) -> Result<(Built, Fingerprint), Failure> {
+    let (built, fingerprint) = crate::server::reload::build(file, None, resolutions);
     match built {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {

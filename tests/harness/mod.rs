@@ -1,6 +1,7 @@
 //! Shared parts of the tests: certificate authority, program under test, databases and clients. A test starts an upstream,
 //! then Portcullis, then clients.
 
+pub(crate) mod agent;
 pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;

@@ -11,7 +11,7 @@ use crate::agent::digitalocean;
 use crate::agent::message::Task;
 use crate::fault;
 use crate::resolution::observation::Observation;
-use crate::resolution::settings::DigitalOceanSettings;
+use crate::resolution::settings::{DigitalOceanSettings, KubernetesSettings};
 use crate::source::cloud::{CloudSource, Resolver};
 
 /// The sources that a resolver has to resolve.
@@ -24,6 +24,7 @@ pub(crate) type Observed = (CloudSource, Observation);
 #[derive(Debug, Default)]
 pub(crate) struct Resolvers {
     digitalocean: Slot<DigitalOceanSettings>,
+    kubernetes: Slot<KubernetesSettings>,
 }
 
 impl Resolvers {
@@ -41,12 +42,32 @@ impl Resolvers {
                 fault::restarted(Resolver::DigitalOcean.name(), run)
             },
         );
+        self.kubernetes.apply(
+            task.kubernetes.as_ref(),
+            sources(Resolver::Kubernetes),
+            |settings, sources, observed| {
+                let run = move || kubernetes(settings.clone(), sources.clone(), observed.clone());
+                fault::restarted(Resolver::Kubernetes.name(), run)
+            },
+        );
     }
 
     /// The next observation of a source of the task.
     pub(crate) async fn next(&mut self) -> Observed {
-        self.digitalocean.next().await
+        tokio::select! {
+            observed = self.digitalocean.next() => observed,
+            observed = self.kubernetes.next() => observed,
+        }
     }
+}
+
+#[cfg(feature = "kubernetes")]
+use crate::agent::kubernetes::run as kubernetes;
+
+/// The configuration names the feature that is missing, so no task has such sources.
+#[cfg(not(feature = "kubernetes"))]
+async fn kubernetes(_: KubernetesSettings, _: watch::Receiver<Sources>, observed: mpsc::Sender<Observed>) {
+    observed.closed().await;
 }
 
 /// The place of one resolver.
