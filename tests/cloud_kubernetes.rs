@@ -137,12 +137,13 @@ impl Resolver {
     /// Waits for a failure with this text. No set that differs from the known one may be observed before.
     #[track_caller]
     fn expect_failure(&self, known: &[&str], text: &str) -> Observed {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let observed = self.next();
             match &observed.result {
                 Err(error) if error.contains(text) => return observed,
                 // The end of an earlier trial.
-                Err(_) => {}
+                Err(_) => assert!(Instant::now() < deadline, "{observed:?}, not {text:?}"),
                 Ok(_) => assert!(observed.is_list_of(known), "{observed:?}, not {text:?}"),
             }
         }

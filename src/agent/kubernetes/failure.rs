@@ -50,6 +50,10 @@ impl Failure {
 
     /// An error that a server reports in the stream of a watch.
     pub(super) fn from_status(status: &Status) -> Self {
+        // kube reads any object that is no event as a status.
+        if status.code == 0 && status.message.is_empty() {
+            return Self::invalid("the answer is not valid: neither an event nor an error");
+        }
         let seconds = status.details.as_ref().map(|details| details.retry_after_seconds);
         let after = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
         Self::from_answer(status.code, Some(status), after)

@@ -36,8 +36,15 @@ pub(super) fn build(config: Config) -> Result<Client, String> {
         .build::<_, Body>(https);
     let bounded = service_fn(move |request: Request<Body>| {
         let limit = Limit::of(&request);
-        let answer = http.request(request);
-        async move { bounded(answer.await, limit).await }
+        let (again, http) = (repeated(&request), http.clone());
+        async move {
+            let answer = match http.request(request).await {
+                // The server has closed a connection that was kept for the next request.
+                Err(error) if !error.is_connect() => http.request(again).await,
+                answer => answer,
+            };
+            bounded(answer, limit).await
+        }
     });
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
@@ -45,6 +52,14 @@ pub(super) fn build(config: Config) -> Result<Client, String> {
         .layer(config.extra_headers_layer().map_err(|error| error.to_string())?)
         .service(bounded);
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// A copy of a request. All requests of this resolver are GET requests without a body.
+fn repeated(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::empty());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    copy
 }
 
 /// The body of an answer with the status 200.
