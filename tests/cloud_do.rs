@@ -3,20 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::agent::Agent;
+use crate::harness::agent::{Agent, addresses};
 use crate::harness::digitalocean_api::{DigitalOceanApi, Fault, error};
-use crate::harness::log::Log;
 use crate::harness::portcullis::executable;
-use crate::harness::program::{Running, run};
-use crate::harness::{Authority, Request, TestDir, Upstream, WAIT_TIMEOUT, eventually};
+use crate::harness::program::run;
+use crate::harness::{Authority, Request, TestDir, Upstream, eventually};
 
 const TOKEN: &str = "dop_v1_5f0d2c9a";
 

@@ -49,6 +49,8 @@ mod cloud_do;
 /// Sources of the Kubernetes API: lists, watches, and their failures.
 #[cfg(feature = "kubernetes")]
 mod cloud_kubernetes;
+/// The whole program with an agent: sources come into force, and stay when the agent or its API fails.
+mod cloud_program;
 /// Cloud sources: configuration, kept answers, API.
 mod cloud_sources;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.

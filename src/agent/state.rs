@@ -56,7 +56,8 @@ impl AgentState {
     }
 
     /// A receiver that is notified of each change.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<AgentStatus> {
+    #[cfg(test)]
+    pub(super) fn subscribe(&self) -> watch::Receiver<AgentStatus> {
         self.0.subscribe()
     }
 

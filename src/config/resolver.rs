@@ -16,8 +16,8 @@ use crate::source::cloud::Resolver;
 /// `[resolver]`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolvers {
-    pub digitalocean: Option<DigitalOceanSettings>,
-    pub kubernetes: Option<KubernetesSettings>,
+    pub(crate) digitalocean: Option<DigitalOceanSettings>,
+    pub(crate) kubernetes: Option<KubernetesSettings>,
     /// The `ca` files of both.
     pub ca: Vec<SourcedFile>,
     /// The files with tokens and keys, which only the agent reads.

@@ -45,7 +45,7 @@ pub(crate) async fn supervised_agent(
         let observe = move |source: CloudSource, observation| observer.observe(&source, observation);
         supervisor::run(task.clone(), observe, Arc::clone(&state))
     };
-    fault::restarted("agent supervisor", supervise).await;
+    fault::restarted(supervisor::PART, supervise).await;
 }
 
 /// Takes over what the agent observes.
