@@ -110,6 +110,7 @@ fn flood_of_plaintext_cancels_is_limited_and_another_source_still_cancels() {
         (logged + suppressed == flooded).then_some((logged, suppressed))
     });
     assert!((100..=100 + seconds).contains(&logged), "{logged} lines in {seconds} s");
+    portcullis.event("the other source", |event| event.is("cancel.forwarded") && event.0["source"] == "127.0.0.1");
     assert_eq!(audited(&portcullis, "127.0.0.1"), (1, 0));
     let denied = portcullis.event("a refusal", |event| event.is("connection.denied"));
     assert_eq!((denied.text("source"), denied.reason()), ("127.0.0.2", "rate_limited"));

@@ -72,6 +72,7 @@ fn held_client_that_closes_is_released() {
     for listener in [Listener::redis(free_address()), Listener::tcp(free_address())] {
         let portcullis = Portcullis::before(listener.upstream(LONG).limit("max_connections = 1"));
         let mut first = portcullis.client().connect();
+        portcullis.event("the first one has been dialled for", |line| line.0["message"] == "upstream unhealthy");
         let mut second = portcullis.client().connect();
         second.rest().unwrap();
         assert_eq!(portcullis.refusal(second.port()), "connection_limit", "who is held counts");
