@@ -85,6 +85,8 @@ mod farewell;
 mod file_watcher;
 /// `max_handshakes`.
 mod handshake_limit;
+/// The container image.
+mod image;
 /// Interrupted runs of these tests.
 mod interrupted;
 /// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.

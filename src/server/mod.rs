@@ -409,5 +409,6 @@ fn warn_all(warnings: &[String]) {
 const MAX_ADMIN_REQUESTS: usize = 16;
 const MAX_RELOAD_REQUESTS: usize = 4;
 
-/// How long closed sessions may take to send farewell messages: a round trip or two. A second signal ends this wait, too.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long closed sessions may take to send farewell messages: a round trip or two, on a busy machine too. The wait ends with the
+/// last session or a second signal.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
