@@ -2,6 +2,7 @@
 
 pub(crate) mod admin_handler;
 pub(crate) mod apply;
+pub(crate) mod background;
 pub(crate) mod certificate_expiry;
 pub(crate) mod cloud;
 pub(crate) mod counts;
@@ -36,7 +37,6 @@ use crate::control::AdminServer;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
-use crate::dns::refresher;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
 use crate::metrics::exposition::Sources;
@@ -48,10 +48,9 @@ use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
 use crate::resolution::cache::ResolutionCache;
-use crate::resolution::saver;
 use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
+use crate::server::background::Background;
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
-use crate::server::cloud::CloudObserver;
 use crate::server::history::History;
 use crate::server::published::Published;
 use crate::server::reload::change::{BuiltChange, ChangeResult, PendingChange};
@@ -59,8 +58,6 @@ use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::{PolicyChange, ReloadAttempt, ReloadReply, Reloader};
 use crate::server::signals::{Signals, Stop};
 use crate::session::registry::ConnectionRegistry;
-use crate::session::revocation;
-use crate::upstream::health_check;
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -119,24 +116,15 @@ impl Server {
         let published = Published::new(&snapshot);
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
-        let mut tasks = JoinSet::new();
-        let (policy, connections) = (current.clone(), Arc::clone(&registry));
-        let revoke = move || revocation::run(policy.clone(), Arc::clone(&connections));
-        tasks.spawn(fault::restarted("revocation", revoke));
-        let (kept, answers) = (published.kept(), Arc::clone(&resolutions));
-        tasks.spawn(fault::restarted(saver::PART, move || saver::run(kept.clone(), Arc::clone(&answers))));
-        let (hosts, known) = (published.hosts(), Arc::clone(&resolutions));
-        tasks.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
         let agent = Arc::<AgentState>::default();
-        tasks.spawn(cloud::supervised_agent(
-            published.cloud_task(),
-            CloudObserver { cache: Arc::clone(&resolutions), current: current.clone(), audit: audit.clone() },
-            Arc::clone(&agent),
-        ));
-        let floods = audit.clone();
-        tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
-        let upstreams = published.upstreams();
-        tasks.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
+        let tasks = Background {
+            published: &published,
+            registry: &registry,
+            resolutions: &resolutions,
+            agent: &agent,
+            audit: &audit,
+        }
+        .start();
         let metrics = Arc::<ProcessMetrics>::default();
         let mut metrics_endpoint = MetricsEndpoint::new(Arc::new(Sources {
             current: current.clone(),

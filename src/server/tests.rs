@@ -10,6 +10,7 @@ use crate::audit::LineFormat;
 use crate::audit::log::subscriber;
 use crate::audit::recent::EventFilter;
 use crate::control;
+use crate::dns::refresher;
 use crate::fault::injection::inject;
 use crate::policy::fixtures::{ConfigDir, listener};
 use crate::resolution::observation::{Evidence, ObjectAddress, Observation};
@@ -17,6 +18,7 @@ use crate::server::cloud::CloudObserver;
 use crate::server::reload;
 use crate::server::reload::ReloadResult;
 use crate::source::cloud::CloudSource;
+use crate::upstream::health_check;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
