@@ -27,6 +27,9 @@ struct Panel {
 /// A subject that tries to be markup, and to reverse the direction of the text.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>\u{202e}gnp.exe";
 
+/// No API is at the endpoint.
+const RESOLVER: &str = "[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"https://127.0.0.1:1\"\n";
+
 impl Panel {
     fn start() -> Self {
         Self::with("", None)
@@ -41,6 +44,7 @@ impl Panel {
             site.write(&format!("{listener}.sources"), local);
         }
         site.write("ca.key", site.ca.key_pem());
+        site.write("do.token", "dop_v1_of_a_test");
         let client = |name: &str| site.ca.issue(Request::client(name));
         site.install("client", &client("panel-client"));
         site.install("hostile", &client(HOSTILE));
@@ -72,7 +76,7 @@ impl Panel {
         let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = format!(
             // A scenario edits files, and sees what a reload would change before it happens.
-            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{cache}{solo}{vault}{}{}",
+            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{RESOLVER}{cache}{solo}{vault}{}{}",
             admin,
             redis_listener("fixed").trusting(&["10.0.0.0/8"]),
             orders.unwrap_or_default()
@@ -134,6 +138,7 @@ scenarios! {
     revoked_token_ends_the_session
     tokens_are_created_once_and_revoked
     sources_are_added_edited_removed_and_restored
+    cloud_source_shows_why_it_is_not_resolved
     own_address_is_trusted_with_one_choice
     dangerous_lists_are_warned_about
     listener_without_a_file_explains_how_to_add_one

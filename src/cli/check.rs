@@ -12,6 +12,7 @@ use crate::addr::ListenAddr;
 use crate::cli::client::AdminClient;
 use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
+use crate::cli::resolvers;
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
 use crate::config::admin::Admin;
 use crate::config::problem::Problems;
@@ -145,6 +146,7 @@ fn to_json(built: &Built) -> Value {
         "state_directory": config.state_directory,
         "admin_socket": config.admin.as_ref().and_then(Admin::socket),
         "admin": config.admin.as_ref().map(|admin| admin_json(admin, &built.snapshot)),
+        "resolvers": resolvers::to_json(&config.resolvers),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
         "listeners": listeners.collect::<Vec<_>>(),
@@ -257,6 +259,7 @@ fn to_text(built: &Built, offline: bool) -> String {
         write_sources(&mut out, policy, offline);
         write_certificates(&mut out, policy);
     }
+    resolvers::write(&mut out, &built.snapshot.config.resolvers);
     if let Some(admin) = &built.snapshot.config.admin {
         write_admin(&mut out, admin, &built.snapshot);
     }
