@@ -11,6 +11,7 @@ mod audit;
 pub mod cli;
 mod config;
 mod control;
+mod credential;
 mod descriptors;
 mod digest;
 mod dns;
