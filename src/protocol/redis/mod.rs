@@ -1,5 +1,7 @@
 //! Error lines for Redis clients (RESP simple errors), and the ROLE command that asks a Redis server for its role.
 
+pub(crate) mod commands;
+
 use std::mem;
 
 /// Answers a client that does not start with TLS.
