@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use time::Duration;
 
 use super::*;
+use crate::config::resolver::WrittenResolvers;
+use crate::config::sources::GroupScope;
 use crate::timestamp;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
@@ -12,7 +14,8 @@ const PAST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 const FUTURE: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(30_000));
 
 fn target<'a>(rules: &'a [Arc<Rule>]) -> Target<'a> {
-    Target { file: Path::new("sources.toml"), listener: "cache", rules, resolvers: WrittenResolvers::NONE }
+    let scope = RuleScope { resolvers: WrittenResolvers::NONE, groups: GroupScope::Named(&[]) };
+    Target { file: Path::new("sources.toml"), owner: "cache", rules, scope }
 }
 
 fn read(text: &str) -> Vec<Rule> {
