@@ -218,7 +218,7 @@ pub(crate) fn plan(
     };
     let (added, removed): (Vec<_>, Vec<_>) =
         (added.map(|(_, rule)| rule).collect(), removed.map(|(_, rule)| rule).collect());
-    let warnings: Vec<_> = added.iter().filter_map(|rule| warning(rule)).collect();
+    let warnings: Vec<_> = added.iter().filter_map(|rule| warning(snapshot, rule)).collect();
     let (added_count, removed_count) = (added.len(), removed.len());
     let ended = EndedSessions::from_registry(snapshot, registry);
     json!({
@@ -233,9 +233,14 @@ pub(crate) fn plan(
     })
 }
 
-fn warning(rule: &Rule) -> Option<String> {
-    let network = rule.source.network()?;
-    (network.net().prefix_len() == 0).then(|| format!("{rule} trusts every address of its family"))
+fn warning(snapshot: &Snapshot, rule: &Rule) -> Option<String> {
+    let is_everything = |rule: &Rule| rule.source.network().is_some_and(|network| network.net().prefix_len() == 0);
+    if is_everything(rule) {
+        return Some(format!("{rule} trusts every address of its family"));
+    }
+    let group = snapshot.group(rule.source.group()?.as_str())?;
+    let widest = group.sources.rules().iter().find(|rule| is_everything(rule))?;
+    Some(format!("{rule} contains {widest}, which trusts every address of its family"))
 }
 
 pub(crate) fn admits_nobody(policy: &ListenerPolicy) -> bool {
