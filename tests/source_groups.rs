@@ -278,7 +278,7 @@ fn reload_of_a_group_is_planned_with_what_it_weakens() {
     portcullis.site.replace("portcullis.toml", config(&upstream, &wider));
     let plan = command(&portcullis, &["reload", "--plan"]).success();
     for line in [
-        "! setting      group:web  trusted_sources: ip_addr:127.0.0.1 -> ip_addr:127.0.0.0/31 (weakens protection)",
+        "! setting      group:web  trusted_sources: ip_addr:127.0.0.1/32 -> ip_addr:127.0.0.0/31 (weakens protection)",
         "+ source       group:web  ip_addr:127.0.0.0/31",
         "- source       group:web  ip_addr:127.0.0.2",
         "sessions that would be closed: 1;",

@@ -313,10 +313,10 @@ fn group(node: &Node<'_>, text: &str, groups: GroupScope<'_>) -> Option<Source> 
     }
     let names: Vec<_> = known.iter().map(GroupName::as_str).collect();
     let fix = match names.as_slice() {
-        [] => format!("add [[source_group]] with name = \"{name}\""),
+        [] => "add one".to_owned(),
         names => document::suggestion(name.as_str(), names),
     };
-    problem(format_args!("but there is no [[source_group]] with the name \"{name}\"; {fix}"));
+    problem(format_args!("but there is no [[source_group]] with this name; {fix}"));
     None
 }
 
@@ -480,7 +480,7 @@ mod tests {
         assert_eq!(read(&names).unwrap()[0].to_string(), "group:web");
         let problems = read(&names[1..]).unwrap_err();
         assert_eq!((problems[0].key.as_str(), problems[0].position.position), ("rule[0].value", Some((3, 9))));
-        assert!(problems[0].message.ends_with("no [[source_group]] with the name \"web\"; expected office"));
+        assert!(problems[0].message.ends_with("no [[source_group]] with this name; expected office"));
     }
 
     #[test]

@@ -203,9 +203,7 @@ impl AdminHandler {
                 }
                 Err(response) => response,
             },
-            AdminRequest::SourceGroups => {
-                AdminResponse::ok(json!({ "source_groups": report::sources::groups(current) }))
-            }
+            AdminRequest::SourceGroups => source_groups(current),
             AdminRequest::Events { filter, recent, follow } => {
                 let reader = self.audit.recent_events().reader(recent, filter);
                 AdminResponse::events(if follow { reader } else { reader.of_the_past() })
@@ -240,11 +238,7 @@ impl AdminHandler {
             // These can be long.
             AdminRequest::Sources { listener } => return self.read_rules(listener, current, reply, sources),
             AdminRequest::Firewall { listener } => return self.read_rules(listener, current, reply, firewall),
-            AdminRequest::CaBundle { listener } => {
-                return self.read_listener(listener, current, reply, |policy, _, _| {
-                    report::certificates::ca_bundle(policy).map(AdminResponse::ok)
-                });
-            }
+            AdminRequest::CaBundle { listener } => return self.read_listener(listener, current, reply, ca_bundle),
             AdminRequest::CaBundleFile { listener } => {
                 return self.read_listener(listener, current, reply, |policy, _, _| {
                     report::certificates::ca_bundle_file(policy)
@@ -468,6 +462,18 @@ fn sources(list: &RuleList<'_>, registry: &ConnectionRegistry, resolutions: &Res
 
 fn firewall(list: &RuleList<'_>, _: &ConnectionRegistry, _: &ResolutionCache) -> AdminResponse {
     AdminResponse::ok(report::sources::firewall(list)).with_etag(&report::sources::etag(list))
+}
+
+fn source_groups(current: &Snapshot) -> AdminResponse {
+    AdminResponse::ok(json!({ "source_groups": report::sources::groups(current) }))
+}
+
+fn ca_bundle(
+    policy: &ListenerPolicy,
+    _: &ConnectionRegistry,
+    _: &ResolutionCache,
+) -> Result<AdminResponse, AdminResponse> {
+    report::certificates::ca_bundle(policy).map(AdminResponse::ok)
 }
 
 async fn in_background(work: impl FnOnce() -> AdminResponse + Send + 'static) -> AdminResponse {

@@ -219,7 +219,10 @@ fn invalid_rule_is_described_for_the_caller() {
             kind("droplet", "123"),
             "rules[1].type: a source of type \"droplet\" needs [resolver.digitalocean]; add [resolver.digitalocean]",
         ),
-        (kind("ipaddr", "10.0.0.1"), "rules[1].type: found \"ipaddr\", expected \"ip_addr\", \"dns\", \"droplet\""),
+        (
+            kind("ipaddr", "10.0.0.1"),
+            "rules[1].type: found \"ipaddr\", expected \"ip_addr\", \"dns\", \"group\", \"droplet\"",
+        ),
         (kind("ip\n[[rule]]\0", "10.0.0.1"), "rules[1].type: found "),
         (new("10.0.0.1\0"), "rules[1].value: contains the control character U+0000; remove it"),
         (new(&"a".repeat(256)), "rules[1].value: has 256 characters; shorten it to at most 255"),
