@@ -38,7 +38,9 @@ fn config(upstream: &Upstream, group: &str) -> String {
 
 fn start(upstream: &Upstream) -> Portcullis {
     let portcullis = Portcullis::start(site(), config(upstream, GROUP));
-    ["cache", "jobs", "plain"].map(|name| portcullis.address(name));
+    for listener in ["cache", "jobs", "plain"] {
+        portcullis.address(listener);
+    }
     portcullis
 }
 
