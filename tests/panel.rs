@@ -31,6 +31,9 @@ const HOSTILE: &str = "<img src=x onerror=alert(1)>\u{202e}gnp.exe";
 const GROUP: &str = "[[source_group]]\nname = \"office\"\ntrusted_sources = [\"192.0.2.77\"]\n\
                      sources_file = \"office.sources\"\n";
 
+/// No API is at the endpoint.
+const RESOLVER: &str = "[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"https://127.0.0.1:1\"\n";
+
 impl Panel {
     fn start() -> Self {
         Self::with("", None)
@@ -46,6 +49,7 @@ impl Panel {
         }
         site.write("office.sources", "rule = []\n");
         site.write("ca.key", site.ca.key_pem());
+        site.write("do.token", "dop_v1_of_a_test");
         let client = |name: &str| site.ca.issue(Request::client(name));
         site.install("client", &client("panel-client"));
         site.install("hostile", &client(HOSTILE));
@@ -77,7 +81,7 @@ impl Panel {
         let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = format!(
             // A scenario edits files, and sees what a reload would change before it happens.
-            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{GROUP}{cache}{solo}{vault}{}{}",
+            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{RESOLVER}{GROUP}{cache}{solo}{vault}{}{}",
             admin,
             redis_listener("fixed").trusting(&["10.0.0.0/8", "group:office"]),
             orders.unwrap_or_default()
@@ -139,6 +143,7 @@ scenarios! {
     revoked_token_ends_the_session
     tokens_are_created_once_and_revoked
     sources_are_added_edited_removed_and_restored
+    cloud_source_shows_why_it_is_not_resolved
     own_address_is_trusted_with_one_choice
     dangerous_lists_are_warned_about
     listener_without_a_file_explains_how_to_add_one

@@ -12,6 +12,7 @@ use crate::addr::ListenAddr;
 use crate::cli::client::AdminClient;
 use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
+use crate::cli::resolvers;
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
 use crate::config::admin::Admin;
 use crate::config::problem::Problems;
@@ -148,6 +149,7 @@ fn to_json(built: &Built) -> Value {
         "state_directory": config.state_directory,
         "admin_socket": config.admin.as_ref().and_then(Admin::socket),
         "admin": config.admin.as_ref().map(|admin| admin_json(admin, &built.snapshot)),
+        "resolvers": resolvers::to_json(&config.resolvers),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
         "source_groups": built.snapshot.groups().iter().map(|group| group_json(group, &built.snapshot)).collect::<Vec<_>>(),
@@ -278,13 +280,8 @@ fn to_text(built: &Built, offline: bool) -> String {
         write_sources(&mut out, policy, offline);
         write_certificates(&mut out, policy);
     }
-    for group in built.snapshot.groups() {
-        let _ = writeln!(out, "\nsource group {}", group.name);
-        let users = users(group, &built.snapshot);
-        let users = if users.is_empty() { "NONE".to_owned() } else { users.join(", ") };
-        let _ = writeln!(out, "  {:<13} {users}", "listeners");
-        write_rules(&mut out, &group.sources, offline);
-    }
+    write_groups(&mut out, &built.snapshot, offline);
+    resolvers::write(&mut out, &built.snapshot.config.resolvers);
     if let Some(admin) = &built.snapshot.config.admin {
         write_admin(&mut out, admin, &built.snapshot);
     }
@@ -292,6 +289,16 @@ fn to_text(built: &Built, offline: bool) -> String {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
     }
     out
+}
+
+/// The source groups, and the listeners that use them.
+fn write_groups(out: &mut String, snapshot: &Snapshot, offline: bool) {
+    for group in snapshot.groups() {
+        let users = users(group, snapshot);
+        let users = if users.is_empty() { "NONE".to_owned() } else { users.join(", ") };
+        let _ = writeln!(out, "\nsource group {}\n  {:<13} {users}", group.name, "listeners");
+        write_rules(out, &group.sources, offline);
+    }
 }
 
 /// The addresses of the admin API, and what authenticates its callers.

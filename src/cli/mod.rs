@@ -9,6 +9,7 @@ pub(crate) mod man;
 pub(crate) mod output;
 pub(crate) mod preflight;
 pub(crate) mod reachability;
+pub(crate) mod resolvers;
 pub(crate) mod run;
 pub(crate) mod token;
 

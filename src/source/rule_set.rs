@@ -78,9 +78,11 @@ impl RuleSet {
         &self.rules
     }
 
-    /// Whether the set has exactly these rules.
+    /// Whether the set has exactly these rules, with the same texts.
     pub(crate) fn has_rules(&self, rules: &[Arc<Rule>]) -> bool {
-        let is_same = |(one, other): (&Arc<Rule>, &Arc<Rule>)| Arc::ptr_eq(one, other) || one == other;
+        // Two spellings of a tag are equal, and are shown as written.
+        let is_equal = |one: &Rule, other: &Rule| one == other && one.written_value() == other.written_value();
+        let is_same = |(one, other): (&Arc<Rule>, &Arc<Rule>)| Arc::ptr_eq(one, other) || is_equal(one, other);
         self.rules.len() == rules.len() && self.rules.iter().zip(rules).all(is_same)
     }
 

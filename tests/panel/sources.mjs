@@ -61,6 +61,22 @@ export async function sources_are_added_edited_removed_and_restored(site) {
   back.socket.destroy();
 }
 
+export async function cloud_source_shows_why_it_is_not_resolved(site) {
+  const page = await site.signedIn('operator', '#/sources/cache');
+  await row(page, '127.0.0.1').waitFor();
+  await add(page, 'tag:backend # web servers\nkubernetes:pods:shop');
+  await press(page, 'review');
+  await dialog(page).getByText('resolver.kubernetes', { exact: false }).first().waitFor();
+  await dialog(page).locator('textarea').fill('tag:backend # web servers');
+  await press(page, 'review');
+  assert.match(await plan(page), /tag:backend/);
+  await confirm(page);
+  await row(page, 'backend').waitFor();
+  const state = row(page, 'backend').locator('.c-state span').first();
+  await until('the lookup failed', async () => /127\.0\.0\.1/.test((await state.getAttribute('title')) ?? ''));
+  assert.match(await state.innerText(), /unresolved/);
+}
+
 export async function own_address_is_trusted_with_one_choice(site) {
   await site.api('operator', 'PUT', '/v1/listeners/cache/sources', { rules: [] });
   const page = await site.signedIn('operator', '#/sources/cache');
