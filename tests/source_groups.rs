@@ -6,10 +6,13 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
+use crate::dns_sources::STATE;
 use crate::harness::api::Api;
 use crate::harness::client::port;
+use crate::harness::hosts;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{Outcome, run};
+use crate::harness::prometheus::request;
 use crate::harness::{ClockedPortcullis, Connection, Listener, Portcullis, TestDir, Upstream, wire};
 use crate::reload::ON_SIGHUP;
 use crate::revocation::{MAX_REVOCATION_TIME, assert_ended, assert_lives};
@@ -331,4 +334,42 @@ fn listener_with_an_empty_group_trusts_no_source() {
     assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     assert_eq!(portcullis.refusal(port(&untrusted)), "untrusted_source");
     upstream.assert_untouched();
+}
+
+#[test]
+fn changed_addresses_of_a_host_in_a_group_apply_to_all_its_listeners() {
+    let upstream = Upstream::echo();
+    let site = TestDir::new();
+    hosts::name(&site, &[("app.test", &["127.0.0.5"])]);
+    let rule = "{ type = \"dns\", value = \"app.test\", refresh = \"1s\" }";
+    let group = format!("[[source_group]]\nname = \"web\"\ntrusted_sources = [{rule}]\n");
+    let metrics = "admin.metrics = \"127.0.0.1:0\"\n";
+    let listener = |name: &str| Listener::redis(&upstream).named(name).trusting(&["group:web"]);
+    let config = format!("{STATE}{ADMIN}{metrics}{ON_SIGHUP}{group}{}{}", listener("cache"), listener("jobs"));
+    let Some(portcullis) = hosts::start(site, config) else { return };
+    portcullis.address("jobs");
+    let gone = ["cache", "jobs"].map(|listener| connect(&portcullis, listener, "127.0.0.5"));
+    assert_eq!(portcullis.opened(gone[0].port()).text("rule"), "dns:app.test");
+
+    portcullis.event("the metrics are served", |event| event.0["message"] == "serving metrics");
+    let serving = portcullis.events().into_iter().rfind(|event| event.0["message"] == "serving metrics").unwrap();
+    let scraped = request(serving.text("address").parse().unwrap(), "GET", "/metrics", "").body;
+    for listener in ["cache", "jobs"] {
+        for series in [
+            format!("portcullis_trusted_sources{{listener=\"{listener}\"}} 1\n"),
+            format!("portcullis_source_stale{{listener=\"{listener}\",rule=\"dns:app.test\"}} 0\n"),
+        ] {
+            assert!(scraped.contains(&series), "no {series} in {scraped}");
+        }
+    }
+
+    let seen = portcullis.seen();
+    hosts::name(&portcullis.site, &[("app.test", &["127.0.0.6"])]);
+    for session in gone {
+        assert_ended(&portcullis, session, "source_revoked");
+    }
+    assert!(is_admitted(&portcullis, "cache", "127.0.0.6") && is_admitted(&portcullis, "jobs", "127.0.0.6"));
+    let added = portcullis.event_after(seen, "the addition", |event| event.is("source.added"));
+    assert_eq!((added.text("group"), added.text("addresses"), added.has("listener")), ("web", "127.0.0.6", false));
+    portcullis.assert_count("one removal", 1, |event| event.is("source.removed"));
 }
