@@ -117,10 +117,7 @@ impl CommandFollower {
             match start(&self.held) {
                 Start::Incomplete => {}
                 Start::Other { rest, .. } => {
-                    self.state = State::Other(rest);
-                    if rest.is_over() {
-                        self.state = State::Begin;
-                    }
+                    self.state = if rest.is_over() { State::Begin } else { State::Other(rest) };
                     return Some(Piece::PassHeld(mem::take(&mut self.held)));
                 }
                 Start::Rejected { .. } => {
@@ -408,12 +405,11 @@ enum Header<'a> {
 fn header(bytes: &[u8]) -> Header<'_> {
     let end = bytes.iter().take(MAX_LINE + 1).position(|byte| matches!(byte, b'\r' | 0));
     match end {
-        Some(end) if bytes.get(end) == Some(&b'\r') => match bytes.get(1..end) {
-            // The byte after the carriage return is not looked at.
-            Some(line) if bytes.len() >= end + LINE_END => Header::Line(line, end + LINE_END),
-            Some(_) => Header::Incomplete,
-            None => Header::Line(&[], end + LINE_END),
-        },
+        // The byte after the carriage return is not looked at.
+        Some(end) if bytes.get(end) == Some(&b'\r') && bytes.len() >= end + LINE_END => {
+            Header::Line(bytes.get(1..end).unwrap_or_default(), end + LINE_END)
+        }
+        Some(end) if bytes.get(end) == Some(&b'\r') => Header::Incomplete,
         _ if bytes.len() > MAX_LINE => Header::TooLong,
         _ => Header::Incomplete,
     }
