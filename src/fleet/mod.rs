@@ -1,0 +1,7 @@
+//! What many replicas share through a store: the rules of listeners, session ticket keys, and what each member has applied.
+//!
+//! Pure: the agent reads and writes the store, and the server composes the two.
+
+pub(crate) mod chunks;
+pub(crate) mod guard;
+pub(crate) mod manifest;
