@@ -16,6 +16,7 @@ mod digest;
 mod dns;
 mod durable_file;
 mod fault;
+mod fleet;
 mod identity;
 mod issuing;
 mod limit;

@@ -30,9 +30,9 @@ fn end(text: &str) -> usize {
 fn is_boundary(text: &str, start: usize) -> bool {
     // FNV-1a: an operator who defeats it gets chunks of the maximum size.
     let before = text.as_bytes().get(start.saturating_sub(HASHED)..start).unwrap_or_default();
-    let hash = before.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = before
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     (hash >> 32).is_multiple_of(MEAN_RULES)
 }
 
@@ -101,7 +101,7 @@ mod tests {
             };
             let text: String = parts.iter().map(part).collect();
             let chunks = split(&text);
-            prop_assert_eq!(chunks.concat(), text);
+            prop_assert_eq!(chunks.concat(), text.as_str());
             prop_assert!(chunks.iter().all(|chunk| !chunk.is_empty() && chunk.len() <= MAX_CHUNK));
         }
     }

@@ -36,7 +36,10 @@ impl fmt::Display for Suspicion {
                 write!(f, "the store went back from revision {known} to {seen}, as one restored from a backup does")
             }
             Self::LostEpoch { known, seen } => {
-                write!(f, "the store has lost an acceptance: it has number {seen}, and this member knows number {known}")
+                write!(
+                    f,
+                    "the store has lost an acceptance: it has number {seen}, and this member knows number {known}"
+                )
             }
         }
     }

@@ -85,7 +85,9 @@ impl Manifest {
         struct Version {
             format: u32,
         }
-        let form = |error: &serde_json::Error| ManifestError::Form(format!("line {}, column {}", error.line(), error.column()));
+        let form = |error: &serde_json::Error| {
+            ManifestError::Form(format!("line {}, column {}", error.line(), error.column()))
+        };
         let Version { format } = serde_json::from_str(value).map_err(|error| form(&error))?;
         if format != FORMAT {
             return Err(ManifestError::Format(format));

@@ -5,3 +5,5 @@
 pub(crate) mod chunks;
 pub(crate) mod guard;
 pub(crate) mod manifest;
+pub(crate) mod seal;
+pub(crate) mod ticket_ring;
