@@ -5,5 +5,6 @@
 pub(crate) mod chunks;
 pub(crate) mod guard;
 pub(crate) mod manifest;
+pub(crate) mod roster;
 pub(crate) mod seal;
 pub(crate) mod ticket_ring;
