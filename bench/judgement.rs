@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis::internals::ClientAddr;
-use portcullis::internals::HostCache;
 use portcullis::internals::PresentedIdentity;
+use portcullis::internals::ResolutionCache;
 use portcullis::internals::revocation;
 use portcullis::internals::{Authorization, Snapshot};
 use portcullis::internals::{ConnectionGuard, ConnectionRegistry};
@@ -319,7 +319,7 @@ impl Site {
 
     fn snapshot(&self, previous: Option<&Snapshot>) -> Result<Snapshot, Failure> {
         let (built, _) =
-            portcullis::internals::build_policy(&self.path("portcullis.toml"), previous, &HostCache::default());
+            portcullis::internals::build_policy(&self.path("portcullis.toml"), previous, &ResolutionCache::default());
         Ok(built.map_err(|problems| problems.to_string())?.snapshot)
     }
 }

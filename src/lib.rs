@@ -49,7 +49,6 @@ pub mod internals {
     pub use crate::control::error::ErrorKind;
     pub use crate::control::response::AdminResponse;
     pub use crate::control::{AdminRequest, AdminServer};
-    pub use crate::dns::HostCache;
     pub use crate::identity::auth_settings::ClientAuthSettings;
     pub use crate::identity::client_verifier::{ClientVerifier, PresentedIdentity};
     pub use crate::identity::settings::ClientAuth;
@@ -58,6 +57,7 @@ pub mod internals {
     pub use crate::policy::Snapshot;
     pub use crate::policy::usage::Authorization;
     pub use crate::protocol::postgres::frame::FrameTracker;
+    pub use crate::resolution::cache::ResolutionCache;
     pub use crate::server::reload::build as build_policy;
     pub use crate::session::registry::{ConnectionGuard, ConnectionRegistry};
     pub use crate::session::revocation;

@@ -86,7 +86,8 @@ fn reference_has_every_field_of_the_answers() {
     let operated = Operated::with_rules("[[rule]]\ntype = \"dns\"\nvalue = \"localhost\"\n");
     let unix = operated.unix();
     let client = operated.portcullis.client();
-    let _session = client.connect();
+    let mut session = client.connect();
+    session.ask(b"PING\r\n", b"+PONG\r\n");
     unix.post("/v1/tokens", &serde_json::json!({ "name": "new", "role": "viewer" })).expect(201);
     let plan = unix.put("/v1/listeners/main/sources?plan=true", &serde_json::json!({ "rules": [] })).expect(200);
     assert_ne!(plan["sessions_ended_count"], 0, "{plan}");

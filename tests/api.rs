@@ -519,7 +519,8 @@ fn source_with_a_ttl_is_cut_off_when_it_ends() {
     let ended = operated.portcullis.event("the end", |event| event.is("session.revoked"));
     assert_eq!(ended.reason(), "rule_expired");
     assert_eq!(operated.unix().get(SOURCES).expect(200)["rules"][0]["state"], "expired");
-    // The same source is admitted again.
+    // The same source is admitted again, now for longer than any machine needs.
+    let body = json!({ "rules": [{ "type": "ip_addr", "value": "127.0.0.1", "ttl": "1h" }] });
     operated.unix().post(SOURCES, &body).expect(201);
     operated.portcullis.client().connect().ask(b"PING\r\n", b"+PONG\r\n");
 }

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio_postgres::error::SqlState;
 
 use crate::harness::client::port;
+use crate::harness::portcullis::ADMIN;
 use crate::harness::program::Running;
 use crate::harness::wire::{GSSENC_REQUEST, PROTOCOL_3_0, cancel, read_exactly, read_until_closed, startup};
 use crate::harness::{Connection, Listener, Portcullis, Postgres, Request, TestDir, Upstream, eventually};
@@ -52,6 +53,8 @@ fn tokio_postgres_cancels_its_query_over_tls() {
         let (ended, (), _postgres) = tokio::join!(connection, query, stop);
         ended.unwrap();
     });
+    // The client does not wait for the end of the connection that cancels.
+    portcullis.event("a cancellation", |event| event.is("cancel.forwarded"));
     let (_, events) = portcullis.stop();
     let count = |name: &str| events.iter().filter(|event| event.is(name)).count();
     assert_eq!(count("cancel.forwarded"), 1);
@@ -199,14 +202,17 @@ fn plaintext_cancel_during_a_reload_is_authorized_by_the_new_policy() {
 
 #[test]
 fn tls_cancel_during_a_reload_is_authorized_by_the_new_policy() {
-    let upstream = Upstream::silent();
-    let listener = Listener::postgres(&upstream);
-    let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{listener}"));
-    let mut client = portcullis.client().with_ssl_request().connect();
+    let (upstream, site) = (Upstream::silent(), TestDir::new());
+    let app = site.ca.issue(Request::client("app"));
+    let listener = Listener::postgres(&upstream).tls("client_auth = \"required\"").tls("client_ca = \"ca.crt\"");
+    let portcullis = Portcullis::start(site, format!("{ADMIN}{ON_SIGHUP}{listener}"));
+    let mut client = portcullis.client().with_ssl_request().showing(&app).connect();
+    // A client with a certificate counts as a handshake until it is authorized.
+    eventually("it is authorized", || (portcullis.status()["handshakes"] == 0).then_some(()));
     let packet = cancel(77, &[1, 2, 3, 4]);
     let (half, rest) = packet.split_at(packet.len() / 2);
     client.send(half);
-    let applied = portcullis.reconfigure(format!("{ON_SIGHUP}{}", listener.trusting(&["127.0.0.2"])));
+    let applied = portcullis.reconfigure(format!("{ADMIN}{ON_SIGHUP}{}", listener.trusting(&["127.0.0.2"])));
     assert!(applied.is("reload.applied"), "{}", applied.0);
     client.send(rest);
     assert_eq!(client.rest().unwrap(), b"");

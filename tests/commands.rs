@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::openssl::{openssl, s_client};
 use crate::harness::portcullis::executable;
-use crate::harness::program::{Outcome, run};
+use crate::harness::program::{Outcome, free_address, run};
 use crate::harness::{Authority, Listener, Portcullis, Request, TestDir, Upstream};
 
 /// Portcullis, in a directory.
@@ -112,7 +112,8 @@ fn check_json_describes_the_configuration() {
 
 #[test]
 fn check_binds_nothing() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // The kernel gives a port of this range to no other server once it is free.
+    let taken = TcpListener::bind(free_address()).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let site = configured(Listener::redis("127.0.0.1:6379").on(&[&address]));
     portcullis(&site, &["check", "--offline", "-c", "portcullis.toml"]).success();

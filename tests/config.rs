@@ -32,6 +32,9 @@ pub(crate) fn site() -> TestDir {
     let token = format!("[[token]]\nname = \"ci\"\nrole = \"viewer\"\nsha256 = \"{}\"\n", "c".repeat(64));
     site.write("tokens.toml", token);
     site.write("empty", "");
+    site.write("do.token", "dop_v1_of_a_test");
+    site.write("k8s.token", "eyJ of a test");
+    site.write("kubeconfig", "apiVersion: v1\nkind: Config\n");
     let whole = Authority::new("A CA").pem();
     site.write("cut.crt", &whole[..whole.len() / 2]);
     site.write("joined.crt", format!("{}{whole}", whole.trim_end()));

@@ -1,12 +1,13 @@
 //! `dial_retry`: while an upstream refuses connections its clients are held. The error they get then makes them retry.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, free_address, run, tied};
-use crate::harness::{Event, Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
+use crate::harness::{Listener, Portcullis, Postgres, Redis, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 use crate::reload::ON_SIGHUP;
 
@@ -72,6 +73,7 @@ fn held_client_that_closes_is_released() {
     for listener in [Listener::redis(free_address()), Listener::tcp(free_address())] {
         let portcullis = Portcullis::before(listener.upstream(LONG).limit("max_connections = 1"));
         let mut first = portcullis.client().connect();
+        portcullis.event("the first one has been dialled for", |line| line.0["message"] == "upstream unhealthy");
         let mut second = portcullis.client().connect();
         second.rest().unwrap();
         assert_eq!(portcullis.refusal(second.port()), "connection_limit", "who is held counts");
@@ -148,7 +150,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 client = redis.Redis(port=int(sys.argv[1]), ssl=True, ssl_ca_certs=sys.argv[2], ssl_check_hostname=False,
                      retry=Retry(ConstantBackoff(0.1), 100), retry_on_error=[redis.ConnectionError])
-print(client.set('number', 42))
+print(client.set('number', 42), flush=True)
 while True:
     number = client.get('number')
     if number is None:
@@ -162,8 +164,10 @@ fn redis_py_survives_an_outage_as_it_does_without_a_proxy() {
     let mut redis = Redis::start();
     let portcullis = Portcullis::before(Listener::redis(&redis).upstream("dial_retry = \"500ms\""));
     let mut python = python(REDIS_PY, &portcullis);
-    let mut python = Running::start(python.stderr(Stdio::piped()));
-    portcullis.event("a session", |event: &Event| event.is("connection.opened"));
+    let mut python = Running::start(python.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    // Otherwise it would set the number after the outage, and wait for ever for its loss.
+    let mut lines = BufReader::new(python.0.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "True");
     redis.kill();
     let denials = || portcullis.events().iter().filter(|event| event.is("connection.denied")).count();
     eventually("it gets two errors", || (denials() >= 2).then_some(()));

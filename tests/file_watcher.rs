@@ -417,6 +417,10 @@ fn certificate_before_its_key_causes_at_most_one_rejection() {
             served(&portcullis);
             put("server.key", leaf.key_pem());
             wait_until_served(&portcullis, &leaf);
+            // The log has the rejection, if there was one, before this line.
+            portcullis.event("the reload", |event| {
+                event.is("reload.applied") && event.0.to_string().contains(&leaf.sha256())
+            });
             assert!(rejections(&portcullis) <= before + 1);
         }
     });

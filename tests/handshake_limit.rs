@@ -13,8 +13,9 @@ use crate::harness::wire::{PROTOCOL_3_0, cancel, read_exactly, read_until_closed
 use crate::harness::{Client, Listener, Portcullis, Request, TestDir, Upstream, eventually};
 use crate::reload::ON_SIGHUP;
 
-/// One listener that trusts all of 127.0.0.0/8, with the admin socket.
+/// One listener that trusts all of 127.0.0.0/8, with the admin socket. A handshake may take longer than any of these tests.
 fn limited(listener: Listener, limit: u32) -> Portcullis {
+    let listener = listener.limit("handshake_timeout = \"10m\"");
     let listener = listener.trusting(&["127.0.0.0/8"]).limit(&format!("max_handshakes = {limit}"));
     Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"))
 }
@@ -121,8 +122,8 @@ fn slow_handshakes_of_one_source_do_not_block_other_sources() {
 #[test]
 fn source_is_accepted_again_once_its_handshakes_time_out() {
     let upstream = Upstream::echo();
-    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"2s\"");
-    let portcullis = limited(listener, 2);
+    let listener = Listener::redis(&upstream).limit("handshake_timeout = \"2s\"").limit("max_handshakes = 2");
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{listener}"));
     let client = portcullis.client();
     let crowd = stalled(&client, 2);
     for stream in &crowd {
@@ -143,6 +144,7 @@ fn denied_client_counts_until_it_is_closed() {
     assert_eq!(handshakes(&portcullis).0, 1, "it may still receive its error");
     // Its place is free for another source at once.
     let _crowd = stalled(&client, 1);
+    has(&portcullis, 2);
     let other = portcullis.client().from("127.0.0.2").dial();
     eventually("its socket is closed", || {
         let places = handshakes(&portcullis).0;

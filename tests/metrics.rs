@@ -17,7 +17,10 @@ use crate::harness::{Event, Listener, Portcullis, Redis, TestDir, eventually};
 const METRICS: &str = "admin.metrics = \"127.0.0.1:0\"\n";
 
 fn start(listeners: &str) -> Portcullis {
-    Portcullis::start(TestDir::new(), format!("{ADMIN}{METRICS}{listeners}"))
+    let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{METRICS}{listeners}"));
+    // The metrics are served before: while an address is not bound, /readyz is 503.
+    portcullis.event("the listeners are bound", |event| event.is("ready"));
+    portcullis
 }
 
 /// Where the metrics are served now.

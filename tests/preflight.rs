@@ -1,7 +1,6 @@
 //! Faults that `check` reports before a start: files, chains, keys, sources, directories, addresses, upstreams.
 
 use std::fs::{self, Permissions};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -205,7 +204,7 @@ fn check_of_a_running_configuration_passes() {
 #[test]
 fn silent_upstreams_are_warnings_that_strict_fails_and_offline_skips() {
     let site = TestDir::new();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = free_address();
     for (upstream, words) in [
         (closed.to_string(), "refuses connections"),
         ("no-such-host.invalid:6379".to_owned(), "cannot be resolved"),

@@ -99,7 +99,8 @@ fn port_in_use_rejects_the_whole_reload() {
     let main = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{ON_SIGHUP}{main}"));
     portcullis.address("main");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // The kernel gives a port of this range to no connection once it is free.
+    let taken = TcpListener::bind(free_address()).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let free = free_address();
     let config = format!(
@@ -140,7 +141,8 @@ fn rejected_reload_is_retried_when_its_port_becomes_free() {
     let main = Listener::redis(&upstream);
     let portcullis = Portcullis::start(TestDir::new(), format!("{polling}{main}"));
     portcullis.address("main");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    // The kernel gives a port of this range to no connection once it is free.
+    let taken = TcpListener::bind(free_address()).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let config = format!("{polling}{main}{}", main.clone().named("taken").on(&[&address]));
     let rejected = portcullis.reload_after(|| portcullis.site.replace("portcullis.toml", &config));

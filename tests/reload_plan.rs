@@ -50,6 +50,18 @@ revoke = "disconnect"
 [shutdown]
 drain = "30s"
 
+[resolver.digitalocean]
+token_file = "do.token"
+endpoint = "https://127.0.0.1:8443"
+ca = "ca.crt" # of the API
+refresh = "45s"
+addresses = "private"
+
+[resolver.kubernetes]
+server = "https://127.0.0.1:6443"
+ca = "ca.crt" # of the cluster
+token_file = "k8s.token"
+
 [[listener]]
 name = "main"
 protocol = "postgres"
@@ -146,6 +158,20 @@ const CHANGES: &[Change] = &[
     ("reload.poll", "poll = \"1h\"", "poll = \"2h\"", "reload.poll"),
     ("reload.revoke", "\"1h\"\nrevoke = \"disconnect\"", "\"1h\"\nrevoke = \"keep\"", "!reload.revoke"),
     ("shutdown.drain", "drain = \"30s\"", "drain = \"5s\"", "shutdown.drain"),
+    ("resolver.digitalocean.token_file", "\"do.token\"", "\"k8s.token\"", "resolver.digitalocean.token_file"),
+    ("resolver.digitalocean.endpoint", "127.0.0.1:8443", "127.0.0.1:8444", "resolver.digitalocean.endpoint"),
+    ("resolver.digitalocean.ca", "\"ca.crt\" # of the API", "\"other.crt\"", "resolver.digitalocean.ca"),
+    ("resolver.digitalocean.refresh", "refresh = \"45s\"", "refresh = \"1s\"", "resolver.digitalocean.refresh"),
+    ("resolver.digitalocean.addresses", "\"private\"", "\"all\"", "!resolver.digitalocean.addresses"),
+    (
+        "resolver.kubernetes.kubeconfig",
+        "server = \"https://127.0.0.1:6443\"\nca = \"ca.crt\" # of the cluster\ntoken_file = \"k8s.token\"",
+        "kubeconfig = \"kubeconfig\"",
+        "resolver.kubernetes.kubeconfig",
+    ),
+    ("resolver.kubernetes.server", "127.0.0.1:6443", "127.0.0.1:6444", "resolver.kubernetes.server"),
+    ("resolver.kubernetes.ca", "\"ca.crt\" # of the cluster", "\"other.crt\"", "resolver.kubernetes.ca"),
+    ("resolver.kubernetes.token_file", "\"k8s.token\"", "\"do.token\"", "resolver.kubernetes.token_file"),
     ("listener.name", "name = \"main\"", "name = \"renamed\"", "listeners_added"),
     ("listener.protocol", "protocol = \"redis\"", "protocol = \"tcp\"", "protocol"),
     ("listener.listen", "[\"[::1]:0\"]", "[\"[::1]:1\"]", "listen"),

@@ -137,6 +137,8 @@ struct WhileClosing {
 
 /// Keeps a client connected whose session has ended, and queries the admin socket while the session lingers.
 fn while_closing(portcullis: &Portcullis) -> Option<WhileClosing> {
+    // The place of an earlier attempt is taken until its last client has ended.
+    eventually("the place is free", || portcullis.sessions().is_empty().then_some(()));
     let mut client = left_by_redis(portcullis);
     // What it sends to a closed server breaks the other direction, too.
     let closed = eventually("the end of the session", || {

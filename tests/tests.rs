@@ -44,6 +44,15 @@ mod client_certificates;
 mod client_pins;
 /// Dates far in the future, and a wall clock that is set.
 mod clock;
+/// The agent with a double of DigitalOcean's API.
+mod cloud_do;
+/// Sources of the Kubernetes API: lists, watches, and their failures.
+#[cfg(feature = "kubernetes")]
+mod cloud_kubernetes;
+/// The whole program with an agent: sources come into force, and stay when the agent or its API fails.
+mod cloud_program;
+/// Cloud sources: configuration, kept answers, API.
+mod cloud_sources;
 /// `check`, `explain`, `certs`, `completions`, `man`, and exit codes.
 mod commands;
 /// Valid and invalid configurations, with approved error texts.
@@ -76,6 +85,8 @@ mod farewell;
 mod file_watcher;
 /// `max_handshakes`.
 mod handshake_limit;
+/// The container image.
+mod image;
 /// Interrupted runs of these tests.
 mod interrupted;
 /// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use crate::harness::client::reset;
+use crate::harness::portcullis::ADMIN;
 use crate::harness::redis::ANY_CLIENT;
 use crate::harness::upstream::showing;
 use crate::harness::{Event, Portcullis, Redis, TestDir, WAIT_TIMEOUT, eventually, wire};
@@ -162,7 +163,7 @@ fn listeners(protocol: &str, upstream: &str, limits: &str) -> String {
 fn before(kind: Kind, limits: &str, serve: impl Fn(Wire) + Send + Sync + 'static) -> Portcullis {
     let site = TestDir::new();
     let upstream = upstream(&site, kind, serve);
-    let portcullis = Portcullis::start(site, listeners("tcp", &upstream, limits));
+    let portcullis = Portcullis::start(site, format!("{ADMIN}{}", listeners("tcp", &upstream, limits)));
     portcullis.event("ready", |event| event.is("ready") && event.0["listener"] == "socket");
     portcullis
 }
@@ -370,9 +371,8 @@ fn slow_reader_uses_little_memory_over_all_transports() {
         let mut earlier = client(portcullis, name);
         earlier.write_all(b"?").unwrap();
         wire::read_exactly(&mut earlier, 8 * MIB);
-        let seen = portcullis.seen();
         earlier.reset();
-        closed(portcullis, seen);
+        portcullis.wait_until_idle();
         let before = portcullis.anonymous_memory();
         let mut client = client(portcullis, name);
         client.write_all(b"?").unwrap();

@@ -4,6 +4,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::client::port;
+use crate::harness::program::free_port;
 use crate::harness::{ClockedPortcullis, Listener, Portcullis, TestDir, Upstream, eventually, wire};
 
 #[test]
@@ -106,7 +107,8 @@ fn all_of_ipv6_does_not_include_ipv4() {
 #[test]
 fn ipv6_only_listener_does_not_answer_ipv4() {
     let upstream = Upstream::echo();
-    let listener = Listener::redis(&upstream).on(&["[::]:0"]).trusting(&["::1", "127.0.0.1"]);
+    // Another server may have a port that the kernel chooses, at the address of IPv4.
+    let listener = Listener::redis(&upstream).on(&[&format!("[::]:{}", free_port())]).trusting(&["::1", "127.0.0.1"]);
     let portcullis = Portcullis::before(listener.key("ipv6_only = true"));
     let mut address = portcullis.address("main");
     address.set_ip("::1".parse().unwrap());

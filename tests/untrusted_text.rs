@@ -133,7 +133,9 @@ fn denied_clients_with_very_long_names_use_bounded_memory_while_the_log_is_unrea
     let after = unread.resident();
     assert!(after < before + (32 << 10), "{before} KiB have become {after} KiB");
     let filed = fs::read_to_string(unread.site.path("audit.jsonl")).unwrap();
-    filed.lines().for_each(assert_bounded);
+    // The last line may be incomplete: the program still writes.
+    let (complete, _) = filed.rsplit_once('\n').unwrap();
+    complete.lines().for_each(assert_bounded);
     assert!(filed.len() < 4 << 20, "{} bytes", filed.len());
 }
 

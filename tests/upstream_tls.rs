@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::openssl::openssl;
-use crate::harness::portcullis::executable;
+use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::postgres::client;
 use crate::harness::program::{Running, command, run, serve};
 use crate::harness::redis::ANY_CLIENT;
@@ -844,14 +844,14 @@ fn slow_reader_of_a_tls_upstream_uses_little_memory() {
             }
         }
     });
-    let portcullis = Portcullis::start(site, Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt"));
+    let listener = Listener::tcp(&upstream).upstream_tls("verify-full", "ca.crt");
+    let portcullis = Portcullis::start(site, format!("{ADMIN}{listener}"));
     // An earlier client has read such an answer, so that code and buffers are already loaded.
     let mut earlier = portcullis.client().connect();
     earlier.send(b"?");
     earlier.receive(8 << 20);
-    let port = earlier.port();
     earlier.reset();
-    portcullis.ending(port);
+    portcullis.wait_until_idle();
     let before = portcullis.anonymous_memory();
     let mut client = portcullis.client().connect();
     client.send(b"?");

@@ -160,10 +160,12 @@ impl Event {
 
     pub(crate) fn of_addresses(name: &'static str, listener: &str, host: &HostName, addresses: &[IpAddr]) -> Self {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        Self::new(name)
-            .with("listener", listener)
-            .with("rule", format!("{}:{host}", Source::DNS))
-            .with_list("addresses", &addresses)
+        Self::of_source(name, listener, format!("{}:{host}", Source::DNS)).with_list("addresses", &addresses)
+    }
+
+    /// About a rule, in its form `type:value`.
+    pub(crate) fn of_source(name: &'static str, listener: &str, rule: String) -> Self {
+        Self::new(name).with("listener", listener).with("rule", rule)
     }
 
     pub(crate) fn name(&self) -> &'static str {

@@ -34,6 +34,7 @@ use crate::audit::recent::RecentEvents;
 use crate::audit::sink::{Destination, Sink};
 use crate::audit::suppression::{FloodEvent, FloodLimiter};
 use crate::outcome::{ByteCounts, Outcome, Reason};
+use crate::source::cloud::CloudSource;
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
 use crate::timestamp;
@@ -264,6 +265,18 @@ impl Audit {
     /// A host that is or was trusted no longer has these addresses.
     pub(crate) fn addresses_removed(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
         self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
+    }
+
+    /// The addresses of a cloud source have changed: the numbers of added, removed and all addresses.
+    pub(crate) fn source_resolved(&self, listener: &str, source: &CloudSource, [added, removed, all]: [usize; 3]) {
+        let event = Event::of_source("source.resolved", listener, source.to_string());
+        self.write(&event.with("added", added).with("removed", removed).with("addresses", all), Level::Info);
+    }
+
+    /// There is no newer answer about a cloud source, and its last good addresses stay in force.
+    pub(crate) fn source_stale(&self, listener: &str, source: &CloudSource, error: &str) {
+        let event = Event::of_source("source.stale", listener, source.to_string());
+        self.write(&event.with("error", error), Level::Warn);
     }
 
     /// Returns the size of the longer line in bytes: that of the file or that of the log.

@@ -16,11 +16,12 @@ use crate::cli::{Failure, difference, load, preflight, print, print_json, reacha
 use crate::config::admin::Admin;
 use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
-use crate::dns::HostCache;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::policy::{BindAddr, Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
+use crate::resolution::cache::ResolutionCache;
+use crate::source::addresses::MAX_HOST_ADDRESSES;
 use crate::source::rule::{Network, Origin, Rule};
 use crate::timestamp;
 use crate::token::Token;
@@ -77,8 +78,8 @@ fn require_no_warnings(built: &Built, strict: bool) -> Result<(), Failure> {
 
 /// Loads the configuration and checks what else a start needs.
 fn load_and_check(file: &Path, offline: bool) -> Result<Built, Failure> {
-    let host_cache = if offline { HostCache::offline() } else { HostCache::default() };
-    let (mut built, _) = load(file, &host_cache)?;
+    let resolutions = if offline { ResolutionCache::offline() } else { ResolutionCache::default() };
+    let (mut built, _) = load(file, &resolutions)?;
     let problems = preflight::problems(&built.snapshot.config, offline);
     Problems::unless_any(problems, ()).map_err(Failure::Configuration)?;
     if !offline {
@@ -192,11 +193,14 @@ fn admin_json(admin: &Admin, snapshot: &Snapshot) -> Value {
 
 fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
     let host = rule.source.host();
+    let addresses = rule.source.resolvable();
+    let addresses = addresses.as_ref().map(|source| policy.sources.trusted.addresses_of(source));
     json!({
         "rule": rule.to_string(),
         "type": rule.source.kind(),
         "value": rule.source.value(),
-        "addresses": host.map(|host| policy.sources.trusted.addresses_of(&host.name)),
+        "addresses": addresses.filter(|addresses| addresses.len() <= MAX_HOST_ADDRESSES),
+        "addresses_count": addresses.map(<[_]>::len),
         "refresh_ms": host.and_then(|host| milliseconds(Some(host.refresh))),
         "description": rule.description.as_ref().map(printable::field),
         "expires_at": rule.expires_at.map(timestamp::seconds),
@@ -324,7 +328,8 @@ fn write_sources(out: &mut String, policy: &ListenerPolicy, offline: bool) {
     }
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MAX_RULES) {
-        let addresses = if offline { String::new() } else { policy.describe_addresses(rule) };
+        let is_looked_up = !offline || rule.source.cloud().is_some();
+        let addresses = if is_looked_up { policy.describe_addresses(rule) } else { String::new() };
         let _ = write!(out, "    {rule}{addresses}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));

@@ -18,8 +18,8 @@ use crate::cli::client::json_view::JsonView;
 use crate::cli::client::reply::Reply;
 use crate::cli::{Failure, hint, load, parse_source, print, print_json};
 use crate::config::Config;
-use crate::dns::HostCache;
-use crate::policy::explain::ExplainError;
+use crate::policy::explain::{ExplainError, Hypothetical};
+use crate::resolution::cache::ResolutionCache;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
@@ -126,8 +126,10 @@ fn explanation(reply: Reply) -> Result<Value, Failure> {
 /// Explains by the policy of the configuration file.
 fn explain_file(args: &ExplainArgs, chain: &[CertificateDer<'_>]) -> Result<Value, Failure> {
     let file = &args.running.config.config;
-    let (built, _) = load(file, &HostCache::default())?;
-    let explained = built.snapshot.explain(&args.listener, args.source, chain, OffsetDateTime::now_utc());
+    let resolutions = ResolutionCache::default();
+    let (built, _) = load(file, &resolutions)?;
+    let (now, connection) = (OffsetDateTime::now_utc(), Hypothetical { client: args.source, chain });
+    let explained = built.snapshot.explain(&args.listener, connection, &resolutions, now);
     let mut body = explained.map_err(|error: ExplainError| Failure::Usage(error.to_string()))?.in_json();
     set(&mut body, "config", json!(file));
     Ok(body)

@@ -23,6 +23,8 @@ use clap_complete::Shell;
 use serde_json::Value;
 
 use crate::addr::ClientAddr;
+use crate::agent::process;
+use crate::agent::process::ProcessError;
 use crate::cli::certs::inspect;
 use crate::cli::certs::renew;
 use crate::cli::client::args::Running;
@@ -44,10 +46,10 @@ use crate::cli::token::TokenCommand;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
 use crate::config::values::{parse_duration, parse_positive_duration};
-use crate::dns::HostCache;
 use crate::issuing::IssuingError;
 use crate::policy::Built;
 use crate::printable;
+use crate::resolution::cache::ResolutionCache;
 
 /// TLS-terminating proxy for Redis and PostgreSQL that enforces trusted sources.
 #[derive(Debug, Parser)]
@@ -128,6 +130,9 @@ enum Command {
     },
     /// Print the man page
     Man,
+    /// Resolve the sources of clouds for `portcullis run`, which starts this command
+    #[command(hide = true)]
+    Agent,
 }
 
 #[derive(Debug, Subcommand)]
@@ -336,6 +341,7 @@ impl Cli {
             Command::Certs(CertsCommand::List { running, json }) => certificates::list(&running, json),
             Command::Completions { shell } => completions(shell),
             Command::Man => man::man(&Self::command()),
+            Command::Agent => agent(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -414,8 +420,8 @@ impl From<IssuingError> for Failure {
 }
 
 /// Loads the configuration in the same way as `run`.
-fn load(file: &Path, host_cache: &HostCache) -> Result<(Built, Fingerprint), Failure> {
-    let (built, fingerprint) = crate::server::reload::build(file, None, host_cache);
+fn load(file: &Path, resolutions: &ResolutionCache) -> Result<(Built, Fingerprint), Failure> {
+    let (built, fingerprint) = crate::server::reload::build(file, None, resolutions);
     match built {
         Ok(built) => Ok((built, fingerprint)),
         Err(problems) => {
@@ -471,6 +477,13 @@ fn print_raw(text: &str) -> Result<(), Failure> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+fn agent() -> Result<(), Failure> {
+    process::run().map_err(|error| match error {
+        ProcessError::NotStarted => Failure::Usage(error.to_string()),
+        ProcessError::Runtime(_) | ProcessError::Frame(_) => Failure::Failed(error.to_string()),
+    })
 }
 
 fn completions(shell: Shell) -> Result<(), Failure> {

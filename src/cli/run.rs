@@ -10,7 +10,7 @@ use crate::audit::log::subscriber;
 use crate::audit::{Audit, LineFormat, open_audit_file};
 use crate::cli::{Failure, load};
 use crate::config::LogFormat;
-use crate::dns::HostCache;
+use crate::resolution::cache::ResolutionCache;
 use crate::server::Server;
 use crate::server::signals::Signals;
 use crate::{descriptors, fault};
@@ -23,8 +23,8 @@ pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     // Install the handlers first: a signal during a long start is handled after it and does not kill the process.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(|error| failed(&error))?;
 
-    let host_cache = Arc::new(HostCache::default());
-    let (built, fingerprint) = load(file, &host_cache)?;
+    let resolutions = Arc::new(ResolutionCache::default());
+    let (built, fingerprint) = load(file, &resolutions)?;
     let log = &built.snapshot.config.log;
     let audit_file = log.audit_file.clone().map(open_audit_file).transpose().map_err(Failure::Failed)?;
     let audit = Audit::start(line_format(log.format), audit_file);
@@ -37,7 +37,7 @@ pub(crate) fn run(file: &Path) -> Result<(), Failure> {
     }
 
     let serve = async {
-        let server = Server::start(built, fingerprint, host_cache, audit.clone(), handle);
+        let server = Server::start(built, fingerprint, resolutions, audit.clone(), handle);
         let server = server.map_err(|error| failed(&error))?;
         server.run(signals).await;
         Ok(())

@@ -333,10 +333,6 @@ impl<'a> Node<'a> {
     }
 }
 
-/// The message for a key or value of a feature that is not available yet.
-pub(crate) const NOT_YET: &str =
-    concat!("is not available in this version (", env!("CARGO_PKG_VERSION"), "); remove it");
-
 /// After the first few errors the recovered parse is unreliable.
 const MAX_SYNTAX_ERRORS: usize = 3;
 

@@ -37,6 +37,8 @@ pub struct Files {
     planned: BTreeMap<PathBuf, Existence>,
     /// The root certificates of the system, if the configuration needs them.
     system_roots: Option<Result<Vec<CertificateDer<'static>>, String>>,
+    /// Secrets that only the agent reads, and whether it can.
+    inspected: BTreeMap<PathBuf, Inspection>,
     /// The rules of `sources_file`s that are known by their text.
     pub(crate) rules: RuleCache,
 }
@@ -46,6 +48,9 @@ enum Existence {
     Created,
     Removed,
 }
+
+/// The result of [`Files::inspect`]: the permission bits of the file, or why it cannot be read.
+type Inspection = Result<u32, String>;
 
 /// How a path of `client_certificates` names files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +145,24 @@ impl Files {
         if is_missing { Ok(None) } else { bytes.map(Some) }
     }
 
+    /// Checks that a secret exists and is not empty, without reading it. A file that can be read later, or no longer, is a
+    /// change; another content is not.
+    ///
+    /// # Errors
+    /// A message that completes a sentence about the location: "cannot be read: …".
+    pub(crate) fn inspect(&mut self, location: &Location) -> Result<(), String> {
+        match location {
+            Location::File(path) => {
+                self.inspected.entry(path.clone()).or_insert_with(|| inspect_file(path)).clone().map(|_| ())
+            }
+            Location::Variable(name) => match std::env::var_os(name) {
+                None => Err("is not set; set it to the secret".to_owned()),
+                Some(text) if text.is_empty() => Err("is empty; set it to the secret".to_owned()),
+                Some(_) => Ok(()),
+            },
+        }
+    }
+
     /// Frees the content of a large file that has been parsed, and keeps its digest. A later [`Self::read`] reads the file
     /// again, and fails if the content has changed.
     pub fn release(&mut self, location: impl Into<Location>) {
@@ -196,7 +219,7 @@ impl Files {
         self.system_roots.get_or_insert_with(read_system_roots).clone()
     }
 
-    /// Whether users other than the owner may read a file that was read before.
+    /// Whether users other than the owner may read a file that was read or inspected before.
     ///
     /// Group access is accepted in two places. systemd grants a service access to its credentials with an ACL, which the mode
     /// shows as group permission. Kubernetes gives the files of a volume, which root owns, to a group of the pod (`fsGroup`).
@@ -206,7 +229,12 @@ impl Files {
             Location::File(path) if credential::holds(path) || is_in_volume(path) => 0o004,
             Location::File(_) | Location::Variable(_) => 0o044,
         };
-        self.read.get(&location).is_some_and(|content| content.mode & others != 0)
+        let inspected = match &location {
+            Location::File(path) => self.inspected.get(path).and_then(|mode| mode.clone().ok()),
+            Location::Variable(_) => None,
+        };
+        let mode = self.read.get(&location).map(|content| content.mode).or(inspected);
+        mode.is_some_and(|mode| mode & others != 0)
     }
 
     /// The digests of everything that was read. Failed reads are included, so a missing file that appears is a change.
@@ -214,6 +242,7 @@ impl Files {
         Fingerprint {
             read: self.read.iter().map(|(location, content)| (location.clone(), content.digest())).collect(),
             patterns: self.matched.clone(),
+            inspected: self.inspected.iter().map(|(path, mode)| (path.clone(), mode.is_ok())).collect(),
             system_roots: self.system_roots.as_ref().map(|roots| roots.as_ref().ok().map(|roots| digest_of_all(roots))),
         }
     }
@@ -251,6 +280,8 @@ impl fmt::Display for Location {
 pub struct Fingerprint {
     read: BTreeMap<Location, Option<Sha256>>,
     patterns: BTreeMap<PathBuf, Result<Vec<PathBuf>, String>>,
+    /// Whether the agent can read each secret.
+    inspected: BTreeMap<PathBuf, bool>,
     /// `None` if they are not needed, `Some(None)` if there are none.
     system_roots: Option<Option<Sha256>>,
 }
@@ -268,6 +299,9 @@ impl Fingerprint {
         for pattern in self.patterns.keys() {
             let _ = files.matching(pattern);
         }
+        for path in self.inspected.keys() {
+            let _ = files.inspect(&Location::from(path));
+        }
         if self.system_roots.is_some() {
             let _ = files.system_roots();
         }
@@ -283,10 +317,11 @@ impl Fingerprint {
 
     /// The files in the set.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.read.keys().filter_map(|location| match location {
+        let read = self.read.keys().filter_map(|location| match location {
             Location::File(path) => Some(path.as_path()),
             Location::Variable(_) => None,
-        })
+        });
+        read.chain(self.inspected.keys().map(PathBuf::as_path))
     }
 
     /// The directories of patterns, where an added or removed file is a change.
@@ -429,6 +464,20 @@ fn read_regular_file(path: &Path) -> io::Result<(Vec<u8>, u32)> {
         return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE_SIZE >> 20)));
     }
     Ok((bytes, metadata.mode()))
+}
+
+/// Opens a file without reading it.
+fn inspect_file(path: &Path) -> Inspection {
+    let cannot = |error: io::Error| permissions::cannot("cannot be read", &error);
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(cannot)?;
+    let metadata = file.metadata().map_err(cannot)?;
+    if !metadata.is_file() {
+        return Err(cannot(io::Error::other("not a regular file")));
+    }
+    if metadata.len() == 0 {
+        return Err("is empty; write the secret into it".to_owned());
+    }
+    Ok(metadata.mode())
 }
 
 fn read_variable(name: &str) -> Result<Vec<u8>, String> {

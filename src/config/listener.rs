@@ -10,6 +10,8 @@ use crate::config::files::Files;
 use crate::config::limits::limits;
 use crate::config::listen::{Listen, listen};
 use crate::config::problem::Problem;
+use crate::config::resolver::WrittenResolvers;
+use crate::config::sources::RulesOf;
 use crate::config::upstream::upstream;
 use crate::config::{Listener, Revoke, Shield, SourcedFile, SourcedPath, Tls, process, sources, tls};
 use crate::protocol::Protocol;
@@ -28,6 +30,8 @@ pub(crate) struct Listeners<'a> {
     admin: Vec<ListenAddr>,
     /// The default of each listener's `revoke`.
     revoke: Revoke,
+    /// The resolvers that rules may need.
+    resolvers: WrittenResolvers,
     names: Vec<String>,
     /// Each address with the name of its listener.
     addresses: BTreeMap<ListenAddr, String>,
@@ -36,9 +40,15 @@ pub(crate) struct Listeners<'a> {
 }
 
 impl<'a> Listeners<'a> {
-    pub(crate) fn new(directory: &'a Path, files: &'a mut Files, admin: Vec<ListenAddr>, revoke: Revoke) -> Self {
+    pub(crate) fn new(
+        directory: &'a Path,
+        files: &'a mut Files,
+        admin: Vec<ListenAddr>,
+        revoke: Revoke,
+        resolvers: WrittenResolvers,
+    ) -> Self {
         let (names, addresses, positions) = Default::default();
-        Self { directory, files, file_problems: Vec::new(), admin, revoke, names, addresses, positions }
+        Self { directory, files, file_problems: Vec::new(), admin, revoke, resolvers, names, addresses, positions }
     }
 
     /// Returns every valid listener, and the problems of the `sources_file` files.
@@ -161,11 +171,11 @@ impl<'a> Listeners<'a> {
 
     fn sources(&mut self, section: &Section<'_>, listener: &str) -> (SourcePolicy, Option<PathBuf>) {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
-        let mut rules =
-            section.get("trusted_sources").map(|node| sources::configured(&node, listener)).unwrap_or_default();
+        let of = RulesOf { listener, resolvers: self.resolvers };
+        let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node, of)).unwrap_or_default();
         let file = section.get("sources_file").and_then(|node| Some((node.path(self.directory)?, node)));
         if let Some((path, node)) = &file {
-            match sources::from_file(path, self.files, listener, &rules) {
+            match sources::from_file(path, self.files, of, &rules) {
                 Ok(more) => rules.extend(more),
                 Err(problems) => {
                     for problem in problems {

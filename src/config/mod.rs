@@ -13,6 +13,7 @@ pub(crate) mod listen;
 pub(crate) mod listener;
 pub(crate) mod problem;
 pub(crate) mod process;
+pub(crate) mod resolver;
 pub(crate) mod rule_cache;
 pub(crate) mod shown;
 pub(crate) mod sources;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use crate::config::admin::Admin;
 use crate::config::files::{Files, Location};
 use crate::config::problem::{Position, Problem, Problems};
+use crate::config::resolver::Resolvers;
 use crate::protocol::proxy_header::write;
 
 use crate::addr::{ListenAddr, UpstreamAddr};
@@ -55,6 +57,8 @@ pub struct Config {
     pub reload: Reload,
     /// `[shutdown] drain`: how long open sessions may continue after SIGTERM.
     pub drain: Duration,
+    /// `[resolver]`: how cloud sources are resolved.
+    pub resolvers: Resolvers,
     /// `[[listener]]`, at least one.
     pub listeners: Vec<Listener>,
     /// Positions of settings that can fail on this machine only: `admin.listen`, `log.audit_file`, and each address by its
@@ -402,7 +406,8 @@ impl Config {
             .filter_map(|(table, key, name)| Some((name.to_owned(), root.position_of(table, key)?)));
         let mut positions: BTreeMap<_, _> = machine_settings.collect();
         let taken = admin.as_ref().map(|admin| admin.addresses().collect()).unwrap_or_default();
-        let readers = Listeners::new(directory, files, taken, reload.revoke);
+        let (resolvers, written) = resolver::resolvers(&root, directory, files);
+        let readers = Listeners::new(directory, files, taken, reload.revoke, written);
         let (listeners, mut file_problems) = readers.read(&root, &mut positions);
         root.add_misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
         root.add_misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
@@ -412,6 +417,8 @@ impl Config {
             "write it below a [[listener]]",
             &["name", "protocol", "listen", "trusted_sources", "sources_file", "ca_bundle", "shield"],
         );
+        root.add_misplaced_keys("write [resolver.digitalocean]", &["digitalocean"]);
+        root.add_misplaced_keys("write [resolver.kubernetes]", &["kubernetes"]);
         root.add_misplaced_keys("write [[admin.token]]", &["token"]);
         root.add_misplaced_keys("write it in [admin]", &["metrics", "hosts", "tokens_file"]);
         root.finish();
@@ -420,7 +427,8 @@ impl Config {
         let mut problems = document.into_problems();
         problems.append(&mut file_problems);
         problems.extend(tokens_problems);
-        let config = Self { file: file.to_owned(), log, state_directory, admin, reload, drain, listeners, positions };
+        let config =
+            Self { file: file.to_owned(), log, state_directory, admin, reload, drain, resolvers, listeners, positions };
         Ok(Loaded { config, problems, named })
     }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::config::resolver::WrittenResolvers;
 use crate::digest::{Sha256, sha256};
 use crate::source::rule::Rule;
 
@@ -25,12 +26,13 @@ pub(crate) struct RuleCache {
 }
 
 impl PartDigest {
-    /// The digest of a part of a `sources_file`. The derived UUIDs of its rules depend on the listener.
-    pub(crate) fn of(listener: &str, part: &str) -> Self {
+    /// The digest of a part of a `sources_file`. The derived UUIDs of its rules depend on the listener, and which rules are
+    /// valid on the resolvers.
+    pub(crate) fn of(listener: &str, resolvers: WrittenResolvers, part: &str) -> Self {
         // No name contains a null byte.
-        let mut bytes = Vec::with_capacity(listener.len().saturating_add(part.len()).saturating_add(1));
+        let mut bytes = Vec::with_capacity(listener.len().saturating_add(part.len()).saturating_add(2));
         bytes.extend_from_slice(listener.as_bytes());
-        bytes.push(0);
+        bytes.extend_from_slice(&[0, resolvers.as_byte()]);
         bytes.extend_from_slice(part.as_bytes());
         Self(sha256(&bytes))
     }

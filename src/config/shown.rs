@@ -11,7 +11,7 @@ use crate::source::rule::Source;
 
 /// Keys whose values hold or name a secret, in any table. Everything below such a key is secret too. The list includes keys of
 /// features that are not available yet, because operators may already write them.
-const SECRET_KEYS: [&str; 13] = [
+const SECRET_KEYS: [&str; 14] = [
     "ca_key",
     "key",
     "key_passphrase",
@@ -23,6 +23,7 @@ const SECRET_KEYS: [&str; 13] = [
     "secret",
     "ticket_keys",
     "token",
+    "token_file",
     "tokens",
     "upstream_password_file",
 ];
@@ -97,8 +98,22 @@ fn is_purpose(name: &str) -> bool {
     name.split(['-', '_', '.']).all(|word| PURPOSES.contains(&word))
 }
 
-const PURPOSES: [&str; 11] =
-    ["client", "key", "keys", "passphrase", "portcullis", "private", "server", "ticket", "tickets", "tls", "upstream"];
+const PURPOSES: [&str; 14] = [
+    "client",
+    "digitalocean",
+    "key",
+    "keys",
+    "kubernetes",
+    "passphrase",
+    "portcullis",
+    "private",
+    "server",
+    "ticket",
+    "tickets",
+    "tls",
+    "token",
+    "upstream",
+];
 
 /// Whether a text is a conventional name of an environment variable, and not a secret written after `env:` by mistake. Base32
 /// keys contain no underscore.
@@ -133,7 +148,7 @@ fn is_file_name(text: &str) -> bool {
     text.bytes().all(is_plain) && extension.is_some_and(|extension| KEY_FILES.contains(&extension))
 }
 
-const KEY_FILES: [&str; 7] = ["crt", "key", "keys", "pass", "passphrase", "pem", "txt"];
+const KEY_FILES: [&str; 8] = ["crt", "key", "keys", "pass", "passphrase", "pem", "token", "txt"];
 
 /// Whether a text is PEM content instead of a file name.
 pub(crate) fn is_pem(text: &str) -> bool {
@@ -253,9 +268,23 @@ fn address_part(text: &str) -> Option<String> {
 }
 
 /// Type prefixes of sources, client names, keys and addresses. Any other text before a colon may be a user name, and the text
-/// after it a password.
-const KINDS: [&str; 10] =
-    ["cn", "credential", Source::DNS, "email", "env", "ip", Source::IP_ADDR, "sha256", "unix", "uri"];
+/// after it a password. So "app" is not among them, which many users are called.
+const KINDS: [&str; 14] = [
+    "cn",
+    "credential",
+    Source::DNS,
+    "droplet",
+    "email",
+    "env",
+    "ip",
+    Source::IP_ADDR,
+    "k8s",
+    "kubernetes",
+    "sha256",
+    "tag",
+    "unix",
+    "uri",
+];
 
 /// Splits a host from the text after the colon, if any. A bare IPv6 address or network has no port.
 fn split_port(authority: &str) -> (&str, Option<&str>) {

@@ -7,38 +7,48 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::config::document::{Document, NOT_YET, Node, Section, limit_reported};
+use crate::config::document::{Document, Node, Section, limit_reported};
 use crate::config::files::Files;
 use crate::config::problem::{Position, Problem, Problems};
+use crate::config::resolver::WrittenResolvers;
 use crate::config::rule_cache::{PartDigest, RuleCache};
 use crate::config::shown;
+use crate::source::cloud::{CloudSource, Resolver};
 use crate::source::host::{Host, HostName};
 use crate::source::id::{DerivedUuids, Place};
 use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
 
+/// The listener whose rules are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RulesOf<'a> {
+    pub listener: &'a str,
+    /// The resolvers that its rules may need.
+    pub resolvers: WrittenResolvers,
+}
+
 /// Reads the rules of `trusted_sources` of a listener.
-pub(crate) fn configured(list: &Node<'_>, listener: &str) -> Vec<Arc<Rule>> {
+pub(crate) fn configured(list: &Node<'_>, of: RulesOf<'_>) -> Vec<Arc<Rule>> {
     let nodes = list.list("a list of trusted sources such as [\"10.0.0.0/8\"]").unwrap_or_default();
-    let mut uuids = DerivedUuids::new(listener, Place::Configuration, HashSet::new());
+    let mut uuids = DerivedUuids::new(of.listener, Place::Configuration, HashSet::new());
     let with_uuid = |rule: Rule| {
         let uuid = uuids.next(rule.source.kind(), &rule.written_value());
         Arc::new(Rule { uuid, ..rule })
     };
-    nodes.iter().filter_map(configured_rule).map(with_uuid).collect()
+    nodes.iter().filter_map(|node| configured_rule(node, of.resolvers)).map(with_uuid).collect()
 }
 
 /// Reads the rules of a `sources_file`, or returns its problems. `configured` are the other rules of the listener.
 pub(crate) fn from_file(
     file: &Path,
     files: &mut Files,
-    listener: &str,
+    of: RulesOf<'_>,
     configured: &[Arc<Rule>],
 ) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     let bytes = files.read(file).map_err(whole_file)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| whole_file(format!("is not UTF-8: {error}")))?;
     let taken = configured.iter().map(|rule| rule.uuid).collect();
-    from_text(file, text, listener, taken, &mut files.rules)
+    from_text(file, text, of, taken, &mut files.rules)
 }
 
 /// Reads the rules from the text of a `sources_file`, or returns its problems. `taken` are the UUIDs of other rules of the
@@ -46,10 +56,11 @@ pub(crate) fn from_file(
 pub(crate) fn from_text(
     file: &Path,
     text: &str,
-    listener: &str,
+    of: RulesOf<'_>,
     mut taken: HashSet<Uuid>,
     cache: &mut RuleCache,
 ) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
+    let RulesOf { listener, resolvers } = of;
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     if text.trim().is_empty() {
         // Editors and copies truncate a file before they write it. No client may lose access in between.
@@ -59,7 +70,7 @@ pub(crate) fn from_text(
     let (mut lines_before, mut rules_before) = (0, 0);
     let mut parsed = Vec::new();
     for part in parts(text) {
-        let digest = PartDigest::of(listener, part);
+        let digest = PartDigest::of(listener, resolvers, part);
         // A rule that repeats a UUID is reported with its position.
         let known = cache.get(digest).filter(|known| known.iter().all(|rule| !taken.contains(&rule.uuid)));
         if let Some(known) = known {
@@ -74,7 +85,7 @@ pub(crate) fn from_text(
             let numbered =
                 nodes.iter().enumerate().map(|(index, node)| node.with_key(format!("rule[{}]", rules_before + index)));
             let first = rules.len();
-            rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken)).map(Arc::new));
+            rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken, resolvers)).map(Arc::new));
             root.finish();
             rules_before += nodes.len();
             parsed.push((digest, first..rules.len()));
@@ -135,21 +146,21 @@ fn ends_part(rule: &str) -> bool {
     (hash >> 32) % MEAN_PART == 0
 }
 
-fn configured_rule(node: &Node<'_>) -> Option<Rule> {
+fn configured_rule(node: &Node<'_>, resolvers: WrittenResolvers) -> Option<Rule> {
     if !node.is_table() {
-        return string_rule(node);
+        return string_rule(node, resolvers);
     }
     let section = node.section("a trusted source")?;
-    let rule = table_rule(&section, Origin::Configuration);
+    let rule = table_rule(&section, Origin::Configuration, resolvers);
     section.finish();
     rule
 }
 
-fn file_rule(node: &Node<'_>, taken: &mut HashSet<Uuid>) -> Option<Rule> {
+fn file_rule(node: &Node<'_>, taken: &mut HashSet<Uuid>, resolvers: WrittenResolvers) -> Option<Rule> {
     let section = node.section("a [[rule]] table")?;
     let uuid = section.get("uuid").map(|node| uuid(&node, taken));
     let created_at = section.get("created_at").and_then(|node| node.instant());
-    let rule = table_rule(&section, Origin::SourcesFile { created_at });
+    let rule = table_rule(&section, Origin::SourcesFile { created_at }, resolvers);
     section.finish();
     let has_stated_uuid = uuid.is_some();
     Some(Rule { uuid: uuid.unwrap_or(Some(Uuid::nil()))?, has_stated_uuid, ..rule? })
@@ -171,16 +182,15 @@ fn uuid(node: &Node<'_>, taken: &mut HashSet<Uuid>) -> Option<Uuid> {
     Some(uuid)
 }
 
-/// Reads `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"` or `"dns:db.internal"`.
-fn string_rule(node: &Node<'_>) -> Option<Rule> {
+/// Reads `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"`, `"dns:db.internal"` or `"tag:backend"`.
+fn string_rule(node: &Node<'_>, resolvers: WrittenResolvers) -> Option<Rule> {
     let text = node.text(SOURCE)?;
     let with_type = |name: &HostName| format!("write a host name as \"dns:{name}\"");
     let (source, value) = match text.split_once(':') {
         Some((Source::IP_ADDR, value)) => (network(node, value, with_type)?, value),
         Some((Source::DNS, value)) => (Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }), value),
-        Some((kind, _)) if LATER_KINDS.contains(&kind) => {
-            node.problem(format_args!("a source of type \"{kind}\" {NOT_YET}"));
-            return None;
+        Some((kind, value)) if CloudSource::KINDS.contains(&kind) => {
+            (cloud_source(kind, value, [node, node], resolvers)?, value)
         }
         _ => (network(node, text, with_type)?, text),
     };
@@ -191,7 +201,7 @@ fn spelling(source: &Source, written: &str) -> Option<Box<str>> {
     (source.value() != written).then(|| written.into())
 }
 
-fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
+fn table_rule(section: &Section<'_>, origin: Origin, resolvers: WrittenResolvers) -> Option<Rule> {
     let kind = section.require("type", SOURCE_TYPE);
     let value = section.require("value", "an IP address or network, or a host name");
     let refresh = section.get("refresh");
@@ -203,11 +213,11 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
     };
     let kind = kind?;
     let (source, value) = match kind.text(SOURCE_TYPE)? {
+        word if refresh.is_some() && (word == Source::IP_ADDR || CloudSource::KINDS.contains(&word)) => {
+            refresh?.problem("applies to type \"dns\" only; remove it");
+            return None;
+        }
         Source::IP_ADDR => {
-            if let Some(node) = refresh {
-                node.problem("applies to type \"dns\" only; remove it");
-                return None;
-            }
             let value = value?;
             let text = value.text(SOURCE)?;
             (network(&value, text, |_| "a host name needs type \"dns\"".to_owned())?, text)
@@ -220,9 +230,10 @@ fn table_rule(section: &Section<'_>, origin: Origin) -> Option<Rule> {
             let name = host_name(&value, text);
             (Source::Host(Host { name: name?, refresh: refresh? }), text)
         }
-        later if LATER_KINDS.contains(&later) => {
-            kind.problem(format_args!("a source of type \"{later}\" {NOT_YET}"));
-            return None;
+        word if CloudSource::KINDS.contains(&word) => {
+            let value = value?;
+            let text = value.text(OBJECT)?;
+            (cloud_source(word, text, [&kind, &value], resolvers)?, text)
         }
         _ => {
             kind.expected(SOURCE_TYPE);
@@ -250,7 +261,28 @@ fn host_name(node: &Node<'_>, text: &str) -> Option<HostName> {
     text.parse().map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found()))).ok()
 }
 
-fn refresh_time(node: &Node<'_>) -> Option<Duration> {
+/// Reads a cloud source. The nodes are those of its type and of its value.
+fn cloud_source(kind: &str, value: &str, nodes: [&Node<'_>; 2], resolvers: WrittenResolvers) -> Option<Source> {
+    let [kind_node, value_node] = nodes;
+    let problem = |error| value_node.problem(format_args!("found {}, which is {error}", value_node.found()));
+    let source = CloudSource::parse(kind, value)?.map_err(problem).ok()?;
+    let resolver = source.resolver();
+    if !resolvers.has(resolver) {
+        let how = match resolver {
+            Resolver::DigitalOcean => "with token_file = \"FILE\"",
+            Resolver::Kubernetes => "which is empty inside a cluster, else with kubeconfig = \"FILE\"",
+        };
+        let name = resolver.name();
+        kind_node.problem(format_args!(
+            "a source of type \"{kind}\" needs [resolver.{name}]; add [resolver.{name}] to the configuration, {how}"
+        ));
+        return None;
+    }
+    Some(Source::Cloud(source))
+}
+
+/// A duration of at least [`MIN_REFRESH`].
+pub(crate) fn refresh_time(node: &Node<'_>) -> Option<Duration> {
     let refresh = node.duration()?;
     if refresh < MIN_REFRESH {
         node.expected("a duration of at least 1s");
@@ -270,11 +302,9 @@ const MEAN_PART: u64 = 256;
 
 pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
-const SOURCE_TYPE: &str = "\"ip_addr\" or \"dns\"";
+const OBJECT: &str = "the name or ID of an object such as \"backend\"";
+const SOURCE_TYPE: &str = "\"ip_addr\", \"dns\", \"droplet\", \"tag\", \"k8s\", \"app\" or \"kubernetes\"";
 const UUID: &str = "a UUID such as \"7d444840-9dc0-41d1-b245-5ffdce74fad2\"";
-
-/// Source types of managed databases, which operators may copy from there. They get their own error.
-const LATER_KINDS: [&str; 4] = ["droplet", "k8s", "tag", "app"];
 
 /// Default interval between lookups of a host.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -287,11 +317,13 @@ const EMPTY: &str = "is empty or not completely written; \
 mod tests {
     use super::*;
 
+    const CACHE: RulesOf<'_> = RulesOf { listener: "cache", resolvers: WrittenResolvers::NONE };
+
     fn read(text: &str) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sources.toml");
         std::fs::write(&file, text).unwrap();
-        from_file(&file, &mut Files::default(), "cache", &[])
+        from_file(&file, &mut Files::default(), CACHE, &[])
     }
 
     fn rule(number: usize) -> String {
@@ -324,7 +356,7 @@ mod tests {
     }
 
     fn read_with(cache: &mut RuleCache, text: &str) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
-        from_text(Path::new("sources.toml"), text, "cache", HashSet::new(), cache)
+        from_text(Path::new("sources.toml"), text, CACHE, HashSet::new(), cache)
     }
 
     #[test]
@@ -367,7 +399,7 @@ mod tests {
         let problems = read_with(&mut cache, &format!("{one}{two}")).unwrap_err();
         assert_eq!(problems[0].position.position, Some((8, 8)));
         let taken = HashSet::from(["7d444840-9dc0-41d1-b245-5ffdce74fad2".parse().unwrap()]);
-        let problems = from_text(Path::new("x"), &one, "cache", taken, &mut cache).unwrap_err();
+        let problems = from_text(Path::new("x"), &one, CACHE, taken, &mut cache).unwrap_err();
         assert_eq!(problems[0].position.position, Some((4, 8)));
     }
 

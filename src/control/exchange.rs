@@ -275,7 +275,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Less than the timeout of the commands, so that they receive the error.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(25);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Bytes; longer than any valid target.
 const MAX_TARGET: usize = 1024;

@@ -63,7 +63,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The whole connection, including the time in which the client reads the response.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Bytes.
 const MAX_HEAD: usize = 16 << 10;

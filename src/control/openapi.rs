@@ -8,6 +8,8 @@ use crate::control::routes::ROUTES;
 use crate::issuing::bundle::NOT_AFTER_HEADER;
 use crate::issuing::client_request::{DEFAULT_DAYS, MAX_DAYS, MAX_DNS, NAME_PATTERN};
 use crate::issuing::params::{DNS_NAME_PATTERN, MAX_DNS_NAME};
+use crate::source::cloud::CloudSource;
+use crate::source::rule::Source;
 
 /// The response to `GET /`.
 pub(crate) fn paths() -> Value {
@@ -177,12 +179,13 @@ fn error_schema() -> Value {
 }
 
 fn rule_schema() -> Value {
+    let kinds: Vec<_> = [Source::IP_ADDR, Source::DNS].into_iter().chain(CloudSource::KINDS).collect();
     json!({
         "type": "object",
         "required": ["type", "value"],
         "properties": {
-            "type": { "type": "string", "examples": ["ip_addr", "dns"] },
-            "value": { "type": "string", "examples": ["203.0.113.7", "10.0.0.0/8"] },
+            "type": { "type": "string", "enum": kinds },
+            "value": { "type": "string", "examples": ["203.0.113.7", "10.0.0.0/8", "backend", "pods:shop:app=web"] },
             "description": { "type": ["string", "null"] },
             "expires_at": { "type": ["string", "null"], "format": "date-time" },
             "ttl": { "type": "string", "examples": ["2h"] },

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::addr::canonical;
 use crate::fault;
-use crate::source::host::{Addresses, HostName, OmittedAddresses};
-
-/// The result of a lookup: addresses and the omitted ones, or an error.
-pub(crate) type Answer = Result<(Addresses, Option<OmittedAddresses>), String>;
+use crate::resolution::host::Answer;
+use crate::source::addresses::Addresses;
+use crate::source::host::HostName;
 
 /// Looks a name up. Blocks as long as the system's resolver does, which may be half a minute.
 ///

@@ -1,8 +1,8 @@
-//! Refreshes the host names in trusted sources, and keeps their answers on disk.
+//! Refreshes the host names in trusted sources.
 //!
 //! The next lookup of a name is due when the time to live of its records expires, and after its refresh time at the latest.
 //!
-//! Results go to [`HostCache`], which notifies the task that publishes policies.
+//! Results go to [`ResolutionCache`], which notifies the task that publishes policies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -15,47 +15,41 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::dns::cache_file::CacheFile;
-use crate::dns::lookup::{Answer, lookup};
+use crate::dns::lookup::lookup;
 use crate::dns::ttl::TtlProbe;
-use crate::dns::{HostCache, HostChange, Watched};
 use crate::fault;
-use crate::source::host::{AddressBook, Addresses, HostName};
+use crate::resolution::cache::ResolutionCache;
+use crate::resolution::host::{Answer, HostChange};
+use crate::source::addresses::Addresses;
+use crate::source::host::HostName;
 use crate::timestamp;
 
+/// The names to refresh, each with the maximum time between two lookups.
+pub(crate) type Watched = BTreeMap<HostName, Duration>;
+
 /// Refreshes the watched names until the policy channel is closed.
-pub(crate) async fn run(current: watch::Receiver<Arc<Watched>>, host_cache: Arc<HostCache>) {
+pub(crate) async fn run(current: watch::Receiver<Arc<Watched>>, cache: Arc<ResolutionCache>) {
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_LOOKUPS));
     let mut refresher = Refresher {
         current,
-        host_cache,
+        cache,
         ttl_probe: Arc::default(),
         permits,
         plans: BTreeMap::new(),
         lookups: JoinSet::new(),
-        cache_file: None,
-        writes: JoinSet::new(),
-        write_failed: false,
     };
     refresher.plan();
-    refresher.save();
     while refresher.step().await {}
 }
 
 struct Refresher {
     current: watch::Receiver<Arc<Watched>>,
-    host_cache: Arc<HostCache>,
+    cache: Arc<ResolutionCache>,
     ttl_probe: Arc<TtlProbe>,
     /// Bounds the number of threads that wait for the system's resolver.
     permits: Arc<Semaphore>,
     plans: BTreeMap<HostName, LookupPlan>,
     lookups: JoinSet<FinishedLookup>,
-    /// The file and the answers that were last written, or are being written.
-    cache_file: Option<(CacheFile, AddressBook)>,
-    /// At most one write at a time. A hanging disk does not delay lookups.
-    writes: JoinSet<Result<(), String>>,
-    /// Whether the last write failed. A failure is logged once.
-    write_failed: bool,
 }
 
 /// A finished lookup.
@@ -92,10 +86,8 @@ impl Refresher {
                     self.plans.values_mut().for_each(|plan| plan.due = plan.due.or(Some(Instant::now() + plan.refresh)));
                 }
             },
-            Some(done) = self.writes.join_next() => self.written(done.unwrap_or(Ok(()))),
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.start_due_lookups(),
         }
-        self.save();
         true
     }
 
@@ -105,19 +97,19 @@ impl Refresher {
         let watched = Arc::clone(&self.current.borrow_and_update());
         let now = Instant::now();
         let mut plans = BTreeMap::new();
-        for (name, refresh) in watched.refresh.clone() {
+        for (name, refresh) in Watched::clone(&watched) {
             let plan = match self.plans.remove(&name) {
                 Some(plan) if plan.refresh == refresh => plan,
                 Some(LookupPlan { due, failures, .. }) => {
                     let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
                     if let Some(due) = due {
                         let wait = due.saturating_duration_since(now);
-                        self.host_cache.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
+                        self.cache.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
                     }
                     LookupPlan { refresh, due, failures }
                 }
                 None => {
-                    let failing = self.host_cache.state(&name).is_none_or(|state| state.failure.is_some());
+                    let failing = self.cache.host(&name).is_none_or(|state| state.failure.is_some());
                     let wait = if failing { pause(refresh, 1, random()) } else { Duration::ZERO };
                     LookupPlan { refresh, due: Some(now + wait), failures: failing.into() }
                 }
@@ -133,8 +125,7 @@ impl Refresher {
         for (name, plan) in &mut self.plans {
             if plan.due.is_some_and(|due| due <= now) {
                 plan.due = None;
-                let (name, host_cache, permits) =
-                    (name.clone(), Arc::clone(&self.host_cache), Arc::clone(&self.permits));
+                let (name, cache, permits) = (name.clone(), Arc::clone(&self.cache), Arc::clone(&self.permits));
                 // A failing name needs no time to live, because it is retried soon.
                 let ttl_probe = (plan.failures == 0).then(|| Arc::clone(&self.ttl_probe));
                 self.lookups.spawn(async move {
@@ -142,7 +133,7 @@ impl Refresher {
                         Some(ttl_probe) => good_until(name.clone(), ttl_probe, &permits).await,
                         None => None,
                     };
-                    let known = host_cache.state(&name).and_then(|state| state.good);
+                    let known = cache.host(&name).and_then(|state| state.good);
                     let ask = || lookup_once(name.clone(), Arc::clone(&permits));
                     let answer = confirmed_lookup(known.map(|(known, _)| known), ask).await;
                     FinishedLookup { name, answer, good_until }
@@ -166,39 +157,12 @@ impl Refresher {
         plan.failures = failures;
         plan.due = Some(Instant::now() + wait);
         let now = OffsetDateTime::now_utc();
-        match self.host_cache.note(&name, answer, now) {
+        match self.cache.note(&name, answer, now) {
             Some(HostChange::Degraded(message)) => warn!(detail = %message, "dns source degraded"),
             Some(HostChange::Recovered(message)) => info!(detail = %message, "dns source recovered"),
             None => {}
         }
-        self.host_cache.plan(&name, timestamp::after(now, wait));
-    }
-
-    /// Writes the answers if they have changed.
-    fn save(&mut self) {
-        let cache_file = self.current.borrow().cache_file.clone();
-        let known = (cache_file, self.host_cache.book(self.plans.keys()));
-        if !self.writes.is_empty()
-            || self.cache_file.as_ref() == Some(&known)
-            || (self.cache_file.is_none() && known.1.is_empty())
-        {
-            return;
-        }
-        let (cache_file, host_cache, list) =
-            (known.0.clone(), Arc::clone(&self.host_cache), Vec::from_iter(self.plans.keys().cloned()));
-        self.writes.spawn_blocking(move || {
-            fault::contain(PART, || cache_file.write(&host_cache, &list)).unwrap_or_else(|fault| Err(fault.to_string()))
-        });
-        self.cache_file = Some(known);
-    }
-
-    fn written(&mut self, result: Result<(), String>) {
-        if let Err(error) = &result
-            && !self.write_failed
-        {
-            warn!(%error, "cannot write the last good answers");
-        }
-        self.write_failed = result.is_err();
+        self.cache.plan(&name, timestamp::after(now, wait));
     }
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use crate::audit::changes::Changes;
 use crate::policy::{ListenerPolicy, Snapshot};
-use crate::source::host::HostName;
+use crate::source::addresses::{Addresses, Resolvable};
 use crate::source::rule::Rule;
 use crate::source::trusted::touched;
 
@@ -51,24 +51,25 @@ impl Snapshot {
         names.into_iter().map(changes).collect()
     }
 
-    /// Returns the hosts whose addresses changed, by listener. A host that no rule of a snapshot names has no addresses there.
+    /// Returns the hosts and cloud sources whose addresses changed, by listener. One that no rule of a snapshot names has no
+    /// addresses there.
     pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
-        let hosts = |snapshot: &'a Self| {
+        let named = |snapshot: &'a Self| {
             let of = |policy: &'a Arc<ListenerPolicy>| {
-                policy.sources.trusted.hosts().map(move |host| (&*policy.name, &host.name))
+                policy.sources.trusted.resolvables().map(move |source| (&*policy.name, source))
             };
             snapshot.policies.iter().flat_map(of)
         };
-        let known = |snapshot: &'a Self, listener: &str, name: &HostName| {
-            snapshot.named(listener).map_or(&[][..], |policy| policy.sources.trusted.addresses_of(name))
+        let known = |snapshot: &'a Self, listener: &str, source: &Resolvable| {
+            let trusted = snapshot.named(listener).map(|policy| &policy.sources.trusted);
+            trusted.and_then(|trusted| trusted.known(source)).cloned().unwrap_or_default()
         };
-        let all: BTreeSet<_> = hosts(previous).chain(hosts(self)).collect();
-        let change = |(listener, name): (&'a str, &'a HostName)| {
-            let (old, new) = (known(previous, listener, name), known(self, listener, name));
-            let without = |all: &[IpAddr], others: &[IpAddr]| {
-                all.iter().copied().filter(|ip| others.binary_search(ip).is_err()).collect::<Vec<_>>()
-            };
-            AddressChange { listener, name, added: without(new, old), removed: without(old, new) }
+        let all: BTreeSet<_> = named(previous).chain(named(self)).collect();
+        let change = |(listener, source): (&'a str, Resolvable)| {
+            let (old, new) = (known(previous, listener, &source), known(self, listener, &source));
+            let without = |all: &Addresses, others: &Addresses| all.without(others).collect::<Vec<_>>();
+            let (added, removed) = (without(&new, &old), without(&old, &new));
+            AddressChange { listener, source, added, removed, count: new.all().len() }
         };
         all.into_iter().map(change).filter(|change| !change.added.is_empty() || !change.removed.is_empty()).collect()
     }
@@ -83,14 +84,16 @@ impl Snapshot {
     }
 }
 
-/// The changed addresses of a host that a listener trusts.
+/// The changed addresses of a host or a cloud source that a listener trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressChange<'a> {
     pub listener: &'a str,
-    pub name: &'a HostName,
+    pub source: Resolvable,
     pub added: Vec<IpAddr>,
-    /// Addresses that the host no longer has. Another rule may still trust them.
+    /// Addresses that the source no longer has. Another rule may still trust them.
     pub removed: Vec<IpAddr>,
+    /// The number of addresses after the change.
+    pub count: usize,
 }
 
 /// The added and removed rules of one listener.
@@ -143,7 +146,7 @@ mod tests {
     }
     use crate::audit::changes::Difference;
     use crate::policy::fixtures::{ConfigDir, listener};
-    use crate::source::host::{AddressBook, Addresses};
+    use crate::source::addresses::AddressBook;
     use crate::source::rule::{Origin, Source};
 
     #[test]
@@ -245,10 +248,10 @@ mod tests {
         let (named, plain) =
             (listener("named", 1001, r#""dns:app.internal""#), listener("plain", 1002, r#""10.0.0.1""#));
         let before = dir.snapshot([named, plain].concat(), None);
-        let name: HostName = "app.internal".parse().unwrap();
+        let source = Resolvable::Host("app.internal".parse().unwrap());
         let book = |last: &[u8]| {
             let ips = last.iter().map(|last| IpAddr::from([192, 0, 2, *last]));
-            AddressBook::from([(name.clone(), Addresses::of(ips).unwrap().0)])
+            AddressBook::from([(source.clone(), Addresses::of(ips).unwrap().0)])
         };
         assert!(before.with_addresses(&AddressBook::new()).is_none());
         let one = before.with_addresses(&book(&[1, 2])).unwrap();
@@ -256,7 +259,8 @@ mod tests {
         let two = one.with_addresses(&book(&[2, 3])).unwrap();
         assert_eq!((one.generation, two.generation), (2, 3));
         let ip = |last| IpAddr::from([192, 0, 2, last]);
-        let change = AddressChange { listener: "named", name: &name, added: vec![ip(3)], removed: vec![ip(1)] };
+        let (added, removed) = (vec![ip(3)], vec![ip(1)]);
+        let change = AddressChange { listener: "named", source: source.clone(), added, removed, count: 2 };
         assert_eq!(two.address_changes_since(&one), [change]);
         assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
         assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });

@@ -14,7 +14,9 @@ use crate::identity::verified::TrustedBy;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::printable;
-use crate::source::rule::Rule;
+use crate::resolution::cache::ResolutionCache;
+use crate::resolution::status::ResolutionState;
+use crate::source::rule::{Rule, Source};
 use crate::source::trusted::SourceMatch;
 use crate::timestamp;
 use crate::transport::unix_socket::Access;
@@ -27,6 +29,14 @@ pub struct Explanation {
     refused: Option<Reason>,
     /// The rule that trusts the source, as `type:value`.
     rule: Option<String>,
+}
+
+/// A connection that may come.
+#[derive(Clone, Copy, Debug)]
+pub struct Hypothetical<'a> {
+    pub client: ClientAddr,
+    /// The certificates that the client presents; empty for none.
+    pub chain: &'a [CertificateDer<'a>],
 }
 
 /// Why a connection cannot be explained.
@@ -48,17 +58,18 @@ pub enum ExplainError {
 }
 
 impl Snapshot {
-    /// Explains the decision about a connection from `client` that presents `chain`. An empty chain means no certificate.
+    /// Explains the decision about a connection. `resolutions` has the states of the sources that are resolved.
     ///
     /// # Errors
     /// When the listener is unknown or has no address that `client` could connect to.
     pub fn explain(
         &self,
         listener: &str,
-        client: ClientAddr,
-        chain: &[CertificateDer<'_>],
+        connection: Hypothetical<'_>,
+        resolutions: &ResolutionCache,
         now: OffsetDateTime,
     ) -> Result<Explanation, ExplainError> {
+        let Hypothetical { client, chain } = connection;
         let policy = self.named(listener).ok_or_else(|| {
             let known: Vec<_> = self.listeners().iter().map(|policy| &*policy.name).collect();
             ExplainError::UnknownListener { asked: listener.to_owned(), known: known.join(", ") }
@@ -75,7 +86,7 @@ impl Snapshot {
         }
         let mut explanation = Explanation { steps: Vec::new(), refused: None, rule: None };
         explanation.proxy(policy, client);
-        explanation.source(policy, client, now);
+        explanation.source(policy, client, resolutions, now);
         if explanation.refused.is_none() {
             explanation.identity(policy, chain, now);
         }
@@ -113,13 +124,24 @@ impl Explanation {
         );
     }
 
-    fn source(&mut self, policy: &ListenerPolicy, client: ClientAddr, now: OffsetDateTime) {
+    fn source(
+        &mut self,
+        policy: &ListenerPolicy,
+        client: ClientAddr,
+        resolutions: &ResolutionCache,
+        now: OffsetDateTime,
+    ) {
         let ip = client.source();
         match policy.sources.admit(client, now) {
             Ok(admitted) => match admitted.source_match() {
                 SourceMatch::Rule(rule) => {
                     self.rule = Some(rule.to_string());
                     self.add("source", format_args!("{ip} is trusted by {}", describe(policy, rule)));
+                    let known = rule.source.resolvable().and_then(|source| policy.sources.trusted.known(&source));
+                    if let Some(object) = client.ip().and_then(|ip| known?.object_of(ip)) {
+                        self.add("source", format_args!("{ip} is {} by {rule}", printable::quoted(object)));
+                    }
+                    self.add_state(rule, resolutions);
                 }
                 SourceMatch::Observed => {
                     self.add("source", format_args!("{ip} is not trusted, but enforcement = \"observe\" admits it"));
@@ -150,9 +172,11 @@ impl Explanation {
                     );
                 }
                 self.refused = Some(Reason::UntrustedSource);
-                let hosts = policy.sources.trusted.rules().iter().filter(|rule| rule.source.host().is_some());
-                for rule in hosts.take(MAX_HOSTS) {
+                let rules = policy.sources.trusted.rules().iter();
+                let resolved = rules.filter(|rule| !matches!(rule.source, Source::Network(_)));
+                for rule in resolved.take(MAX_RESOLVED) {
                     self.add("source", format_args!("{ip} is not an address of {}", describe(policy, rule)));
+                    self.add_state(rule, resolutions);
                 }
             }
         }
@@ -196,6 +220,16 @@ impl Explanation {
                 self.add("identity", format_args!("refused: {detail}"));
                 self.refused = Some(reason);
             }
+        }
+    }
+
+    /// Adds why the addresses of a rule are not current.
+    fn add_state(&mut self, rule: &Rule, resolutions: &ResolutionCache) {
+        let Some(source) = rule.source.resolvable() else { return };
+        let status = resolutions.status(&source);
+        if status.state != ResolutionState::Resolved {
+            let detail = status.detail.map(|detail| format!(": {}", printable::field(detail))).unwrap_or_default();
+            self.add("source", format_args!("{rule} is {}{detail}", status.state.code()));
         }
     }
 
@@ -245,10 +279,10 @@ fn describe(policy: &ListenerPolicy, rule: &Rule) -> String {
 }
 
 impl ListenerPolicy {
-    /// Describes the addresses of a rule's host, to be appended to the rule; empty if the rule has no host.
+    /// Describes the addresses of a host or a cloud source, to be appended to the rule; empty for a network.
     pub fn describe_addresses(&self, rule: &Rule) -> String {
-        let Some(host) = rule.source.host() else { return String::new() };
-        let all = self.sources.trusted.addresses_of(&host.name);
+        let Some(source) = rule.source.resolvable() else { return String::new() };
+        let all = self.sources.trusted.addresses_of(&source);
         let shown: Vec<_> = all.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
         match all.len().saturating_sub(shown.len()) {
             _ if shown.is_empty() => ", NO ADDRESS".to_owned(),
@@ -258,8 +292,8 @@ impl ListenerPolicy {
     }
 }
 
-/// Maximum number of addresses of a host that are listed.
+/// Maximum number of addresses of a source that are listed.
 const MAX_ADDRESSES: usize = 8;
 
-/// Maximum number of host rules listed for an untrusted source.
-const MAX_HOSTS: usize = 50;
+/// Maximum number of rules with changing addresses that are listed for an untrusted source.
+const MAX_RESOLVED: usize = 50;

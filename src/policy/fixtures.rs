@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use crate::config::Config;
 use crate::config::files::Files;
 use crate::policy::Snapshot;
-use crate::source::host::AddressBook;
+use crate::source::addresses::AddressBook;
 use crate::tls::fixtures::Authority;
 use crate::x509::crypto::sha256_hex;
 

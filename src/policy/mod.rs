@@ -47,7 +47,8 @@ use crate::limit::sessions::{LimitReached, SessionLimiter, SessionLimits, Sessio
 use crate::policy::builder::Builder;
 use crate::policy::builder::reader::Reader;
 use crate::protocol::{MinTlsVersion, Protocol};
-use crate::source::host::{AddressBook, Host};
+use crate::source::addresses::{AddressBook, Resolvable};
+use crate::source::host::Host;
 use crate::source::proxies::TrustedProxies;
 use crate::source::trusted::SourcePolicy;
 use crate::tls::server::ServerTls;
@@ -72,7 +73,7 @@ pub struct AdminTlsPolicy {
 /// The policy of all listeners in one generation.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Number of the policy, counted from 1. DNS changes make new generations too.
+    /// Number of the policy, counted from 1. New addresses of hosts and cloud sources make new generations too.
     pub generation: u64,
     /// When the snapshot was built.
     pub built_at: OffsetDateTime,
@@ -171,7 +172,7 @@ pub struct Built {
 }
 
 impl Snapshot {
-    /// Builds the snapshot of the configuration `loaded` as the successor of `previous`, with the host addresses in `book`.
+    /// Builds the snapshot of the configuration `loaded` as the successor of `previous`, with the addresses in `book`.
     ///
     /// # Errors
     /// All problems of the configuration and the files it names.
@@ -203,6 +204,14 @@ impl Snapshot {
             policies.extend(builder.policy(before.map(|before| &**before)).map(Arc::new));
         }
         let mut reader = Reader {
+            owner: "resolver".to_owned(),
+            files,
+            problems: &mut problems,
+            warnings: &mut warnings,
+            known_lists: &mut known_lists,
+        };
+        builder::resolver::check(&config.resolvers, &mut reader);
+        let mut reader = Reader {
             owner: "admin".to_owned(),
             files,
             problems: &mut problems,
@@ -221,7 +230,7 @@ impl Snapshot {
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
-    /// Builds the next generation of the same configuration with the host addresses in `book`; `None` if no address changed.
+    /// Builds the next generation of the same configuration with the addresses in `book`; `None` if no address changed.
     pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
         let mut changed = false;
         let policies = self.policies.iter().map(|policy| match policy.sources.trusted.with_addresses(book) {
@@ -254,6 +263,11 @@ impl Snapshot {
     /// The hosts in rules, once for each rule that names them.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.policies.iter().flat_map(|policy| policy.sources.trusted.hosts())
+    }
+
+    /// The hosts and cloud sources in rules, once for each rule that names them.
+    pub fn resolvables(&self) -> impl Iterator<Item = Resolvable> {
+        self.policies.iter().flat_map(|policy| policy.sources.trusted.resolvables())
     }
 
     fn of(

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// `[resolver.digitalocean]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DigitalOceanSettings {
+pub(crate) struct DigitalOceanSettings {
     pub token: Secret,
     /// An `https` URL. Requests and the token go to this host only.
     pub endpoint: String,
@@ -21,7 +21,7 @@ pub struct DigitalOceanSettings {
 /// Which addresses of a droplet count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AddressChoice {
+pub(crate) enum AddressChoice {
     #[default]
     All,
     Public,
@@ -31,7 +31,7 @@ pub enum AddressChoice {
 /// `[resolver.kubernetes]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "connection", rename_all = "snake_case", deny_unknown_fields)]
-pub enum KubernetesSettings {
+pub(crate) enum KubernetesSettings {
     /// The service account of the pod.
     InCluster,
     /// The current context of a kubeconfig file.
@@ -43,7 +43,7 @@ pub enum KubernetesSettings {
 /// Where the agent reads a secret. It reads it again when it changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Secret {
+pub(crate) enum Secret {
     /// A file, also that of a systemd credential.
     File(PathBuf),
     /// A variable of the environment.

@@ -12,8 +12,9 @@ use crate::policy::changes::AddressChange;
 use crate::policy::{Built, Snapshot};
 use crate::proxy::listener;
 use crate::server::reload::ReloadResult;
-use crate::server::{Server, contain, metrics_address, warn_all};
+use crate::server::{Server, cloud, contain, metrics_address, warn_all};
 use crate::server::{certificate_expiry, reload};
+use crate::source::addresses::Resolvable;
 use crate::{control, fault};
 
 /// The resources of a policy, opened before it is put in force.
@@ -78,6 +79,7 @@ impl Server {
         let Prepared { addresses, socket, metrics, audit_file } = prepared;
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);
+        self.resolutions.expect(cloud::sources(&snapshot));
         self.published.publish(&snapshot);
         contain("listeners", || self.listeners.commit(addresses, &snapshot));
         contain(control::PART, || self.admin.commit(socket));
@@ -88,7 +90,7 @@ impl Server {
             for policy in snapshot.listeners() {
                 policy.usage.keep_only(policy);
             }
-            self.host_cache.keep_only(&snapshot.hosts().map(|host| host.name.clone()).collect());
+            self.resolutions.keep_only(&snapshot.resolvables().collect());
             self.reloader.note_in_force(&snapshot);
         });
         let changes = fault::contain("audit", || self.audit_changes(&snapshot, current));
@@ -134,13 +136,24 @@ impl Server {
     fn audit_addresses(&self, snapshot: &Snapshot, current: &Snapshot) {
         let changes = snapshot.address_changes_since(current);
         for group in changes.chunk_by(|one, next| one.listener == next.listener) {
-            let added = group.iter().filter(|change| !change.added.is_empty());
-            for AddressChange { listener, name, added, .. } in added.take(MAX_SOURCE_EVENTS) {
+            let hosts = group.iter().filter_map(|change| Some((change, change.source.host()?)));
+            let added = hosts.clone().filter(|(change, _)| !change.added.is_empty());
+            for (AddressChange { listener, added, .. }, name) in added.take(MAX_SOURCE_EVENTS) {
                 self.audit.addresses_added(listener, name, added);
             }
-            let removed = group.iter().filter(|change| !change.removed.is_empty());
-            for AddressChange { listener, name, removed, .. } in removed.take(MAX_SOURCE_EVENTS) {
+            let removed = hosts.filter(|(change, _)| !change.removed.is_empty());
+            for (AddressChange { listener, removed, .. }, name) in removed.take(MAX_SOURCE_EVENTS) {
                 self.audit.addresses_removed(listener, name, removed);
+            }
+            // A rule that was removed has its own event.
+            let is_named = |change: &AddressChange<'_>| {
+                let policy = snapshot.named(change.listener);
+                policy.is_some_and(|policy| policy.sources.trusted.known(&change.source).is_some())
+            };
+            let cloud = group.iter().filter(|change| change.source.cloud().is_some() && is_named(change));
+            for AddressChange { listener, source, added, removed, count } in cloud.take(MAX_SOURCE_EVENTS) {
+                let Resolvable::Cloud(source) = source else { continue };
+                self.audit.source_resolved(listener, source, [added.len(), removed.len(), *count]);
             }
         }
     }
@@ -156,7 +169,7 @@ impl Server {
         }
     }
 
-    /// Puts a policy in force that differs only in the addresses of its `dns` sources.
+    /// Puts a policy in force that differs only in the addresses of its hosts and cloud sources.
     pub(crate) fn refresh(&mut self, snapshot: Snapshot, current: &Snapshot) {
         let snapshot = Arc::new(snapshot);
         self.listeners.widen(&snapshot, current);

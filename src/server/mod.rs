@@ -2,7 +2,9 @@
 
 pub(crate) mod admin_handler;
 pub(crate) mod apply;
+pub(crate) mod background;
 pub(crate) mod certificate_expiry;
+pub(crate) mod cloud;
 pub(crate) mod counts;
 pub(crate) mod history;
 pub(crate) mod pins;
@@ -27,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::agent::state::AgentState;
 use crate::audit::log::LogHandle;
 use crate::audit::{Audit, open_audit_file};
 use crate::config::files::Fingerprint;
@@ -34,8 +37,6 @@ use crate::control::AdminServer;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
-use crate::dns::HostCache;
-use crate::dns::refresher;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
 use crate::metrics::exposition::Sources;
@@ -46,7 +47,9 @@ use crate::policy::{Built, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
+use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
+use crate::server::background::Background;
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
 use crate::server::history::History;
 use crate::server::published::Published;
@@ -55,8 +58,6 @@ use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::{PolicyChange, ReloadAttempt, ReloadReply, Reloader};
 use crate::server::signals::{Signals, Stop};
 use crate::session::registry::ConnectionRegistry;
-use crate::session::revocation;
-use crate::upstream::health_check;
 
 /// A proxy whose addresses are bound.
 #[derive(Debug)]
@@ -66,7 +67,8 @@ pub(crate) struct Server {
     published: Published,
     listeners: Listeners,
     registry: Arc<ConnectionRegistry>,
-    host_cache: Arc<HostCache>,
+    resolutions: Arc<ResolutionCache>,
+    agent: Arc<AgentState>,
     reloader: Reloader,
     expiry: ExpiryWatch,
     history: History,
@@ -103,31 +105,32 @@ impl Server {
     pub(crate) fn start(
         built: Built,
         fingerprint: Fingerprint,
-        host_cache: Arc<HostCache>,
+        resolutions: Arc<ResolutionCache>,
         audit: Audit,
         log: LogHandle,
     ) -> Result<Self, StartError> {
         let snapshot = Arc::new(built.snapshot);
         let (reload_requests, reloads) = mpsc::channel(MAX_RELOAD_REQUESTS);
-        let reloader = Reloader::new(&snapshot, fingerprint, reloads, Arc::clone(&host_cache), PolicyThread::start());
+        let reloader = Reloader::new(&snapshot, fingerprint, reloads, Arc::clone(&resolutions), PolicyThread::start());
+        resolutions.expect(cloud::sources(&snapshot));
         let published = Published::new(&snapshot);
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
-        let mut tasks = JoinSet::new();
-        let (policy, connections) = (current.clone(), Arc::clone(&registry));
-        let revoke = move || revocation::run(policy.clone(), Arc::clone(&connections));
-        tasks.spawn(fault::restarted("revocation", revoke));
-        let (hosts, known) = (published.hosts(), Arc::clone(&host_cache));
-        tasks.spawn(fault::restarted(refresher::PART, move || refresher::run(hosts.clone(), Arc::clone(&known))));
-        let floods = audit.clone();
-        tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
-        let upstreams = published.upstreams();
-        tasks.spawn(fault::restarted(health_check::PART, move || health_check::run(upstreams.clone())));
+        let agent = Arc::<AgentState>::default();
+        let tasks = Background {
+            published: &published,
+            registry: &registry,
+            resolutions: &resolutions,
+            agent: &agent,
+            audit: &audit,
+        }
+        .start();
         let metrics = Arc::<ProcessMetrics>::default();
         let mut metrics_endpoint = MetricsEndpoint::new(Arc::new(Sources {
             current: current.clone(),
             registry: Arc::clone(&registry),
-            host_cache: Arc::clone(&host_cache),
+            resolutions: Arc::clone(&resolutions),
+            agent: Arc::clone(&agent),
             process: Arc::clone(&metrics),
             audit_dropped: {
                 let audit = audit.clone();
@@ -154,7 +157,7 @@ impl Server {
         let admin_handler = AdminHandler::new(
             Queues { requests: requested, reload_requests },
             Arc::clone(&registry),
-            Arc::clone(&host_cache),
+            Arc::clone(&resolutions),
             audit.clone(),
             admin.last_uses(),
         );
@@ -165,7 +168,8 @@ impl Server {
             published,
             listeners,
             registry,
-            host_cache,
+            resolutions,
+            agent,
             reloader,
             expiry: ExpiryWatch::default(),
             history: History::new(),
@@ -232,7 +236,7 @@ impl Server {
             tokio::select! {
                 () = signals.stop.next() => return None,
                 request = self.admin_handler.next() => {
-                    let state = ServerState { listeners: &self.listeners, history: &self.history };
+                    let state = ServerState { listeners: &self.listeners, history: &self.history, agent: &self.agent };
                     contain(admin_handler::PART, || self.admin_handler.handle(request, current, &state));
                 }
                 () = self.listeners.shields_due() => self.listeners.update_shields(current),
@@ -367,7 +371,7 @@ impl Server {
     async fn handle_while_draining(&mut self, current: &Arc<Snapshot>) {
         loop {
             let request = self.admin_handler.next().await;
-            let state = ServerState { listeners: &self.listeners, history: &self.history };
+            let state = ServerState { listeners: &self.listeners, history: &self.history, agent: &self.agent };
             contain(admin_handler::PART, || self.admin_handler.handle(request, current, &state));
         }
     }
@@ -393,5 +397,6 @@ fn warn_all(warnings: &[String]) {
 const MAX_ADMIN_REQUESTS: usize = 16;
 const MAX_RELOAD_REQUESTS: usize = 4;
 
-/// How long closed sessions may take to send farewell messages: a round trip or two. A second signal ends this wait, too.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long closed sessions may take to send farewell messages: a round trip or two, on a busy machine too. The wait ends with the
+/// last session or a second signal.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,11 +8,17 @@ use tokio::time::timeout;
 use super::*;
 use crate::audit::LineFormat;
 use crate::audit::log::subscriber;
+use crate::audit::recent::EventFilter;
 use crate::control;
+use crate::dns::refresher;
 use crate::fault::injection::inject;
 use crate::policy::fixtures::{ConfigDir, listener};
+use crate::resolution::observation::{Evidence, ObjectAddress, Observation};
+use crate::server::cloud::CloudObserver;
 use crate::server::reload;
 use crate::server::reload::ReloadResult;
+use crate::source::cloud::CloudSource;
+use crate::upstream::health_check;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,23 +43,23 @@ impl Fixture {
         std::fs::write(self.0.path("portcullis.toml"), format!("{process}{listener}")).unwrap();
     }
 
-    fn build(&self, previous: Option<&Snapshot>, host_cache: &HostCache) -> (Built, Fingerprint) {
-        let (built, fingerprint) = reload::build(&self.0.path("portcullis.toml"), previous, host_cache);
+    fn build(&self, previous: Option<&Snapshot>, resolutions: &ResolutionCache) -> (Built, Fingerprint) {
+        let (built, fingerprint) = reload::build(&self.0.path("portcullis.toml"), previous, resolutions);
         (built.unwrap(), fingerprint)
     }
 
     fn start(&self) -> Server {
-        let host_cache = Arc::new(HostCache::default());
-        let (built, fingerprint) = self.build(None, &host_cache);
+        let resolutions = Arc::new(ResolutionCache::default());
+        let (built, fingerprint) = self.build(None, &resolutions);
         let audit = Audit::start(LineFormat::Json, None);
         let (_, log) = subscriber(&audit, "info").unwrap();
-        Server::start(built, fingerprint, host_cache, audit, log).unwrap()
+        Server::start(built, fingerprint, resolutions, audit, log).unwrap()
     }
 
     /// Reloads the files, as after a request.
     fn reload(&self, server: &mut Server) -> ReloadResult {
         let current = server.published.policy();
-        let (built, _) = self.build(Some(&current), &server.host_cache);
+        let (built, _) = self.build(Some(&current), &server.resolutions);
         let (reply, mut result) = oneshot::channel();
         let attempt =
             ReloadAttempt { requested: true, reply: Some(reply), same_files: false, outcome: Ok(Box::new(built)) };
@@ -106,7 +112,7 @@ async fn requested_reload_of_the_same_files_keeps_only_the_same_policy() {
     let mut server = fixture.start();
     let mut reload = || {
         let current = server.published.policy();
-        let (built, _) = fixture.build(Some(&current), &server.host_cache);
+        let (built, _) = fixture.build(Some(&current), &server.resolutions);
         let (reply, mut result) = oneshot::channel();
         let attempt =
             ReloadAttempt { requested: true, reply: Some(reply), same_files: true, outcome: Ok(Box::new(built)) };
@@ -130,7 +136,7 @@ async fn fault_in_one_part_of_a_reload_does_not_affect_the_others() {
         let source = format!("127.0.0.{turn}");
         fixture.configure(&source, &source);
         let current = server.published.policy();
-        let (built, _) = fixture.build(Some(&current), &server.host_cache);
+        let (built, _) = fixture.build(Some(&current), &server.resolutions);
         let prepared = server.prepare(&built.snapshot, &current).unwrap();
         inject(part);
         let changes = server.put_in_force(built, prepared, &current);
@@ -190,4 +196,83 @@ async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
         () = server.run(signals) => unreachable!("no signal is sent"),
         () = requests => {}
     }
+}
+
+fn observed(last: &[u8]) -> Observation {
+    let each = |last: &u8| ObjectAddress { ip: [10, 0, 0, *last].into(), object: format!("droplet web-{last}").into() };
+    Observation::Addresses { addresses: last.iter().map(each).collect(), evidence: Evidence::List }
+}
+
+#[tokio::test]
+async fn observation_comes_into_force_and_is_audited_for_each_listener_that_has_the_rule() {
+    let fixture = Fixture::new();
+    for name in ["second", "third"] {
+        fixture.0.install(name, OffsetDateTime::now_utc() + Days::days(365));
+    }
+    std::fs::write(fixture.0.path("do.token"), "token").unwrap();
+    let process = "admin.listen = \"unix:admin.sock\"\nreload = { watch = false, poll = \"0s\" }\nstate.directory = \"state\"\n\
+                   [resolver.digitalocean]\ntoken_file = \"do.token\"\n";
+    let listeners = [
+        listener("main", 0, "\"tag:web\", \"192.0.2.1\""),
+        listener("second", 0, "\"tag:web\""),
+        listener("third", 0, "\"192.0.2.1\""),
+    ];
+    std::fs::write(fixture.0.path("portcullis.toml"), format!("{process}{}", listeners.concat())).unwrap();
+    let server = fixture.start();
+    let [web, other] = ["web", "other"].map(|tag| CloudSource::parse("tag", tag).unwrap().unwrap());
+    let task = server.published.cloud_task();
+    assert_eq!(task.borrow().sources, std::slice::from_ref(&web));
+    assert!(task.borrow().digitalocean.is_some() && task.borrow().kubernetes.is_none());
+    let mut current = server.published.subscribe();
+    let (cache, audit) = (Arc::clone(&server.resolutions), server.audit.clone());
+    let observer = CloudObserver { cache, current: current.clone(), audit };
+    let mut events = server.audit.recent_events().reader(0, EventFilter::default());
+    let is_trusted = |snapshot: &Snapshot, listener: &str, last: u8| {
+        let trusted = &snapshot.named(listener).unwrap().sources.trusted;
+        trusted.lookup([10, 0, 0, last].into(), OffsetDateTime::now_utc()).is_ok()
+    };
+    let steps = async {
+        observer.observe(&other, observed(&[9]));
+        observer.observe(&web, observed(&[1, 2]));
+        timeout(TIMEOUT, current.changed()).await.unwrap().unwrap();
+        let snapshot = Arc::clone(&current.borrow_and_update());
+        assert_eq!(snapshot.generation, 2);
+        for (listener, last, expected) in
+            [("main", 1, true), ("second", 2, true), ("third", 1, false), ("main", 9, false)]
+        {
+            assert_eq!(is_trusted(&snapshot, listener, last), expected, "{listener} {last}");
+        }
+        for _ in 0..2 {
+            observer.observe(&web, Observation::Failed { error: "the API answered 429".to_owned() });
+        }
+        observer.observe(&web, observed(&[2, 3]));
+        timeout(TIMEOUT, current.changed()).await.unwrap().unwrap();
+        let snapshot = Arc::clone(&current.borrow_and_update());
+        assert!(!is_trusted(&snapshot, "main", 1) && is_trusted(&snapshot, "main", 3));
+        assert!(!task.has_changed().unwrap(), "the same task");
+        while !std::fs::read_dir(fixture.0.path("state")).is_ok_and(|mut files| files.next().is_some()) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let signals = Signals::unsent().unwrap();
+    tokio::select! {
+        () = server.run(signals) => unreachable!("no signal is sent"),
+        () = async { timeout(TIMEOUT, steps).await.unwrap() } => {}
+    }
+    let mut seen = Vec::new();
+    while let Some(batch) = events.take() {
+        seen.extend(batch.events.iter().map(|event| {
+            let event: Value = serde_json::from_str(&event.json).unwrap();
+            let fields = ["event", "listener", "rule", "added", "removed", "addresses", "error"];
+            fields.map(|field| event[field].to_string().replace('"', "")).join(" ")
+        }));
+    }
+    seen.retain(|event| event.starts_with("source."));
+    let of_both = |event: &str| ["main", "second"].map(|listener| event.replace("LISTENER", listener));
+    let expected = [
+        of_both("source.resolved LISTENER tag:web 2 0 2 null"),
+        of_both("source.stale LISTENER tag:web null null null the API answered 429"),
+        of_both("source.resolved LISTENER tag:web 1 1 2 null"),
+    ];
+    assert_eq!(seen, expected.concat());
 }

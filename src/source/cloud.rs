@@ -63,6 +63,14 @@ impl CloudSource {
         }
     }
 
+    /// The objects of a Kubernetes API.
+    pub const fn kubernetes(&self) -> Option<&KubernetesSource> {
+        match self {
+            Self::Kubernetes(source) => Some(source),
+            Self::Droplet(_) | Self::Tag(_) | Self::Cluster(_) | Self::App(_) => None,
+        }
+    }
+
     /// The `value` key.
     pub fn value(&self) -> String {
         match self {

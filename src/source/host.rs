@@ -1,6 +1,5 @@
-//! Host names as trusted sources: the names, and the addresses accepted from a DNS answer.
+//! Host names as trusted sources.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
@@ -98,82 +97,8 @@ fn is_label(label: &str) -> bool {
         && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
-/// The addresses of one host: 1 to [`MAX_ADDRESSES`], sorted and unique, IPv4-mapped ones as IPv4.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addresses(Arc<[IpAddr]>);
-
-impl Addresses {
-    /// Returns the addresses of an answer that may be trusted, and the number if some were omitted.
-    ///
-    /// # Errors
-    /// When the answer contains no address that a client can have.
-    pub fn of(answer: impl IntoIterator<Item = IpAddr>) -> Result<(Self, Option<OmittedAddresses>), NoAddress> {
-        let mut all: Vec<_> = answer.into_iter().map(|ip| ip.to_canonical()).collect();
-        all.sort_unstable();
-        all.dedup();
-        let some = !all.is_empty();
-        all.retain(|ip| !ip.is_unspecified());
-        if all.is_empty() {
-            return Err(if some { NoAddress::Unspecified } else { NoAddress::None });
-        }
-        let count = all.len();
-        all.truncate(MAX_ADDRESSES);
-        Ok((Self(all.into()), (count > MAX_ADDRESSES).then_some(OmittedAddresses { count })))
-    }
-
-    /// The addresses, sorted.
-    pub fn all(&self) -> &[IpAddr] {
-        &self.0
-    }
-
-    /// Whether these include all addresses of `other`.
-    pub fn cover(&self, other: &Self) -> bool {
-        other.0.iter().all(|ip| self.0.binary_search(ip).is_ok())
-    }
-
-    /// Returns the union, at most [`MAX_ADDRESSES`].
-    #[must_use]
-    pub fn and(&self, other: &Self) -> Self {
-        let all = self.0.iter().chain(other.0.iter()).copied();
-        Self::of(all).map_or_else(|_| self.clone(), |(all, _)| all)
-    }
-}
-
-/// `10.0.0.1, 10.0.0.2`
-impl fmt::Display for Addresses {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, ip) in self.0.iter().enumerate() {
-            write!(f, "{}{ip}", if index == 0 { "" } else { ", " })?;
-        }
-        Ok(())
-    }
-}
-
-/// An answer had more than [`MAX_ADDRESSES`] addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it has {count} addresses, and only the lowest {MAX_ADDRESSES} are trusted; trust the network instead")]
-pub struct OmittedAddresses {
-    count: usize,
-}
-
-/// An answer had no address that a client can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoAddress {
-    #[error("the name has no address")]
-    None,
-    /// Filtering resolvers answer this for blocked names.
-    #[error("the answer is 0.0.0.0 or ::, which no client can have")]
-    Unspecified,
-}
-
-/// The known addresses of each host. A host that is missing admits no client.
-pub(crate) type AddressBook = BTreeMap<HostName, Addresses>;
-
 /// RFC 1035 section 2.3.4: in text form without the trailing dot.
 const MAX_NAME: usize = 253;
-
-/// Maximum number of addresses of one host. A longer answer is probably a network or a forgery.
-const MAX_ADDRESSES: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -229,19 +154,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn answer_is_bounded_and_unspecified_addresses_are_omitted() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let (addresses, omitted) =
-            Addresses::of(["10.0.0.2", "::", "::ffff:10.0.0.1", "10.0.0.2", "0.0.0.0"].map(ip)).unwrap();
-        assert_eq!((addresses.to_string().as_str(), omitted), ("10.0.0.1, 10.0.0.2", None));
-        assert_eq!(Addresses::of([]), Err(NoAddress::None));
-        assert_eq!(Addresses::of(["0.0.0.0", "::", "::ffff:0.0.0.0"].map(ip)), Err(NoAddress::Unspecified));
-        let many = (0..300_u32).map(|number| IpAddr::V4((0x0a00_0000 + number).into()));
-        let (addresses, omitted) = Addresses::of(many).unwrap();
-        assert_eq!((addresses.all().len(), omitted), (256, Some(OmittedAddresses { count: 300 })));
-    }
-
     proptest! {
         #[test]
         fn accepted_host_name_parses_again_and_is_never_an_address(text in "[a-zA-Z0-9._:/*x-]{1,12}") {
@@ -252,32 +164,6 @@ mod tests {
                 let last = name.as_str().rsplit('.').next().unwrap_or_default();
                 prop_assert!(last.bytes().any(|byte| !byte.is_ascii_digit()));
             }
-        }
-
-        #[test]
-        fn order_and_duplicates_of_an_answer_are_ignored(
-            mut answer in proptest::collection::vec(any::<u16>(), 1..400),
-        ) {
-            let ips = |numbers: &[u16]| -> Vec<IpAddr> {
-                numbers.iter().map(|number| IpAddr::V4((0x0a00_0000 + u32::from(*number)).into())).collect()
-            };
-            let one = Addresses::of(ips(&answer)).unwrap();
-            answer.reverse();
-            let doubled = [answer.clone(), answer].concat();
-            prop_assert_eq!(&one, &Addresses::of(ips(&doubled)).unwrap());
-            prop_assert!(one.0.all().is_sorted() && one.0.all().len() <= MAX_ADDRESSES);
-            prop_assert!(one.0.cover(&one.0));
-        }
-
-        #[test]
-        fn union_of_two_answers_contains_both(one: Vec<u8>, other: Vec<u8>) {
-            let addresses = |numbers: &[u8]| {
-                let ips = numbers.iter().map(|number| IpAddr::from([10, 0, 0, *number])).chain([IpAddr::from([10, 1, 0, 0])]);
-                Addresses::of(ips).unwrap().0
-            };
-            let both = addresses(&one).and(&addresses(&other));
-            prop_assert!(both.cover(&addresses(&one)) && both.cover(&addresses(&other)));
-            prop_assert_eq!(both, addresses(&[one, other].concat()));
         }
     }
 }

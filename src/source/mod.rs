@@ -2,6 +2,7 @@
 //!
 //! Permission is a value. Only `SourcePolicy::admit` makes an `Admitted`, which every later phase of a connection requires.
 
+pub(crate) mod addresses;
 pub(crate) mod cloud;
 pub(crate) mod host;
 pub(crate) mod id;

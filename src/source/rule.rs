@@ -1,4 +1,4 @@
-//! One rule of the trusted sources, and the network or host it names.
+//! One rule of the trusted sources, and what it names.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,16 +9,18 @@ use ipnet::{IpNet, Ipv4Net};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::source::addresses::Resolvable;
+use crate::source::cloud::CloudSource;
 use crate::source::host::Host;
 
-/// A rule that trusts a network or a host.
+/// A rule that trusts a network, a host or objects of a cloud.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Identifies the rule within its listener.
     pub uuid: Uuid,
     /// Whether the file states the UUID. Otherwise it is derived from the text of the rule.
     pub has_stated_uuid: bool,
-    /// The network or host that the rule trusts.
+    /// What the rule trusts.
     pub source: Source,
     /// The `value` key as written, if it differs from the canonical form. Programs that manage sources compare the text.
     pub spelling: Option<Box<str>>,
@@ -70,6 +72,8 @@ pub enum Source {
     Network(Network),
     /// Every address of a host.
     Host(Host),
+    /// Every address of some objects of a cloud or a cluster.
+    Cloud(CloudSource),
 }
 
 impl Source {
@@ -83,6 +87,7 @@ impl Source {
         match self {
             Self::Network(_) => Self::IP_ADDR,
             Self::Host(_) => Self::DNS,
+            Self::Cloud(source) => source.kind(),
         }
     }
 
@@ -91,6 +96,7 @@ impl Source {
         match self {
             Self::Network(network) => network.to_string(),
             Self::Host(host) => host.name.to_string(),
+            Self::Cloud(source) => source.value(),
         }
     }
 
@@ -98,7 +104,24 @@ impl Source {
     pub const fn host(&self) -> Option<&Host> {
         match self {
             Self::Host(host) => Some(host),
+            Self::Network(_) | Self::Cloud(_) => None,
+        }
+    }
+
+    /// The objects of a cloud source.
+    pub const fn cloud(&self) -> Option<&CloudSource> {
+        match self {
+            Self::Cloud(source) => Some(source),
+            Self::Network(_) | Self::Host(_) => None,
+        }
+    }
+
+    /// The source whose addresses are looked up; `None` for a network.
+    pub fn resolvable(&self) -> Option<Resolvable> {
+        match self {
             Self::Network(_) => None,
+            Self::Host(host) => Some(Resolvable::Host(host.name.clone())),
+            Self::Cloud(source) => Some(Resolvable::Cloud(source.clone())),
         }
     }
 
@@ -106,7 +129,7 @@ impl Source {
     pub const fn network(&self) -> Option<&Network> {
         match self {
             Self::Network(network) => Some(network),
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Cloud(_) => None,
         }
     }
 }
@@ -117,6 +140,7 @@ impl fmt::Display for Source {
         match self {
             Self::Network(network) => write!(f, "{kind}:{network}"),
             Self::Host(host) => write!(f, "{kind}:{}", host.name),
+            Self::Cloud(source) => source.fmt(f),
         }
     }
 }

@@ -9,7 +9,8 @@ use prefix_trie::PrefixMap;
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
-use crate::source::host::{AddressBook, Host, HostName};
+use crate::source::addresses::{AddressBook, Addresses, Resolvable};
+use crate::source::host::Host;
 use crate::source::rule::{Rule, Source};
 use crate::timestamp;
 
@@ -112,21 +113,22 @@ impl fmt::Display for Untrusted {
     }
 }
 
-/// Rules, found by the longest prefix that covers an address. A host is stored under each of its addresses.
+/// Rules, found by the longest prefix that covers an address. A host or a cloud source is stored under each of its
+/// addresses.
 ///
 /// A lookup walks one binary trie per address family. Its cost grows with the length of the matching prefix, not with the
 /// number of rules. An empty set trusts no address.
 #[derive(Default)]
 pub struct TrustedSources {
     rules: Vec<Arc<Rule>>,
-    /// The known addresses of the hosts in `rules`.
+    /// The known addresses of the hosts and cloud sources in `rules`.
     book: AddressBook,
     v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
     v6: PrefixMap<Ipv6Net, Vec<Arc<Rule>>>,
 }
 
 impl TrustedSources {
-    /// Builds the set. Hosts have no addresses yet. If several rules name the same network or address, the first that has not
+    /// Builds the set. Hosts and cloud sources have no addresses yet. If several rules name the same network or address, the first that has not
     /// expired matches.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
         Self::of(rules.into_iter().map(Arc::new).collect(), AddressBook::new())
@@ -137,11 +139,11 @@ impl TrustedSources {
         Self::of(rules, AddressBook::new())
     }
 
-    /// Returns the same rules with the host addresses in `book`; `None` if no address changed.
+    /// Returns the same rules with the addresses in `book`; `None` if no address changed.
     #[must_use]
     pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
-        let names = self.hosts().map(|host| &host.name);
-        let own: AddressBook = names.filter_map(|name| Some((name.clone(), book.get(name)?.clone()))).collect();
+        let entry = |source: Resolvable| book.get(&source).cloned().map(|known| (source, known));
+        let own: AddressBook = self.resolvables().filter_map(entry).collect();
         (own != self.book).then(|| Self::of(self.rules.clone(), own))
     }
 
@@ -150,9 +152,10 @@ impl TrustedSources {
         for rule in &rules {
             match &rule.source {
                 Source::Network(network) => set.insert(network.net(), rule),
-                Source::Host(host) => {
-                    let addresses = set.addresses_of(&host.name).to_vec();
-                    addresses.into_iter().for_each(|ip| set.insert(ip.into(), rule));
+                Source::Host(_) | Source::Cloud(_) => {
+                    let known = rule.source.resolvable().and_then(|source| set.book.get(&source).cloned());
+                    let known = known.unwrap_or_default();
+                    known.all().iter().for_each(|ip| set.insert((*ip).into(), rule));
                 }
             }
         }
@@ -171,9 +174,19 @@ impl TrustedSources {
         self.rules.iter().filter_map(|rule| rule.source.host())
     }
 
-    /// The addresses of a host in this set, sorted.
-    pub fn addresses_of(&self, name: &HostName) -> &[IpAddr] {
-        self.book.get(name).map_or(&[], |addresses| addresses.all())
+    /// The hosts and cloud sources in the rules, once for each rule that names them.
+    pub fn resolvables(&self) -> impl Iterator<Item = Resolvable> {
+        self.rules.iter().filter_map(|rule| rule.source.resolvable())
+    }
+
+    /// The known addresses of a host or a cloud source of this set; `None` if it has never been resolved.
+    pub fn known(&self, source: &Resolvable) -> Option<&Addresses> {
+        self.book.get(source)
+    }
+
+    /// The known addresses of a host or a cloud source of this set, sorted.
+    pub fn addresses_of(&self, source: &Resolvable) -> &[IpAddr] {
+        self.known(source).map_or(&[], Addresses::all)
     }
 
     /// All rules in configuration order, including expired ones.
@@ -261,7 +274,7 @@ mod tests {
     use time::Duration;
 
     use super::*;
-    use crate::source::host::Addresses;
+    use crate::source::cloud::CloudSource;
     use crate::source::rule::Origin;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -276,10 +289,16 @@ mod tests {
         Rule { expires_at, ..Rule::of(Source::Host(host), Origin::Configuration) }
     }
 
+    fn tag(name: &str) -> CloudSource {
+        CloudSource::parse("tag", name).unwrap().unwrap()
+    }
+
     fn book(entries: &[(&str, &[IpAddr])]) -> AddressBook {
-        let entry =
-            |(name, ips): &(&str, &[IpAddr])| Some((name.parse().unwrap(), Addresses::of(ips.iter().copied()).ok()?.0));
-        entries.iter().filter_map(entry).collect()
+        let entry = |(name, ips): &(&str, &[IpAddr])| {
+            let (known, _) = Addresses::of(ips.iter().copied()).ok()?;
+            Some([(Resolvable::Host(name.parse().unwrap()), known.clone()), (Resolvable::Cloud(tag(name)), known)])
+        };
+        entries.iter().filter_map(entry).flatten().collect()
     }
 
     fn sources(networks: &[&str]) -> TrustedSources {
@@ -342,20 +361,20 @@ mod tests {
     #[test]
     fn host_rule_trusts_its_known_addresses_only() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let set = TrustedSources::new([rule("10.0.0.0/8", None), host("app.internal", None), host("gone", None)]);
+        let set = TrustedSources::new([rule("10.0.0.0/8", None), host("app-internal", None), host("gone", None)]);
         assert_eq!(matched(&set, "192.0.2.1"), None, "the host has no addresses yet");
         let known =
-            book(&[("app.internal", &[ip("192.0.2.1"), ip("10.1.2.3"), ip("2001:db8::1")]), ("else", &[ip("::1")])]);
+            book(&[("app-internal", &[ip("192.0.2.1"), ip("10.1.2.3"), ip("2001:db8::1")]), ("else", &[ip("::1")])]);
         let set = set.with_addresses(&known).unwrap();
         for address in ["192.0.2.1", "::ffff:192.0.2.1", "10.1.2.3", "2001:db8::1"] {
-            assert_eq!(matched(&set, address).as_deref(), Some("dns:app.internal"), "{address}");
+            assert_eq!(matched(&set, address).as_deref(), Some("dns:app-internal"), "{address}");
         }
         assert_eq!(matched(&set, "10.1.2.4").as_deref(), Some("ip_addr:10.0.0.0/8"));
         for address in ["192.0.2.2", "2001:db8::2", "::1"] {
             assert_eq!(matched(&set, address), None, "{address}");
         }
         assert!(set.with_addresses(&known).is_none(), "no address changed");
-        let fewer = set.with_addresses(&book(&[("app.internal", &[ip("192.0.2.9")])])).unwrap();
+        let fewer = set.with_addresses(&book(&[("app-internal", &[ip("192.0.2.9")])])).unwrap();
         assert_eq!(matched(&fewer, "192.0.2.1"), None);
         assert_eq!(matched(&fewer, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
         assert_eq!(fewer.rules().len(), 3);
@@ -364,10 +383,10 @@ mod tests {
     #[test]
     fn expired_host_rule_is_named_in_the_rejection() {
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
-        let set = TrustedSources::new([host("app.internal", Some(NOW))]);
-        let set = set.with_addresses(&book(&[("app.internal", &[ip])])).unwrap();
+        let set = TrustedSources::new([host("app-internal", Some(NOW))]);
+        let set = set.with_addresses(&book(&[("app-internal", &[ip])])).unwrap();
         let untrusted = set.lookup(ip, NOW).unwrap_err();
-        assert!(untrusted.to_string().contains("dns:app.internal expired"), "{untrusted}");
+        assert!(untrusted.to_string().contains("dns:app-internal expired"), "{untrusted}");
         assert!(set.lookup(ip, NOW - Duration::SECOND).is_ok());
     }
 
@@ -375,9 +394,10 @@ mod tests {
     fn by_scanning<'a>(rules: &'a [Rule], book: &AddressBook, ip: IpAddr) -> Option<&'a Rule> {
         let prefix = |rule: &Rule| match &rule.source {
             Source::Network(network) => network.net().contains(&ip).then(|| network.net().prefix_len()),
-            Source::Host(host) => {
+            Source::Host(_) | Source::Cloud(_) => {
                 let longest = if ip.is_ipv4() { 32 } else { 128 };
-                book.get(&host.name).is_some_and(|known| known.all().contains(&ip)).then_some(longest)
+                let known = rule.source.resolvable().and_then(|source| book.get(&source));
+                known.is_some_and(|known| known.all().contains(&ip)).then_some(longest)
             }
         };
         let covering = rules.iter().filter(|rule| rule.is_live(NOW)).filter_map(|rule| Some((prefix(rule)?, rule)));
@@ -408,6 +428,7 @@ mod tests {
         let source = prop_oneof![
             crowded_network().prop_map(|network| rule(&network, None)),
             "[a-d]".prop_map(|name| host(&name, None)),
+            "[a-d]".prop_map(|name| Rule::of(Source::Cloud(tag(&name)), Origin::Configuration)),
         ];
         (source, prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))])
             .prop_map(|(rule, expires_at)| Rule { expires_at, ..rule })

@@ -4,8 +4,8 @@
 //! a separate directory. A `text` block is the expected output of the commands before it: `…` within a line matches any text,
 //! a line of `…` alone any number of lines, and a run of spaces counts as one. Blocks of other languages are not executed.
 
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -63,8 +63,7 @@ pub(crate) fn blocks(guide: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<Block
 
 impl Rehearsal {
     pub(crate) fn of(blocks: Vec<Block>) -> Self {
-        let programs = vec![("portcullis", PathBuf::from(EXECUTABLE))];
-        Self { blocks, environment: Vec::new(), programs, links: Vec::new() }
+        Self { blocks, environment: Vec::new(), programs: Vec::new(), links: Vec::new() }
     }
 
     pub(crate) fn with_variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -118,6 +117,9 @@ impl Rehearsal {
         for (path, link) in programs_here.chain(links_here) {
             symlink(path, link).expect("a link can be made");
         }
+        let script = programs.path().join("portcullis");
+        fs::write(&script, portcullis()).expect("a file of the test can be written");
+        fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("it is a file of the test");
         let path = std::env::var("PATH").expect("the tests have a PATH");
 
         let output = site.path().join("drill.out");
@@ -138,6 +140,20 @@ impl Rehearsal {
         assert_eq!(left, "", "the commands leave programs running:\n{transcript}");
         transcript
     }
+}
+
+/// The program. A session is listed until the program has noticed that its client has ended, so each command first waits
+/// until the clients of all listed sessions are connected (state 01 of /proc/net/tcp).
+fn portcullis() -> String {
+    format!(
+        r#"#!/bin/sh
+ports() {{ '{EXECUTABLE}' sessions list --json 2> /dev/null | grep -o '"source_port": *[0-9]*' | grep -o '[0-9]*$'; }}
+has_ended() {{ ! grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X $1) [0-9A-F]*:[0-9A-F]* 01 " /proc/net/tcp /proc/net/tcp6; }}
+any_has_ended() {{ for port in $(ports); do has_ended $port && return; done; false; }}
+while any_has_ended; do sleep 0.01; done
+exec '{EXECUTABLE}' "$@"
+"#
+    )
 }
 
 /// A block as a part of the script.

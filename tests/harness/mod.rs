@@ -1,14 +1,17 @@
 //! Shared parts of the tests: certificate authority, program under test, databases and clients. A test starts an upstream,
 //! then Portcullis, then clients.
 
+pub(crate) mod agent;
 pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;
 pub(crate) mod digitalocean;
+pub(crate) mod digitalocean_api;
 pub(crate) mod dns;
 pub(crate) mod guide;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;
+pub(crate) mod kubernetes;
 pub(crate) mod listener;
 pub(crate) mod load;
 pub(crate) mod log;

@@ -206,6 +206,12 @@ impl Portcullis {
         (reply.status, reply.body)
     }
 
+    /// Waits until no connection is left and the memory of each is free, which is after its last event. Needs [`ADMIN`].
+    pub(crate) fn wait_until_idle(&self) {
+        let connections = || self.ask("GET", "/v1/status").1["descriptors"]["connections"].clone();
+        eventually("every connection has ended", || (connections() == 0).then_some(()));
+    }
+
     /// Memory in use, in KiB.
     pub(crate) fn resident(&self) -> u64 {
         self.kib("VmRSS:")

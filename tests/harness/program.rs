@@ -58,7 +58,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let group = format!("kill -KILL -- -{}", self.0.0.id());
+        // `kill -KILL -- …` is an error in dash.
+        let group = format!("kill -s KILL -- -{}", self.0.0.id());
         // An error means that no process is left.
         let _ = Command::new("sh").args(["-c", &group]).stderr(Stdio::null()).status();
     }

@@ -70,7 +70,8 @@ impl Upstream {
             }
             let mut packet = length.to_vec();
             let rest = u64::from(u32::from_be_bytes(length)).saturating_sub(4);
-            let _ = stream.take(rest).read_to_end(&mut packet);
+            // Borrowed: the client sees the end only after the packet is remembered.
+            let _ = (&stream).take(rest).read_to_end(&mut packet);
             shared.received.lock().unwrap_or_else(PoisonError::into_inner).extend(packet);
         })
     }

@@ -236,5 +236,6 @@ pub(crate) struct Download {
     pub(crate) not_after: Option<String>,
 }
 
-/// A reload of many large files takes seconds. The server times out a little earlier and reports the timeout.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A change of 100,000 rules takes half a minute on a small machine that is busy. The server times out a little earlier and
+/// reports the timeout.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);

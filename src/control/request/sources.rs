@@ -53,6 +53,8 @@ struct RuleBody {
     _detail: IgnoredAny,
     #[serde(default, rename = "addresses")]
     _addresses: IgnoredAny,
+    #[serde(default, rename = "addresses_count")]
+    _addresses_count: IgnoredAny,
 }
 
 impl RuleBody {

@@ -94,9 +94,11 @@ catalog! {
     TRUSTED_SOURCES: Gauge "portcullis_trusted_sources" ["listener"]
         "Rules for trusted sources, including expired ones.", "";
     SOURCE_STALE: Gauge "portcullis_source_stale" ["listener", "rule"]
-        "Whether the last lookup of a source failed, so that its previous addresses are in use.", "with `dns` sources";
+        "Whether the last lookup of a source failed, so that its previous addresses are in use.", "with `dns` and cloud sources";
     SOURCE_LAST_SUCCESS: Gauge "portcullis_source_last_success_timestamp_seconds" ["listener", "rule"]
-        "Time of the last successful lookup of a source.", "with `dns` sources, after the first success";
+        "Time of the last successful lookup of a source.", "with `dns` and cloud sources, after the first success";
+    AGENT_UP: Gauge "portcullis_agent_up" []
+        "Whether the process that resolves cloud sources answers.", "with cloud sources";
     UPSTREAM_UP: Gauge "portcullis_upstream_up" ["listener", "address"]
         "Whether an upstream address has a healthy endpoint.", "after the first dial of the address";
     SHIELD_DROPPED: Counter "portcullis_shield_dropped_packets_total" ["listener"]

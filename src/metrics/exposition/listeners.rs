@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::config::Shield;
-use crate::dns::HostCache;
 use crate::metrics::exposition::catalog::{
     ACTIVE, CERTIFICATE_EXPIRY, CREDENTIAL_SESSIONS, DENIED, HANDSHAKE_SECONDS, HANDSHAKES, LIMIT, OPENED, RELAYED,
     REVOKED, SHIELD_DROPPED, SOURCE_LAST_SUCCESS, SOURCE_STALE, TRUSTED_SOURCES, UPSTREAM_UP,
@@ -13,6 +12,7 @@ use crate::metrics::exposition::families::Families;
 use crate::metrics::listener::ListenerMetrics;
 use crate::policy::usage::Item;
 use crate::policy::{ListenerPolicy, Snapshot};
+use crate::resolution::cache::ResolutionCache;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionState;
 use crate::upstream::endpoint::health::UpstreamHealth;
@@ -22,7 +22,7 @@ use crate::x509::certificate::Certificate;
 pub(crate) fn collect(
     snapshot: &Snapshot,
     registry: &ConnectionRegistry,
-    host_cache: &HostCache,
+    resolutions: &ResolutionCache,
     families: &mut Families,
 ) {
     let sessions = CredentialSessions::from_registry(registry);
@@ -30,7 +30,7 @@ pub(crate) fn collect(
         collect_connections(&policy.name, &policy.metrics, families);
         collect_tls(policy, families);
         collect_certificates(policy, &sessions, families);
-        collect_sources(policy, host_cache, families);
+        collect_sources(policy, resolutions, families);
         collect_upstreams(policy, families);
         if let Some(limit) = policy.limits.max_connections {
             families.set(&LIMIT, [&policy.name], u64::from(limit.get()));
@@ -90,15 +90,15 @@ fn collect_certificates(policy: &ListenerPolicy, sessions: &CredentialSessions, 
     }
 }
 
-fn collect_sources(policy: &ListenerPolicy, host_cache: &HostCache, families: &mut Families) {
+fn collect_sources(policy: &ListenerPolicy, resolutions: &ResolutionCache, families: &mut Families) {
     let trusted = &policy.sources.trusted;
     families.set(&TRUSTED_SOURCES, [&policy.name], u64::try_from(trusted.rules().len()).unwrap_or(u64::MAX));
-    let names: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
-    for name in names {
-        let rule = format!("dns:{name}");
-        let state = host_cache.state(name).unwrap_or_default();
-        families.set(&SOURCE_STALE, [&policy.name, &rule], state.failure.is_some());
-        if let Some((_, at)) = state.good {
+    let sources: BTreeSet<_> = trusted.resolvables().collect();
+    for source in sources {
+        let rule = source.to_string();
+        let status = resolutions.status(&source);
+        families.set(&SOURCE_STALE, [&policy.name, &rule], status.is_failing);
+        if let Some(at) = status.resolved_at {
             #[allow(clippy::cast_precision_loss, reason = "exact for times of this process")]
             families.set(&SOURCE_LAST_SUCCESS, [&policy.name, &rule], at.unix_timestamp() as f64);
         }

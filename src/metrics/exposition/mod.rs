@@ -18,21 +18,23 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 
-use crate::dns::HostCache;
+use crate::agent::state::AgentState;
 use crate::metrics::exposition::catalog::{
-    ADMIN_AUTH_FAILURES, ADMIN_REQUESTS, AUDIT_DROPPED, BUILD_INFO, CONFIG_HASH, RELOAD_SUCCESSFUL, RELOADS,
+    ADMIN_AUTH_FAILURES, ADMIN_REQUESTS, AGENT_UP, AUDIT_DROPPED, BUILD_INFO, CONFIG_HASH, RELOAD_SUCCESSFUL, RELOADS,
 };
 use crate::metrics::exposition::families::Families;
 use crate::metrics::exposition::format::Format;
 use crate::metrics::process::{AdminMetrics, ProcessMetrics, ReloadMetrics};
 use crate::policy::{Current, Snapshot};
+use crate::resolution::cache::ResolutionCache;
 use crate::session::registry::ConnectionRegistry;
 
 /// Everything that a scrape reads.
 pub(crate) struct Sources {
     pub(crate) current: Current,
     pub(crate) registry: Arc<ConnectionRegistry>,
-    pub(crate) host_cache: Arc<HostCache>,
+    pub(crate) resolutions: Arc<ResolutionCache>,
+    pub(crate) agent: Arc<AgentState>,
     pub(crate) process: Arc<ProcessMetrics>,
     /// Returns the number of lines that log and audit file have lost.
     pub(crate) audit_dropped: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -56,12 +58,16 @@ pub(crate) fn render(sources: &Sources, accept: Option<&str>) -> Result<(&'stati
 }
 
 fn collect(sources: &Sources) -> Families {
-    let Sources { current, registry, host_cache, process, audit_dropped } = sources;
+    let Sources { current, registry, resolutions, agent, process, audit_dropped } = sources;
     let snapshot = Arc::clone(&current.borrow());
     let mut families = Families::default();
-    listeners::collect(&snapshot, registry, host_cache, &mut families);
+    listeners::collect(&snapshot, registry, resolutions, &mut families);
     collect_configuration(&snapshot, &process.reloads, &mut families);
     families.set(&AUDIT_DROPPED, [], audit_dropped());
+    let agent = agent.status();
+    if agent.is_needed() {
+        families.set(&AGENT_UP, [], agent.is_up());
+    }
     if snapshot.config.admin.is_some() {
         collect_admin(&process.admin, &mut families);
     }

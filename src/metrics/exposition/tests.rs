@@ -57,7 +57,8 @@ async fn process_is_not_ready_until_its_listeners_are_bound() {
     let sources = Arc::new(Sources {
         current: watch::channel(Arc::new(snapshot)).1,
         registry: Arc::default(),
-        host_cache: Arc::default(),
+        resolutions: Arc::default(),
+        agent: Arc::default(),
         process: Arc::default(),
         audit_dropped: Box::new(|| 7),
     });

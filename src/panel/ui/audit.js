@@ -31,6 +31,7 @@ const EVENTS = [
   'admin.denied',
   'source.added',
   'source.removed',
+  'source.resolved',
   'source.stale',
   'reload.applied',
   'reload.rejected',

@@ -37,7 +37,8 @@ export function admitsNobody(listener) {
   // The mode of the file, not a rule, admits the clients of a Unix socket.
   if (listener.addresses.length > 0 && listener.addresses.every((address) => address.startsWith('unix:'))) return false;
   const withoutAddress = (listener.dns_sources ?? []).filter((source) => source.addresses.length === 0).length;
-  return listener.trusted_sources === 0 || listener.trusted_sources === withoutAddress;
+  const unresolved = (listener.cloud_sources ?? []).filter((source) => source.addresses_count === 0).length;
+  return listener.trusted_sources === 0 || listener.trusted_sources === withoutAddress + unresolved;
 }
 
 /** A list of `{ kind, key, title, text, target, action }`, the most urgent first. */
@@ -117,6 +118,17 @@ export function issues({ status, certificates, session }) {
         `${name}: ${count(stale.length, 'host name does', 'host names do')} not resolve`,
         `${stale[0].rule}: ${stale[0].error ?? 'no answer'}`,
         link('sources', name, { q: stale.length === 1 ? stale[0].rule.replace(/^dns:/, '') : 'dns' }),
+        'Show the source',
+      );
+    }
+    const unsettled = (listener.cloud_sources ?? []).filter((source) => source.state !== 'resolved');
+    if (unsettled.length > 0) {
+      put(
+        'warn',
+        `cloud-${name}`,
+        `${name}: ${count(unsettled.length, 'cloud source is', 'cloud sources are')} not resolved`,
+        `${unsettled[0].rule}: ${unsettled[0].detail ?? 'no answer'}`,
+        link('sources', name, { q: unsettled.length === 1 ? unsettled[0].rule.replace(/^[^:]*:/, '') : '' }),
         'Show the source',
       );
     }

@@ -215,6 +215,7 @@ function listenerCard(name, charts) {
     const healthy = (listener.upstreams ?? []).filter((each) => each.healthy).length;
     const broken = (listener.upstreams ?? []).filter((each) => each.health === 'unhealthy');
     const stale = (listener.dns_sources ?? []).filter((each) => each.stale);
+    const unsettled = (listener.cloud_sources ?? []).filter((each) => each.state !== 'resolved');
     const expiry = listener.next_certificate_expiry;
     replace(
       body,
@@ -265,6 +266,18 @@ function listenerCard(name, charts) {
                     pill('warn', `${stale.length} of ${listener.dns_sources.length} stale`),
                     ' ',
                     h('a', { href: link('sources', name, { q: 'dns' }) }, 'Show'),
+                  ],
+          ],
+          [
+            'Cloud sources',
+            (listener.cloud_sources ?? []).length === 0
+              ? null
+              : unsettled.length === 0
+                ? [count(listener.cloud_sources.length, 'source'), ' ', pill('good', 'resolved')]
+                : [
+                    pill('warn', `${unsettled.length} of ${listener.cloud_sources.length} not resolved`),
+                    ' ',
+                    h('a', { href: link('sources', name) }, 'Show'),
                   ],
           ],
           ['Denied', denied(name, listener.denied)],

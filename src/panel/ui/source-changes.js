@@ -77,7 +77,7 @@ export function addDialog({
     spellcheck: 'false',
     autocomplete: 'off',
     autocapitalize: 'off',
-    placeholder: '203.0.113.7\n198.51.100.0/24  # office\ndns:app.internal',
+    placeholder: '203.0.113.7\n198.51.100.0/24  # office\ndns:app.internal\ntag:backend',
   });
   lines.value = text;
   const errors = h('div', { class: 'field-error', id: errorId, role: 'alert' });
@@ -132,7 +132,7 @@ export function addDialog({
       'div',
       { class: choices ? 'visually-hidden' : 'stack', 'aria-hidden': choices ? 'true' : null, inert: Boolean(choices) },
       field('Sources, one per line', lines, {
-        help: 'An address, a network, or TYPE:VALUE such as dns:app.internal. Text after # describes its line.',
+        help: 'An address, a network, or TYPE:VALUE such as dns:app.internal, tag:backend or kubernetes:nodes. Text after # describes its line.',
         error: errors,
       }),
     ),

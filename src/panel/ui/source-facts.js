@@ -53,7 +53,11 @@ export function showDetails(listener, rule) {
         ['Description', untrusted(rule.description, { wrap: true })],
         ['State', stateOf(rule)],
         rule.detail ? ['Last lookup', untrusted(rule.detail, { wrap: true })] : null,
-        rule.addresses ? ['Addresses', addressesOf(rule)] : null,
+        rule.addresses
+          ? ['Addresses', addressesOf(rule)]
+          : rule.addresses_count
+            ? ['Addresses', `${rule.addresses_count} addresses`]
+            : null,
         ['Expires', time(rule.expires_at)],
         ['Origin', originOf(rule)],
         ['Sessions', String(rule.sessions)],

@@ -5,6 +5,7 @@ pub(crate) mod chains;
 pub(crate) mod issuing;
 pub(crate) mod proxies;
 pub(crate) mod reader;
+pub(crate) mod resolver;
 pub(crate) mod server;
 pub(crate) mod sources;
 pub(crate) mod upstream;
@@ -26,7 +27,7 @@ use crate::policy::builder::server::Server;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
 use crate::policy::{BindAddr, ListenerPolicy, with_roles};
 use crate::protocol::Protocol;
-use crate::source::host::AddressBook;
+use crate::source::addresses::AddressBook;
 use crate::source::trusted::{Enforcement, SourcePolicy};
 use crate::tls::server::ServerTls;
 use crate::upstream::Upstream;
@@ -40,7 +41,7 @@ type Certificates = Vec<(CertificateDer<'static>, Certificate)>;
 pub(crate) struct Builder<'a> {
     pub(crate) listener: &'a Listener,
     pub(crate) reader: Reader<'a>,
-    /// The known addresses of the hosts in rules.
+    /// The known addresses of the hosts and cloud sources in rules.
     pub(crate) book: &'a AddressBook,
     /// The generation being built.
     pub(crate) now: GenerationStamp,

@@ -4,6 +4,7 @@
 //! flattening destructures every configuration type by name, so a new field does not compile until it has a key.
 
 pub(crate) mod hash;
+pub(crate) mod resolvers;
 pub(crate) mod setting;
 pub(crate) mod settings;
 pub(crate) mod sources;

@@ -14,6 +14,7 @@ use crate::config::{
 use crate::identity::settings::ClientAuth;
 use crate::limit::rate::Rate;
 use crate::policy::ListenerPolicy;
+use crate::policy::diff::resolvers;
 use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
@@ -26,7 +27,7 @@ use crate::x509::crl::key_digest;
 
 /// The settings of the process.
 pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, listeners: _, positions: _ } = config;
+    let Config { file: _, log, state_directory, admin, reload, drain, resolvers, listeners: _, positions: _ } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let mut settings = vec![
@@ -39,6 +40,7 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
         graded("reload.revoke", revoke_word(*revoke), u64::from(*revoke == Revoke::Keep)),
         plain("shutdown.drain", duration(*drain)),
     ];
+    settings.extend(resolvers::of_resolvers(resolvers));
     settings.extend(of_admin(admin.as_ref()));
     settings
 }

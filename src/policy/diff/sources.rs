@@ -70,8 +70,8 @@ fn with_changed_expiry(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Diff
 }
 
 /// A new rule that trusts more than an old one: every address, a network around a trusted one, or a larger network than any
-/// before. Other new rules are reported as added and do not weaken, and so are hosts. A new kind of source with many addresses
-/// must be compared here.
+/// before. Other new rules are reported as added and do not weaken, and so are hosts and cloud sources, whose addresses are
+/// not known yet. A new kind of source with many known addresses must be compared here.
 fn widening(
     listener: &str,
     old: &TrustedSources,

@@ -60,13 +60,15 @@ impl AdminHandler {
                     let message = "the rules have changed since they were read (ETag); read them again";
                     return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
                 }
-                let target = Target { file: path, listener: &listener, rules: policy.sources.trusted.rules() };
+                let rules = policy.sources.trusted.rules();
+                let resolvers = current.config.resolvers.written();
+                let target = Target { file: path, listener: &listener, rules, resolvers };
                 let edited = apply(text_of(path, content)?, &target, &change, OffsetDateTime::now_utc(), cache)
                     .map_err(edit_error)?;
                 Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
             });
         let file = ChangedFile::Sources { listener: name.clone() };
-        let registry = Arc::clone(&self.registry);
+        let (registry, resolutions) = (Arc::clone(&self.registry), Arc::clone(&self.resolutions));
         let before = Arc::clone(current);
         let change = FileChange { file, edit, requires_list_in_force, plan, action };
         self.send_change(change, reply, move |result| match result {
@@ -77,7 +79,7 @@ impl AdminHandler {
                 let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name, &snapshot) };
                 let response = match form {
                     Form::Created => {
-                        let rules = report::sources::rules_of(policy, &registry, &affected);
+                        let rules = report::sources::rules_of(policy, &registry, &resolutions, &affected);
                         AdminResponse::created(json!({ "rules": rules }))
                     }
                     Form::NoContent => AdminResponse::no_content(),

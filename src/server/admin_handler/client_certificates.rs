@@ -15,13 +15,13 @@ use crate::control::error::ErrorKind;
 use crate::control::parameters::invalid;
 use crate::control::request::{ChangePins, IssueCertificate, PinChange};
 use crate::control::response::AdminResponse;
-use crate::dns::HostCache;
 use crate::issuing::IssuingError;
 use crate::issuing::authority::Authority;
 use crate::issuing::bundle::{NOT_AFTER_HEADER, build_bundle};
 use crate::issuing::client_request::ClientRequest;
 use crate::issuing::server_ca::find_anchors;
 use crate::policy::{ListenerPolicy, Snapshot};
+use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::changes::find_listener;
 use crate::server::admin_handler::{AdminHandler, Origin};
@@ -154,7 +154,7 @@ fn applied(
 pub(super) fn list(
     policy: &ListenerPolicy,
     registry: &ConnectionRegistry,
-    _: &HostCache,
+    _: &ResolutionCache,
 ) -> Result<AdminResponse, AdminResponse> {
     let body = report::client_certificates::list(policy, find_writable(policy).as_ref(), registry);
     Ok(AdminResponse::ok(body).with_etag(&report::client_certificates::etag(policy)))

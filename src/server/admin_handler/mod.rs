@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::addr::ClientAddr;
+use crate::agent::state::AgentState;
 use crate::audit::Audit;
 use crate::audit::admin::AdminActionKind;
 use crate::audit::changes::Changes;
@@ -23,15 +22,15 @@ use crate::control::access::Caller;
 use crate::control::error::ErrorKind;
 use crate::control::request::{AdminRequest, DenialFilter, SessionFilter};
 use crate::control::response::AdminResponse;
-use crate::dns::HostCache;
 use crate::fault;
 use crate::fault::record;
 use crate::fault::record::Fault;
 use crate::outcome::Reason;
-use crate::policy::explain::ExplainError;
+use crate::policy::explain::{ExplainError, Hypothetical};
 use crate::policy::{Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::proxy::listener::Listeners;
+use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::changes::find_listener;
 use crate::server::counts::{Count, Counts};
@@ -50,7 +49,7 @@ pub(crate) struct AdminHandler {
     /// Sends requests to the reloader.
     reload_requests: mpsc::Sender<ReloadRequest>,
     registry: Arc<ConnectionRegistry>,
-    host_cache: Arc<HostCache>,
+    resolutions: Arc<ResolutionCache>,
     audit: Audit,
     last_uses: Arc<LastUses>,
     started_at: OffsetDateTime,
@@ -76,6 +75,7 @@ pub(crate) struct Queues {
 pub(crate) struct ServerState<'a> {
     pub(crate) listeners: &'a Listeners,
     pub(crate) history: &'a History,
+    pub(crate) agent: &'a AgentState,
 }
 
 /// Where a request comes from.
@@ -109,7 +109,7 @@ impl AdminHandler {
     pub(crate) fn new(
         queues: Queues,
         registry: Arc<ConnectionRegistry>,
-        host_cache: Arc<HostCache>,
+        resolutions: Arc<ResolutionCache>,
         audit: Audit,
         last_uses: Arc<LastUses>,
     ) -> Self {
@@ -119,7 +119,7 @@ impl AdminHandler {
             requests,
             reload_requests,
             registry,
-            host_cache,
+            resolutions,
             audit,
             last_uses,
             started_at,
@@ -181,7 +181,7 @@ impl AdminHandler {
 
     /// Handles a request at once or in the background. A reply to a disconnected client is dropped.
     pub(crate) fn handle(&mut self, request: PendingRequest, current: &Arc<Snapshot>, state: &ServerState<'_>) {
-        let ServerState { listeners, history } = *state;
+        let ServerState { listeners, history, .. } = *state;
         while self.pending.try_join_next().is_some() {}
         let PendingRequest { request, caller, request_id, reply } = request;
         let origin = Origin { caller, request_id };
@@ -190,7 +190,7 @@ impl AdminHandler {
             return;
         }
         let response = match request {
-            AdminRequest::Status => AdminResponse::ok(self.status(current, listeners, &origin)),
+            AdminRequest::Status => AdminResponse::ok(self.status(current, state, &origin)),
             AdminRequest::Listeners => {
                 let counts = Counts::from_registry(&self.registry);
                 let all = current.listeners().iter().map(|policy| self.listener(policy, &counts, listeners));
@@ -228,8 +228,10 @@ impl AdminHandler {
             AdminRequest::NewToken(token) => return self.new_token(token, origin, current, reply),
             AdminRequest::RevokeToken(name) => return self.revoke_token(name, origin, current, reply),
             AdminRequest::Explain { listener, source, chain } => {
-                let current = Arc::clone(current);
-                return self.handle_in_background(reply, move || explain(&current, &listener, source, &chain));
+                let (current, resolutions) = (Arc::clone(current), Arc::clone(&self.resolutions));
+                let explained =
+                    move || explain(&current, &listener, Hypothetical { client: source, chain: &chain }, &resolutions);
+                return self.handle_in_background(reply, explained);
             }
             // These can be long.
             AdminRequest::Sources { listener } => return self.read_listener(listener, current, reply, sources),
@@ -271,12 +273,12 @@ impl AdminHandler {
         &mut self,
         current: &Arc<Snapshot>,
         reply: oneshot::Sender<AdminResponse>,
-        report: impl FnOnce(&Snapshot, &ConnectionRegistry, &HostCache) -> Result<AdminResponse, AdminResponse>
+        report: impl FnOnce(&Snapshot, &ConnectionRegistry, &ResolutionCache) -> Result<AdminResponse, AdminResponse>
         + Send
         + 'static,
     ) {
         let (current, registry) = (Arc::clone(current), Arc::clone(&self.registry));
-        let (host_cache, draining) = (Arc::clone(&self.host_cache), self.draining);
+        let (resolutions, draining) = (Arc::clone(&self.resolutions), self.draining);
         let slots = Arc::clone(&self.long_reads);
         self.pending.spawn(async move {
             let Ok(_slot) = slots.acquire().await else { return };
@@ -285,7 +287,7 @@ impl AdminHandler {
                 return;
             }
             let work = move || {
-                let response = report(&current, &registry, &host_cache).unwrap_or_else(|error| error);
+                let response = report(&current, &registry, &resolutions).unwrap_or_else(|error| error);
                 with_draining(response, draining)
             };
             let _ = reply.send(in_background(work).await);
@@ -300,8 +302,8 @@ impl AdminHandler {
         reply: oneshot::Sender<AdminResponse>,
         report: ListenerReport,
     ) {
-        self.read(current, reply, move |current, registry, host_cache| {
-            report(find_listener(current, &listener)?, registry, host_cache)
+        self.read(current, reply, move |current, registry, resolutions| {
+            report(find_listener(current, &listener)?, registry, resolutions)
         });
     }
 
@@ -309,7 +311,8 @@ impl AdminHandler {
         with_draining(response, self.draining)
     }
 
-    fn status(&self, current: &Snapshot, listeners: &Listeners, origin: &Origin) -> Value {
+    fn status(&self, current: &Snapshot, state: &ServerState<'_>, origin: &Origin) -> Value {
+        let ServerState { listeners, agent, .. } = *state;
         let last_reload = self.last_reload.as_ref().map(|LastReload { at, error }| {
             let result = if error.is_none() { "applied" } else { "rejected" };
             json!({ "result": result, "at": seconds(*at), "error": error.as_deref().map(printable::lines) })
@@ -324,6 +327,7 @@ impl AdminHandler {
             "config": current.config.file,
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
+            "agent": report::agent(&agent.status()),
             "descriptors": report::descriptors(&listeners.descriptors()),
             "faults": record::recent().iter().map(fault_json).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
@@ -350,7 +354,8 @@ impl AdminHandler {
             "trusted_sources": policy.sources.trusted.rules().len(),
             "next_certificate_expiry": report::certificates::next_expiry(policy),
             "shield": report::shield(&listeners.shield(policy)),
-            "dns_sources": report::dns_sources(policy, &self.host_cache),
+            "dns_sources": report::dns_sources(policy, &self.resolutions),
+            "cloud_sources": report::cloud_sources(policy, &self.resolutions),
             "handshakes": policy.open_handshakes(),
             "max_handshakes": policy.max_handshakes,
             "sessions": relaying,
@@ -395,11 +400,11 @@ impl AdminHandler {
             let _ = reply.send(AdminResponse::error(ErrorKind::Forbidden, FILE_OF_THIS_MACHINE));
             return;
         }
-        let (current, registry, host_cache) =
-            (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.host_cache));
+        let (current, registry, resolutions) =
+            (Arc::clone(current), Arc::clone(&self.registry), Arc::clone(&self.resolutions));
         self.handle_in_background(reply, move || {
             let file = file.as_deref().unwrap_or(&current.config.file);
-            match reload::build(file, Some(&current), &host_cache).0 {
+            match reload::build(file, Some(&current), &resolutions).0 {
                 Ok(Built { snapshot, warnings }) => {
                     let built = Built { snapshot: snapshot.planned(), warnings };
                     AdminResponse::ok(report::plan(&built, &current, &registry))
@@ -433,18 +438,23 @@ impl AdminHandler {
 }
 
 /// Reports about one listener.
-type ListenerReport = fn(&ListenerPolicy, &ConnectionRegistry, &HostCache) -> Result<AdminResponse, AdminResponse>;
+type ListenerReport =
+    fn(&ListenerPolicy, &ConnectionRegistry, &ResolutionCache) -> Result<AdminResponse, AdminResponse>;
 
 fn sources(
     policy: &ListenerPolicy,
     registry: &ConnectionRegistry,
-    host_cache: &HostCache,
+    resolutions: &ResolutionCache,
 ) -> Result<AdminResponse, AdminResponse> {
-    let body = report::sources::list(policy, registry, host_cache);
+    let body = report::sources::list(policy, registry, resolutions);
     Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
 }
 
-fn firewall(policy: &ListenerPolicy, _: &ConnectionRegistry, _: &HostCache) -> Result<AdminResponse, AdminResponse> {
+fn firewall(
+    policy: &ListenerPolicy,
+    _: &ConnectionRegistry,
+    _: &ResolutionCache,
+) -> Result<AdminResponse, AdminResponse> {
     let body = report::sources::firewall(policy);
     Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
 }
@@ -478,8 +488,13 @@ fn with_draining(mut response: AdminResponse, draining: Option<Draining>) -> Adm
 
 /// Explains a connection by the policy in force. Each response names the configuration file, so that the client can detect
 /// that it is not the expected one.
-fn explain(current: &Snapshot, listener: &str, source: ClientAddr, chain: &[CertificateDer<'_>]) -> AdminResponse {
-    let explained = current.explain(listener, source, chain, OffsetDateTime::now_utc());
+fn explain(
+    current: &Snapshot,
+    listener: &str,
+    connection: Hypothetical<'_>,
+    resolutions: &ResolutionCache,
+) -> AdminResponse {
+    let explained = current.explain(listener, connection, resolutions, OffsetDateTime::now_utc());
     let mut response = match explained {
         Ok(explanation) => AdminResponse::ok(explanation.in_json()),
         Err(error @ ExplainError::UnknownListener { .. }) => AdminResponse::error(ErrorKind::NotFound, error),

@@ -16,9 +16,9 @@ use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
 use crate::control::request::PinChange;
 use crate::control::response::AdminResponse;
-use crate::dns::HostCache;
 use crate::durable_file;
 use crate::policy::{Built, Snapshot};
+use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::pins;
 use crate::server::reload::build_from;
@@ -197,11 +197,11 @@ impl ChangedFile {
         &self,
         path: &Path,
         current: &Snapshot,
-        host_cache: &HostCache,
+        resolutions: &ResolutionCache,
         edited: &Files,
     ) -> Result<(), AdminResponse> {
         let files = Files::knowing(Arc::clone(&current.known_rules));
-        let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
+        let (built, fingerprint) = build_from(&current.config.file, Some(current), resolutions, files);
         let built = built.map_err(|problems| invalid_configuration(&problems))?;
         if fingerprint.has_same_content(path, edited) && self.etag(&built.snapshot) == self.etag(current) {
             return Ok(());
@@ -238,7 +238,7 @@ pub(crate) fn build(
     file: &ChangedFile,
     edit: Box<Edit>,
     current: &Snapshot,
-    host_cache: &HostCache,
+    resolutions: &ResolutionCache,
     in_force: Option<&Fingerprint>,
 ) -> Result<BuiltChange, AdminResponse> {
     let path = file.path(current)?;
@@ -247,7 +247,7 @@ pub(crate) fn build(
     if let Some(in_force) = in_force
         && !in_force.has_same_content(&path, &files)
     {
-        file.check_unchanged(&path, current, host_cache, &files)?;
+        file.check_unchanged(&path, current, resolutions, &files)?;
     }
     let Edited { content: after, affected } = edit(&path, before.as_deref(), current, &mut files.rules)?;
     let links = file.links();
@@ -268,7 +268,7 @@ pub(crate) fn build(
         Some(after) => files.set_content(&path, after),
         None => files.set_removed(&path),
     }
-    let (built, fingerprint) = build_from(&current.config.file, Some(current), host_cache, files);
+    let (built, fingerprint) = build_from(&current.config.file, Some(current), resolutions, files);
     let built = built.map_err(|problems| invalid_configuration(&problems))?;
     file.check_effect(&built.snapshot, &path)?;
     let listeners = match file {

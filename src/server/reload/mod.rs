@@ -1,8 +1,8 @@
 //! Decides when to build a new snapshot, and builds it.
 //!
 //! One task does this, so reloads never overlap and the newest files win. A trigger (file event, poll, SIGHUP or request) only
-//! starts a comparison; the content decides whether anything changed. New addresses of host names take the same path, so that
-//! they are ordered with reloads.
+//! starts a comparison; the content decides whether anything changed. New addresses of hosts and cloud sources take the same
+//! path, so that they are ordered with reloads.
 
 pub(crate) mod change;
 #[cfg(test)]
@@ -28,9 +28,10 @@ use crate::config::problem;
 use crate::config::{Config, Loaded};
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
-use crate::dns::cache_file::CacheFile;
-use crate::dns::{HostCache, Lookup};
+use crate::dns::{self, Lookup};
 use crate::policy::{Built, Snapshot};
+use crate::resolution::cache::ResolutionCache;
+use crate::resolution::cache_file::CacheFile;
 use crate::server::reload::change::{BuiltChange, ChangeReply, ChangeResult, FileChange, FileWrite, PendingChange};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
@@ -47,12 +48,12 @@ pub(crate) struct Reloader {
     /// The files of the policy in force.
     in_force: Fingerprint,
     settings: config::Reload,
-    /// The time of the last check. The next poll counts from here, regardless of DNS changes in between.
+    /// The time of the last check. The next poll counts from here, regardless of address changes in between.
     last_check: Instant,
     /// Whether the next check must build a policy although no file changed, because the cause of a failure lies elsewhere.
     is_forced: bool,
     requests: mpsc::Receiver<ReloadRequest>,
-    host_cache: Arc<HostCache>,
+    resolutions: Arc<ResolutionCache>,
     thread: PolicyThread,
 }
 
@@ -89,7 +90,7 @@ enum Trigger {
     Request(ReplySender),
     /// A request of the admin API to change a file.
     FileChange(Box<FileChange>, ChangeReply),
-    /// The addresses of a host name changed.
+    /// The addresses of a host or a cloud source changed.
     AddressChange,
 }
 
@@ -98,7 +99,7 @@ enum Trigger {
 pub(crate) enum PolicyChange {
     /// A policy of changed files, or a requested reload.
     Reload(ReloadAttempt),
-    /// The policy in force with new addresses of host names.
+    /// The policy in force with new addresses of hosts and cloud sources.
     Refresh(Box<Snapshot>),
     /// A policy with a changed file, which is not written yet.
     FileChange(Box<PendingChange>),
@@ -124,22 +125,22 @@ pub(crate) struct ReloadAttempt {
 pub fn build(
     file: &Path,
     previous: Option<&Snapshot>,
-    host_cache: &HostCache,
+    resolutions: &ResolutionCache,
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
     let known = previous.map(|previous| Arc::clone(&previous.known_rules)).unwrap_or_default();
-    build_from(file, previous, host_cache, Files::knowing(known))
+    build_from(file, previous, resolutions, Files::knowing(known))
 }
 
 /// The same as [`build`], with the content of some files given in `files`.
 pub(crate) fn build_from(
     file: &Path,
     previous: Option<&Snapshot>,
-    host_cache: &HostCache,
+    resolutions: &ResolutionCache,
     mut files: Files,
 ) -> (Result<Built, problem::Problems>, Fingerprint) {
     files.rules = std::mem::take(&mut files.rules).begin_load();
     let built = Config::load(file, &mut files).and_then(|loaded| {
-        let Lookup { book, warnings } = resolve_hosts(&loaded, previous, host_cache);
+        let Lookup { book, warnings } = resolve(&loaded, previous, resolutions);
         let mut built = Snapshot::build(loaded, &mut files, previous, &book)?;
         built.warnings.extend(warnings);
         built.snapshot.known_rules = Arc::new(std::mem::take(&mut files.rules).into_known());
@@ -148,14 +149,13 @@ pub(crate) fn build_from(
     (built, files.fingerprint())
 }
 
-fn resolve_hosts(loaded: &Loaded, previous: Option<&Snapshot>, host_cache: &HostCache) -> Lookup {
+fn resolve(loaded: &Loaded, previous: Option<&Snapshot>, resolutions: &ResolutionCache) -> Lookup {
     let Loaded { config, problems, .. } = loaded;
     // An invalid configuration does not wait for the resolver.
     let listeners = if problems.is_empty() { config.listeners.as_slice() } else { &[] };
-    let hosts = listeners.iter().flat_map(|listener| listener.sources.trusted.hosts());
-    let names: BTreeSet<HostName> = hosts.map(|host| host.name.clone()).collect();
+    let sources = listeners.iter().flat_map(|listener| listener.sources.trusted.resolvables()).collect();
     let known: HashSet<&HostName> = previous.into_iter().flat_map(Snapshot::hosts).map(|host| &host.name).collect();
-    host_cache.find(&names, &known, &CacheFile::new(&config.state_directory, &config.file))
+    dns::find(&sources, &known, resolutions, &CacheFile::new(&config.state_directory, &config.file))
 }
 
 impl Reloader {
@@ -164,7 +164,7 @@ impl Reloader {
         snapshot: &Snapshot,
         fingerprint: Fingerprint,
         requests: mpsc::Receiver<ReloadRequest>,
-        host_cache: Arc<HostCache>,
+        resolutions: Arc<ResolutionCache>,
         thread: PolicyThread,
     ) -> Self {
         let mut reloader = Self {
@@ -176,7 +176,7 @@ impl Reloader {
             last_check: Instant::now(),
             is_forced: false,
             requests,
-            host_cache,
+            resolutions,
             thread,
         };
         reloader.update_watches();
@@ -248,7 +248,7 @@ impl Reloader {
                 ReloadRequest::Reload(reply) => Trigger::Request(reply),
                 ReloadRequest::Change(change, reply) => Trigger::FileChange(change, reply),
             },
-            () = self.host_cache.moved() => Trigger::AddressChange,
+            () = self.resolutions.moved() => Trigger::AddressChange,
             () = self.watcher.changed(), if watch => Trigger::Change,
             () = sleep_until(self.last_check + poll.unwrap_or_default()), if poll.is_some() => Trigger::Change,
         }
@@ -271,8 +271,8 @@ impl Reloader {
 
     /// Builds on the policy thread, because reading and parsing would delay other work.
     async fn attempt(&mut self, current: &Arc<Snapshot>) -> Result<Box<Built>, String> {
-        let (file, previous, host_cache) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.host_cache));
-        match self.thread.run(move || build(&file, Some(&previous), &host_cache)).await {
+        let (file, previous, resolutions) = (self.file.clone(), Arc::clone(current), Arc::clone(&self.resolutions));
+        match self.thread.run(move || build(&file, Some(&previous), &resolutions)).await {
             Ok((built, fingerprint)) => {
                 self.attempted = fingerprint;
                 built.map(Box::new).map_err(|problems| problems.to_string())
@@ -283,9 +283,10 @@ impl Reloader {
 
     /// Builds the policy in force with the current addresses, or returns `None` if they did not change.
     async fn with_new_addresses(&self, current: &Arc<Snapshot>) -> Option<Box<Snapshot>> {
-        let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
+        let (current, resolutions) = (Arc::clone(current), Arc::clone(&self.resolutions));
         let built = self.thread.run(move || {
-            let book = host_cache.book(current.hosts().map(|host| &host.name));
+            let sources: BTreeSet<_> = current.resolvables().collect();
+            let book = resolutions.book(&sources);
             current.with_addresses(&book).map(Box::new)
         });
         built.await.ok().flatten()
@@ -301,9 +302,9 @@ impl Reloader {
     ) -> Option<PendingChange> {
         let FileChange { file, edit, requires_list_in_force, plan, action } = change;
         let in_force = requires_list_in_force.then(|| self.in_force.clone());
-        let (current, host_cache) = (Arc::clone(current), Arc::clone(&self.host_cache));
+        let (current, resolutions) = (Arc::clone(current), Arc::clone(&self.resolutions));
         let built = self.thread.run(move || {
-            let built = change::build(&file, edit, &current, &host_cache, in_force.as_ref())?;
+            let built = change::build(&file, edit, &current, &resolutions, in_force.as_ref())?;
             let action = file.audited(action, &built);
             Ok((built, action))
         });

@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::shown::tests::{random_keys, repeats};
-use crate::dns::HostCache;
+use crate::resolution::cache::ResolutionCache;
 use crate::server::reload::build;
 
 /// All keys, each with a value of the right type.
@@ -16,6 +16,7 @@ log = { level = "info", format = "auto", audit_file = "audit.jsonl" }
 state = { directory = "state" }
 admin = { listen = ["unix:admin.sock", "127.0.0.1:9642"], metrics = "127.0.0.1:9643", hosts = ["portcullis.internal"], tokens_file = "tokens.toml", tls = { certificates = [{ cert = "server.crt", key = "server.key" }], client_ca = "ca.crt" }, token = [{ name = "ci", role = "operator", sha256 = "0000000000000000000000000000000000000000000000000000000000000000", expires_at = 2036-01-31T00:00:00Z, sources = ["10.0.0.0/8"] }] }
 reload = { watch = true, poll = "30s", revoke = "disconnect" }
+resolver = { digitalocean = { token_file = "do.token", endpoint = "https://api.digitalocean.com", ca = "ca.crt", refresh = "60s", addresses = "all" }, kubernetes = { kubeconfig = "kubeconfig", server = "https://10.0.0.1:6443", ca = "ca.crt", token_file = "k8s.token" } }
 shutdown = { drain = "30s" }
 
 [[listener]]
@@ -109,7 +110,7 @@ const VALUES: [&str; 13] = [
     "7734077340773407734",
 ];
 
-const SECRET_KEYS: [&str; 4] = ["key", "key_passphrase_file", "ticket_keys", "token"];
+const SECRET_KEYS: [&str; 5] = ["key", "key_passphrase_file", "ticket_keys", "token", "token_file"];
 
 /// All values in the text that are not written as table headers, with their keys.
 fn values(text: &str) -> Vec<(String, Range<usize>)> {
@@ -138,7 +139,7 @@ fn values(text: &str) -> Vec<(String, Range<usize>)> {
 fn messages(directory: &Path, text: &str) -> String {
     let file = directory.join("portcullis.toml");
     std::fs::write(&file, text).unwrap();
-    match build(&file, None, &HostCache::offline()).0 {
+    match build(&file, None, &ResolutionCache::offline()).0 {
         Ok(built) => built.warnings.join("\n"),
         Err(problems) => problems.to_string(),
     }

@@ -17,21 +17,23 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
+use crate::agent::state::{AgentStatus, Phase};
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::control::request::SessionFilter;
 use crate::descriptors;
-use crate::dns::HostCache;
 use crate::outcome::Outcome;
 use crate::policy::changes::SourceChanges;
 use crate::policy::usage::{Item, LastUser};
 use crate::policy::{Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::Target;
+use crate::resolution::cache::ResolutionCache;
 use crate::session::registry::state::SessionInfo;
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation;
 use crate::shield::ShieldStatus;
-use crate::source::rule::{Rule, Source};
+use crate::source::addresses::Resolvable;
+use crate::source::rule::Rule;
 use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
@@ -144,21 +146,57 @@ pub(crate) fn upstream_health(policy: &ListenerPolicy) -> &'static str {
 }
 
 /// The `dns` sources of a listener with their addresses and the state of their resolution.
-pub(crate) fn dns_sources(policy: &ListenerPolicy, host_cache: &HostCache) -> Vec<Value> {
+pub(crate) fn dns_sources(policy: &ListenerPolicy, resolutions: &ResolutionCache) -> Vec<Value> {
     let trusted = &policy.sources.trusted;
     let hosts: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
     let sources = hosts.into_iter().take(MAX_LISTED).map(|name| {
-        let status = host_cache.state(name).unwrap_or_default();
+        let source = Resolvable::Host(name.clone());
+        let status = resolutions.status(&source);
         json!({
-            "rule": format!("{}:{name}", Source::DNS),
-            "addresses": trusted.addresses_of(name),
-            "resolved_at": status.good.map(|(_, at)| seconds(at)),
-            "stale": status.failure.is_some(),
-            "error": status.failure.as_ref().map(printable::field),
+            "rule": source.to_string(),
+            "addresses": trusted.addresses_of(&source),
+            "resolved_at": status.resolved_at.map(seconds),
+            "stale": status.is_failing,
+            "error": status.detail.as_ref().map(printable::field),
             "next_lookup_at": status.next_lookup.map(seconds),
         })
     });
     sources.collect()
+}
+
+/// The cloud sources of a listener with the number of their addresses and the state of their resolution.
+pub(crate) fn cloud_sources(policy: &ListenerPolicy, resolutions: &ResolutionCache) -> Vec<Value> {
+    let trusted = &policy.sources.trusted;
+    let cloud: BTreeSet<_> = trusted.resolvables().filter(|source| source.cloud().is_some()).collect();
+    let sources = cloud.into_iter().take(MAX_LISTED).map(|source| {
+        let status = resolutions.status(&source);
+        json!({
+            "rule": source.to_string(),
+            "state": status.state.code(),
+            "detail": status.detail.as_ref().map(printable::field),
+            "addresses_count": trusted.addresses_of(&source).len(),
+            "resolved_at": status.resolved_at.map(seconds),
+        })
+    });
+    sources.collect()
+}
+
+/// The state of the agent; `null` if the configuration needs none.
+pub(crate) fn agent(status: &AgentStatus) -> Value {
+    let AgentStatus { phase, since, restarts, last_error } = status;
+    let (state, process, confinement) = match phase {
+        Phase::NotNeeded => return Value::Null,
+        Phase::Down => ("down", None, None),
+        Phase::Up { process, confinement } => ("up", Some(process), Some(confinement.name())),
+    };
+    json!({
+        "state": state,
+        "since": seconds(*since),
+        "pid": process,
+        "confinement": confinement,
+        "restarts": restarts,
+        "last_error": last_error,
+    })
 }
 
 /// Connections and their maximum by the limit of open files.

@@ -9,35 +9,42 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::digest::hex;
-use crate::dns::HostCache;
 use crate::policy::usage::Item;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::printable;
+use crate::resolution::cache::ResolutionCache;
+use crate::resolution::status::ResolutionState;
 use crate::server::report::{EndedSessions, MAX_LISTED, relaying};
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionInfo;
+use crate::source::addresses::MAX_HOST_ADDRESSES;
 use crate::source::id::listener_uuid;
 use crate::source::rule::{Origin, Rule, Source};
 use crate::source::trusted::Enforcement;
 use crate::timestamp::seconds;
 
 /// The rules of a listener with their use, and the state of those that are resolved.
-pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry, host_cache: &HostCache) -> Value {
+pub(crate) fn list(policy: &ListenerPolicy, registry: &ConnectionRegistry, resolutions: &ResolutionCache) -> Value {
     let sessions = sessions_by_source(policy, registry);
-    let rule = |rule: &Rule| with_state(rule_json(policy, rule, &sessions), policy, rule, Some(host_cache));
+    let rule = |rule: &Rule| with_state(rule_json(policy, rule, &sessions), policy, rule, resolutions);
     let rules: Vec<_> = policy.sources.trusted.rules().iter().map(|each| rule(each)).collect();
     json!({ "rules": rules })
 }
 
 /// The rules with these UUIDs, in this order.
-pub(crate) fn rules_of(policy: &ListenerPolicy, registry: &ConnectionRegistry, uuids: &[Uuid]) -> Vec<Value> {
+pub(crate) fn rules_of(
+    policy: &ListenerPolicy,
+    registry: &ConnectionRegistry,
+    resolutions: &ResolutionCache,
+    uuids: &[Uuid],
+) -> Vec<Value> {
     let sessions = sessions_by_source(policy, registry);
     let wanted: HashSet<&Uuid> = uuids.iter().collect();
     let rules = policy.sources.trusted.rules().iter().filter(|rule| wanted.contains(&rule.uuid));
     let by_uuid: HashMap<Uuid, &Rule> = rules.map(|rule| (rule.uuid, &**rule)).collect();
     let rule = |uuid: &Uuid| {
         let rule = by_uuid.get(uuid)?;
-        Some(with_state(rule_json(policy, rule, &sessions), policy, rule, None))
+        Some(with_state(rule_json(policy, rule, &sessions), policy, rule, resolutions))
     };
     uuids.iter().filter_map(rule).collect()
 }
@@ -158,22 +165,25 @@ fn rule_json(policy: &ListenerPolicy, rule: &Rule, sessions: &HashMap<Source, u6
     })
 }
 
-/// Adds `state` and, for a host, `detail` and `addresses`.
-fn with_state(mut shown: Value, policy: &ListenerPolicy, rule: &Rule, host_cache: Option<&HostCache>) -> Value {
-    let addresses = rule.source.host().map(|host| policy.sources.trusted.addresses_of(&host.name));
-    let failure = rule.source.host().and_then(|host| host_cache?.state(&host.name)?.failure);
-    let (state, detail) = match (rule.is_live(OffsetDateTime::now_utc()), addresses) {
+/// Adds `state` and `detail`, and for a host or a cloud source `addresses_count` and, if there are not too many, `addresses`.
+fn with_state(mut shown: Value, policy: &ListenerPolicy, rule: &Rule, resolutions: &ResolutionCache) -> Value {
+    let resolvable = rule.source.resolvable();
+    let status = resolvable.as_ref().map(|source| resolutions.status(source));
+    let addresses = resolvable.as_ref().map(|source| policy.sources.trusted.addresses_of(source));
+    let (state, detail) = match (rule.is_live(OffsetDateTime::now_utc()), status) {
         (false, _) => ("expired", None),
-        (true, None) => ("resolved", None),
-        (true, Some([])) => ("unresolved", failure),
-        (true, Some(_)) if failure.is_some() => ("stale", failure),
-        (true, Some(_)) => ("resolved", None),
+        (true, None) => (ResolutionState::Resolved.code(), None),
+        // The policy with the newest addresses may not be in force yet.
+        (true, Some(status)) => (status.state.code(), status.detail),
     };
     if let Some(fields) = shown.as_object_mut() {
         fields.insert("state".to_owned(), state.into());
         fields.insert("detail".to_owned(), json!(detail.map(|detail| printable::field(&detail))));
         if let Some(addresses) = addresses {
-            fields.insert("addresses".to_owned(), json!(addresses));
+            fields.insert("addresses_count".to_owned(), addresses.len().into());
+            if addresses.len() <= MAX_HOST_ADDRESSES {
+                fields.insert("addresses".to_owned(), json!(addresses));
+            }
         }
     }
     shown

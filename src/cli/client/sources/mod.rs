@@ -118,7 +118,7 @@ pub(crate) struct Place {
 
 #[derive(Debug, Args)]
 pub(crate) struct Rules {
-    /// Rules such as ip_addr:203.0.113.7 or dns:app.internal; an address or network needs no type
+    /// Rules such as dns:app.internal, tag:backend or kubernetes:pods:shop; an address or network needs no type
     #[arg(value_name = "TYPE:VALUE")]
     rules: Vec<GivenRule>,
     /// The same as the arguments; may be repeated or separated by commas

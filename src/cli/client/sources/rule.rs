@@ -69,7 +69,7 @@ impl FromStr for GivenRule {
 pub(crate) enum GivenRuleError {
     #[error("it is {0}")]
     Network(NetworkError),
-    #[error("expected TYPE:VALUE, such as dns:app.internal, or an IP address or network")]
+    #[error("expected TYPE:VALUE, such as dns:app.internal or tag:backend, or an IP address or network")]
     Syntax,
 }
 

@@ -59,8 +59,12 @@ fn to_text(body: &Value, denials: Option<&Value>, now: OffsetDateTime) -> String
     if let Some(connections) = descriptors(status, now) {
         line(&mut out, "connections", &connections);
     }
+    if let Some(agent) = status.object("agent") {
+        line(&mut out, "agent", &self::agent(agent, now));
+    }
     let _ = write!(out, "{}\n{}", faults(status, now), listeners(status, denials, now));
-    let _ = write!(out, "{}{}{}", upstreams(status, now), dns_sources(status, now), shields(status, now));
+    let _ = write!(out, "{}{}", upstreams(status, now), dns_sources(status, now));
+    let _ = write!(out, "{}{}", cloud_sources(status, now), shields(status, now));
     out
 }
 
@@ -75,6 +79,21 @@ fn descriptors(status: JsonView<'_>, now: OffsetDateTime) -> Option<String> {
     let paused = descriptors.time("paused_since");
     let paused = paused.map(|at| format!("; ACCEPTING PAUSED for {}", since(at, now))).unwrap_or_default();
     Some(format!("{connections} of at most {max} (limit of open files: {limit}){paused}"))
+}
+
+/// The process that resolves cloud sources.
+fn agent(agent: JsonView<'_>, now: OffsetDateTime) -> String {
+    let age = agent.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
+    let restarts = match agent.number("restarts") {
+        0 => String::new(),
+        1 => "; restarted once".to_owned(),
+        count => format!("; restarted {count} times"),
+    };
+    let error = agent.text("last_error").map(|error| format!("; last error: {error}")).unwrap_or_default();
+    match agent.text("state").as_deref() {
+        Some("up") => format!("up{age}{restarts}{error}"),
+        _ => format!("DOWN{age}: cloud sources keep their last good addresses{restarts}{error}"),
+    }
 }
 
 /// Internal faults, which are defects of Portcullis to report; empty if there are none.
@@ -168,6 +187,27 @@ fn dns_sources(status: JsonView<'_>, now: OffsetDateTime) -> String {
     if has_rows { format!("\n{}", table.render("")) } else { String::new() }
 }
 
+/// The cloud sources; empty if there are none.
+fn cloud_sources(status: JsonView<'_>, now: OffsetDateTime) -> String {
+    let mut table = Table::new(["LISTENER", "SOURCE", "STATE", "ANSWERED", "ADDRESSES", "DETAIL"]);
+    let mut has_rows = false;
+    for listener in status.list("listeners") {
+        for source in listener.list("cloud_sources") {
+            has_rows = true;
+            let state = source.text_or_dash("state");
+            table.row([
+                listener.text_or_dash("name"),
+                source.text_or_dash("rule"),
+                if state == "resolved" { state } else { state.to_uppercase() },
+                source.time("resolved_at").map_or("never".to_owned(), |at| ago(at, now)),
+                source.number("addresses_count").to_string(),
+                source.text_or_dash("detail"),
+            ]);
+        }
+    }
+    if has_rows { format!("\n{}", table.render("")) } else { String::new() }
+}
+
 /// The kernel source filters; empty if `shield` is off on every listener.
 fn shields(status: JsonView<'_>, now: OffsetDateTime) -> String {
     let mut table = Table::new(["LISTENER", "SHIELD", "DROPPED", "STATE"]);
@@ -247,6 +287,23 @@ reload             2 min ago  3      src/timestamp.rs:7:17  local datetime out o
 ";
         assert!(text.contains(expected), "{text}");
         assert!(!to_text(&json!({ "faults": [] }), None, now).contains("FAULT"));
+    }
+
+    #[test]
+    fn cloud_sources_show_their_state() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let good = json!({
+            "rule": "tag:web", "state": "resolved", "detail": null, "addresses_count": 3,
+            "resolved_at": "1970-01-01T04:59:50Z",
+        });
+        let never = json!({
+            "rule": "app:x", "state": "unresolved", "detail": "no answer\u{1b} yet", "addresses_count": 0,
+            "resolved_at": null,
+        });
+        let status = json!({ "listeners": [{ "name": "db", "cloud_sources": [good, never] }] });
+        let text = cloud_sources(JsonView(&status), now);
+        assert!(text.contains("db        tag:web  resolved    10 s ago  3          -"), "{text}");
+        assert!(text.contains("db        app:x    UNRESOLVED  never     0          no answer\\u{1b} yet"), "{text}");
     }
 
     #[test]

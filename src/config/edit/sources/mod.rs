@@ -25,8 +25,10 @@ use crate::config::edit::sources::plan::{Current, Fate, Given, Plan};
 use crate::config::edit::sources::table::Entry;
 use crate::config::edit::sources::text::LineBreak;
 use crate::config::problem::Problems;
+use crate::config::resolver::WrittenResolvers;
 use crate::config::rule_cache::RuleCache;
 use crate::config::sources;
+use crate::config::sources::RulesOf;
 use crate::source::rule::{Origin, Rule};
 
 /// A rule of a request.
@@ -76,6 +78,8 @@ pub(crate) struct Target<'a> {
     pub listener: &'a str,
     /// The rules of the listener. Those of the file are ignored; their text counts.
     pub rules: &'a [Arc<Rule>],
+    /// The resolvers that rules may need.
+    pub resolvers: WrittenResolvers,
 }
 
 /// The result of a change.
@@ -130,7 +134,7 @@ pub(crate) fn apply(
     if let SourcesChange::Append(new) = change
         && certainly_lacks(text, new)
     {
-        let sources = request::sources(new)?;
+        let sources = request::sources(new, target.resolvers)?;
         let given: Vec<Given<'_>> = new.iter().zip(&sources).collect();
         let plan = target.current(&[], now).append(&given);
         let mut edited = text.to_owned();
@@ -141,7 +145,7 @@ pub(crate) fn apply(
         SourcesChange::Append(new) | SourcesChange::Replace(new) => new.as_slice(),
         SourcesChange::Remove(_) => &[],
     };
-    let sources = request::sources(new)?;
+    let sources = request::sources(new, target.resolvers)?;
     let given: Vec<Given<'_>> = new.iter().zip(&sources).collect();
     let rules = target.read(text, cache)?;
     let current = target.current(&rules, now);
@@ -161,7 +165,8 @@ impl<'a> Target<'a> {
     fn read(&self, text: &str, cache: &mut RuleCache) -> Result<Vec<Arc<Rule>>, EditError> {
         let configured = self.rules.iter().filter(|rule| rule.origin == Origin::Configuration);
         let taken = configured.map(|rule| rule.uuid).collect();
-        let read = sources::from_text(self.file, text, self.listener, taken, cache);
+        let of = RulesOf { listener: self.listener, resolvers: self.resolvers };
+        let read = sources::from_text(self.file, text, of, taken, cache);
         read.or_else(|problems| match Problems::unless_any(problems, Vec::new()) {
             Ok(none) => Ok(none),
             Err(problems) => Err(EditError::File(problems)),

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::config::edit::sources::table::{Entry, Update};
 use crate::config::edit::sources::{EditError, Field, NewRule, request};
+use crate::source::cloud::CloudSource;
 use crate::source::rule::{Origin, Rule, Source};
 
 /// What happens to the rules of the file.
@@ -248,11 +249,13 @@ fn text_of(new: &NewRule) -> (&str, Cow<'_, str>) {
 enum Canonical<'a> {
     Network(IpNet),
     Host(&'a str),
+    Cloud(&'a CloudSource),
 }
 
 fn canonical(source: &Source) -> Canonical<'_> {
     match source {
         Source::Network(network) => Canonical::Network(network.net()),
         Source::Host(host) => Canonical::Host(host.name.as_str()),
+        Source::Cloud(source) => Canonical::Cloud(source),
     }
 }

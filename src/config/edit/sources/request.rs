@@ -8,20 +8,26 @@ use time::OffsetDateTime;
 use crate::config::edit::sources::table::Entry;
 use crate::config::edit::sources::{EditError, Field, NewRule};
 use crate::config::problem::Problem;
+use crate::config::resolver::WrittenResolvers;
 use crate::config::rule_cache::RuleCache;
 use crate::config::sources;
+use crate::config::sources::RulesOf;
 use crate::source::rule::Source;
 
 /// Returns the source of each rule.
 ///
 /// # Errors
 /// [`EditError::Invalid`] for the first rule that is not valid.
-pub(crate) fn sources(rules: &[NewRule]) -> Result<Vec<Source>, EditError> {
+pub(crate) fn sources(rules: &[NewRule], resolvers: WrittenResolvers) -> Result<Vec<Source>, EditError> {
     if rules.is_empty() {
         return Ok(Vec::new());
     }
     for (index, rule) in rules.iter().enumerate() {
-        check(&rule.value, MAX_VALUE).map_err(|message| EditError::Invalid { index, field: "value", message })?;
+        check(&rule.value, max_value(&rule.kind)).map_err(|message| EditError::Invalid {
+            index,
+            field: "value",
+            message,
+        })?;
         if let Field::Set(description) = &rule.description {
             check(description, MAX_DESCRIPTION).map_err(|message| EditError::Invalid {
                 index,
@@ -31,8 +37,14 @@ pub(crate) fn sources(rules: &[NewRule]) -> Result<Vec<Source>, EditError> {
         }
     }
     let text: String = rules.iter().map(|rule| entry(rule).to_text()).collect();
-    let read = sources::from_text(Path::new(""), &text, "", HashSet::new(), &mut RuleCache::default())
-        .map_err(|problems| first(&problems))?;
+    let read = sources::from_text(
+        Path::new(""),
+        &text,
+        RulesOf { listener: "", resolvers },
+        HashSet::new(),
+        &mut RuleCache::default(),
+    )
+    .map_err(|problems| first(&problems))?;
     Ok(read.into_iter().map(|rule| rule.source.clone()).collect())
 }
 
@@ -94,5 +106,15 @@ const FIELDS: [&str; 4] = ["type", "value", "description", "expires_at"];
 /// Maximum length of a description in a request, in characters.
 const MAX_DESCRIPTION: usize = 255;
 
-/// Maximum length of a value in a request, in characters: that of a host name (RFC 1035 section 2.3.4).
-const MAX_VALUE: usize = 253;
+/// Maximum length of a value in a request, in characters.
+fn max_value(kind: &str) -> usize {
+    if kind == KUBERNETES { MAX_SELECTION } else { MAX_VALUE }
+}
+
+const KUBERNETES: &str = "kubernetes";
+
+/// A namespace and a label selector.
+const MAX_SELECTION: usize = 1_300;
+
+/// The length of a tag; a host name has at most 253 characters (RFC 1035 section 2.3.4).
+const MAX_VALUE: usize = 255;

@@ -12,7 +12,7 @@ const PAST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 const FUTURE: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(30_000));
 
 fn target<'a>(rules: &'a [Arc<Rule>]) -> Target<'a> {
-    Target { file: Path::new("sources.toml"), listener: "cache", rules }
+    Target { file: Path::new("sources.toml"), listener: "cache", rules, resolvers: WrittenResolvers::NONE }
 }
 
 fn read(text: &str) -> Vec<Rule> {
@@ -212,11 +212,14 @@ fn invalid_rule_is_described_for_the_caller() {
             "rules[1].value: found \"db.internal\", which is not an IPv4 or IPv6 address or network; a host name needs type \"dns\"",
         ),
         (kind("dns", "10.0.0.1"), "rules[1].value: found \"10.0.0.1\", which is an address"),
-        (kind("droplet", "123"), "rules[1].type: a source of type \"droplet\" is not available in this version"),
-        (kind("ipaddr", "10.0.0.1"), "rules[1].type: found \"ipaddr\", expected \"ip_addr\" or \"dns\""),
+        (
+            kind("droplet", "123"),
+            "rules[1].type: a source of type \"droplet\" needs [resolver.digitalocean]; add [resolver.digitalocean]",
+        ),
+        (kind("ipaddr", "10.0.0.1"), "rules[1].type: found \"ipaddr\", expected \"ip_addr\", \"dns\", \"droplet\""),
         (kind("ip\n[[rule]]\0", "10.0.0.1"), "rules[1].type: found "),
         (new("10.0.0.1\0"), "rules[1].value: contains the control character U+0000; remove it"),
-        (new(&"a".repeat(254)), "rules[1].value: has 254 characters; shorten it to at most 253"),
+        (new(&"a".repeat(256)), "rules[1].value: has 256 characters; shorten it to at most 255"),
         (new(""), "rules[1].value: found \"\""),
         (described("a\nb"), "rules[1].description: contains the control character U+000A; remove it"),
         (described("a\u{202e}b"), "rules[1].description: contains the control character U+202E; remove it"),

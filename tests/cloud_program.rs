@@ -1,0 +1,246 @@
+//! `portcullis run` with its agent and a double of DigitalOcean's API: sources come into force, and traffic and the last good
+//! sources stay when the agent or the API fails.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::dns_sources::STATE;
+use crate::harness::agent::SECRET;
+use crate::harness::digitalocean_api::{DigitalOceanApi, error};
+use crate::harness::portcullis::{ADMIN, executable};
+use crate::harness::program::{run, signal};
+use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
+use crate::reload::ON_SIGHUP;
+
+/// An account, and a program whose listener trusts the droplets with the tag `web`.
+struct Operated {
+    upstream: Upstream,
+    api: DigitalOceanApi,
+    portcullis: Portcullis,
+}
+
+impl Operated {
+    /// The droplet 7 has the tag and an address of this machine.
+    fn start() -> Self {
+        let site = TestDir::new();
+        site.write("do.token", format!("dop_v1_{SECRET}\n"));
+        let api = DigitalOceanApi::start(&site, &format!("dop_v1_{SECRET}"));
+        api.droplet(7, &["web"], &[("127.0.0.7", "private")]);
+        let upstream = Upstream::echo();
+        let config = config(&api, &upstream, &["tag:web"]);
+        let portcullis = Portcullis::start(site, config);
+        Self { upstream, api, portcullis }
+    }
+
+    /// Waits until the rule has an address.
+    fn resolved() -> Self {
+        let operated = Self::start();
+        operated.portcullis.event("source.resolved", |event| event.is("source.resolved"));
+        operated
+    }
+
+    fn session(&self, ip: &str) -> Connection {
+        let mut session = self.portcullis.client().from(ip).connect();
+        session.ask(b"hello", b"hello");
+        session
+    }
+
+    /// The rule as the API shows it.
+    fn rule(&self) -> Value {
+        let mut list = executable();
+        list.args(["sources", "list", "main", "--json", "--socket"]).arg(self.portcullis.site.path("admin.sock"));
+        let text = run(&mut list).success();
+        let rules: Value = serde_json::from_str(&text).unwrap();
+        rules["rules"][0].clone()
+    }
+
+    fn await_state(&self, state: &str) -> Value {
+        eventually(state, || Some(self.rule()).filter(|rule| rule["state"] == state))
+    }
+
+    /// The agent in `status`.
+    fn agent(&self) -> Value {
+        let mut status = executable();
+        status.args(["status", "--json", "--socket"]).arg(self.portcullis.site.path("admin.sock"));
+        let text = run(&mut status).success();
+        serde_json::from_str::<Value>(&text).unwrap()["agent"].clone()
+    }
+
+    fn pid(&self) -> u32 {
+        eventually("an agent", || u32::try_from(self.agent()["pid"].as_u64()?).ok())
+    }
+
+    /// Waits for an agent that took the place of another one, which has resolved everything again.
+    fn await_successor(&self, former: u32) -> Value {
+        let is_up = |agent: &Value| agent["state"] == "up" && agent["pid"] != former;
+        let agent = eventually("a new agent", || Some(self.agent()).filter(is_up));
+        let requests = self.api.seen().len();
+        self.api.await_requests(requests + 2);
+        agent
+    }
+}
+
+fn config(api: &DigitalOceanApi, upstream: &Upstream, sources: &[&str]) -> String {
+    let listener = Listener::redis(upstream).trusting(sources);
+    format!(
+        "{STATE}{ADMIN}{ON_SIGHUP}[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"{}\"\nca = \"ca.crt\"\n\
+         refresh = \"1s\"\n{listener}",
+        api.url()
+    )
+}
+
+fn is_stale(event: &Event) -> bool {
+    event.is("source.stale")
+}
+
+#[test]
+fn droplet_with_a_tag_is_admitted_and_its_session_ends_with_the_tag() {
+    let operated = Operated::resolved();
+    let resolved = operated.portcullis.event("source.resolved", |event| event.is("source.resolved"));
+    assert_eq!((resolved.text("listener"), resolved.text("rule")), ("main", "tag:web"));
+    assert_eq!((resolved.number("added"), resolved.number("removed")), (1, 0));
+    let session = operated.session("127.0.0.7");
+    assert_eq!(operated.portcullis.opened(session.port()).text("rule"), "tag:web");
+    operated.api.droplet(8, &["web"], &[("127.0.0.8", "public")]);
+    operated
+        .portcullis
+        .event("a second address", |event| event.is("source.resolved") && event.number("addresses") == 2);
+    let mut other = operated.session("127.0.0.8");
+    operated.api.droplet(7, &["db"], &[("127.0.0.7", "private")]);
+    let ended = operated.portcullis.ending(session.port());
+    assert_eq!((ended.reason(), ended.text("rule")), ("source_revoked", "tag:web"));
+    other.ask(b"still here", b"still here");
+    assert!(operated.portcullis.client().from("127.0.0.7").attempt().1.is_err());
+}
+
+#[test]
+fn destroyed_droplets_are_removed_when_they_are_missing_twice() {
+    let operated = Operated::resolved();
+    let session = operated.session("127.0.0.7");
+    operated.api.destroy_droplet(7);
+    assert_eq!(operated.portcullis.ending(session.port()).reason(), "source_revoked");
+    let rule = operated.rule();
+    assert_eq!(rule["addresses"].as_array().map(Vec::len), Some(0), "{rule}");
+}
+
+#[test]
+fn failing_api_keeps_the_last_good_addresses_and_is_reported_once() {
+    let operated = Operated::resolved();
+    let mut session = operated.session("127.0.0.7");
+    for status in [401, 403, 429, 500, 503] {
+        operated.api.fail("/v2/droplets", error(status));
+        let rule = operated.await_state("stale");
+        assert!(rule["detail"].as_str().unwrap().contains(&status.to_string()), "{status}: {rule}");
+        session.ask(b"goes on", b"goes on");
+        drop(operated.session("127.0.0.7"));
+        operated.api.recover();
+        operated.await_state("resolved");
+    }
+    let stale: Vec<_> = operated.portcullis.events().into_iter().filter(is_stale).collect();
+    assert_eq!(stale.len(), 5, "{stale:?}");
+    assert!(stale.iter().all(|event| event.text("rule") == "tag:web" && !event.text("error").is_empty()), "{stale:?}");
+}
+
+#[test]
+fn killed_agent_is_started_again_and_disturbs_nothing() {
+    let operated = Operated::resolved();
+    let mut session = operated.session("127.0.0.7");
+    let first = operated.pid();
+    signal(first, "KILL");
+    let agent = operated.await_successor(first);
+    assert_eq!(agent["restarts"], 1, "{agent}");
+    assert!(!agent["last_error"].as_str().unwrap().is_empty(), "{agent}");
+    session.ask(b"goes on", b"goes on");
+    operated.api.droplet(8, &["web"], &[("127.0.0.8", "public")]);
+    operated
+        .portcullis
+        .event("a second address", |event| event.is("source.resolved") && event.number("addresses") == 2);
+    drop(operated.session("127.0.0.8"));
+}
+
+#[test]
+fn agent_that_hangs_is_replaced() {
+    let operated = Operated::resolved();
+    let mut session = operated.session("127.0.0.7");
+    let first = operated.pid();
+    signal(first, "STOP");
+    let agent = operated.await_successor(first);
+    assert!(agent["last_error"].as_str().unwrap().contains("15s"), "{agent}");
+    session.ask(b"goes on", b"goes on");
+    eventually("the first one is gone", || (!Path::new(&format!("/proc/{first}")).exists()).then_some(()));
+}
+
+#[test]
+fn addresses_survive_a_restart_while_the_api_is_down() {
+    let operated = Operated::resolved();
+    eventually("the addresses on disk", || {
+        let mut files = fs::read_dir(operated.portcullis.site.path("state")).ok()?.flatten();
+        files.find_map(|file| fs::read_to_string(file.path()).ok().filter(|text| text.contains("127.0.0.7")))
+    });
+    operated.api.fail("/v2/droplets", error(503));
+    let Operated { upstream, api, mut portcullis } = operated;
+    portcullis.stop();
+    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
+    let again = config(&api, &upstream, &["tag:web"]);
+    let operated = Operated { upstream, api, portcullis: Portcullis::start(site, again) };
+    drop(operated.session("127.0.0.7"));
+    operated.await_state("stale");
+    operated.api.recover();
+    operated.await_state("resolved");
+}
+
+#[test]
+fn explain_names_the_droplet_behind_an_address() {
+    let operated = Operated::resolved();
+    let mut explain = executable();
+    explain.args(["explain", "--listener", "main", "--source", "127.0.0.7", "-c", "portcullis.toml"]);
+    let text = run(explain.current_dir(operated.portcullis.site.directory())).success();
+    assert!(text.contains("127.0.0.7 is droplet web-7 by tag:web"), "{text}");
+}
+
+#[test]
+fn agent_runs_only_while_a_rule_needs_it() {
+    let operated = Operated::resolved();
+    let first = operated.pid();
+    let without = config(&operated.api, &operated.upstream, &["127.0.0.1"]);
+    assert!(operated.portcullis.reconfigure(without).is("reload.applied"));
+    eventually("no agent", || operated.agent().is_null().then_some(()));
+    eventually("the process is gone", || (!Path::new(&format!("/proc/{first}")).exists()).then_some(()));
+    let with = config(&operated.api, &operated.upstream, &["droplet:7"]);
+    assert!(operated.portcullis.reconfigure(with).is("reload.applied"));
+    operated.portcullis.event("the droplet", |event| event.is("source.resolved") && event.text("rule") == "droplet:7");
+    drop(operated.session("127.0.0.7"));
+}
+
+#[test]
+fn agent_ends_with_the_program_and_its_token_is_nowhere_to_be_seen() {
+    let mut operated = Operated::resolved();
+    let first = operated.pid();
+    let status =
+        run(executable().args(["status", "--socket"]).arg(operated.portcullis.site.path("admin.sock"))).success();
+    assert!(status.contains("agent") && !status.contains(SECRET), "{status}");
+    for file in ["cmdline", "environ"] {
+        let text = fs::read(format!("/proc/{first}/{file}")).unwrap();
+        assert!(!String::from_utf8_lossy(&text).contains(SECRET), "{file}");
+    }
+    operated.portcullis.process.0.kill().unwrap();
+    operated.portcullis.process.0.wait().unwrap();
+    eventually("the agent is gone", || (!Path::new(&format!("/proc/{first}")).exists()).then_some(()));
+    assert!(operated.portcullis.events().iter().all(|event| !event.0.to_string().contains(SECRET)));
+}
+
+#[test]
+fn token_that_others_can_read_causes_a_warning() {
+    let site = TestDir::new();
+    site.write("do.token", format!("dop_v1_{SECRET}\n"));
+    fs::set_permissions(site.path("do.token"), fs::Permissions::from_mode(0o644)).unwrap();
+    let api = DigitalOceanApi::start(&site, &format!("dop_v1_{SECRET}"));
+    site.write("portcullis.toml", config(&api, &Upstream::echo(), &["tag:web"]));
+    let mut check = executable();
+    check.args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory());
+    let text = run(&mut check).success();
+    assert!(text.contains("do.token") && !text.contains(SECRET), "{text}");
+}
