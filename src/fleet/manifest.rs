@@ -157,7 +157,7 @@ fn is_digest(text: &str) -> bool {
 const FORMAT: u32 = 1;
 
 /// Longer texts are in chunks.
-const MAX_INLINE: usize = chunks::MAX_CHUNK;
+const MAX_INLINE: usize = 32 << 10;
 
 /// The limit of a `sources_file`: 100,000 rules are about 10 MiB.
 const MAX_TEXT: usize = 64 << 20;

@@ -7,4 +7,6 @@ pub(crate) mod guard;
 pub(crate) mod manifest;
 pub(crate) mod roster;
 pub(crate) mod seal;
+pub(crate) mod settings;
+pub(crate) mod store;
 pub(crate) mod ticket_ring;

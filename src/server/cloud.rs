@@ -26,6 +26,7 @@ pub(crate) fn task(snapshot: &Snapshot) -> Task {
         digitalocean: resolvers.digitalocean.clone(),
         kubernetes: resolvers.kubernetes.clone(),
         sources: sources(snapshot).into_iter().collect(),
+        store: None,
     }
 }
 

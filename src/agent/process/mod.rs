@@ -18,6 +18,7 @@ use crate::agent::message::{Confinement, FromAgent, MAX_MESSAGE, ToAgent, VERSIO
 use crate::agent::process::confinement::confine;
 use crate::agent::process::resolvers::Resolvers;
 use crate::fault;
+use crate::fleet::store::Outcome;
 use crate::resolution::observation::Observation;
 use crate::source::cloud::CloudSource;
 
@@ -71,6 +72,10 @@ async fn serve(
             message = reader.next(), if writer.pending() <= MAX_MESSAGE => match message? {
                 Some(ToAgent::Ping { number }) => writer.push(&FromAgent::Pong { number })?,
                 Some(ToAgent::Task(task)) => resolvers.apply(*task),
+                Some(ToAgent::Store { number, .. }) => {
+                    let outcome = Outcome::Failed { error: "no store".to_owned() };
+                    writer.push(&FromAgent::StoreReply { number, outcome })?;
+                }
                 None => return Ok(()),
             },
             written = writer.flush(), if writer.pending() > 0 => {

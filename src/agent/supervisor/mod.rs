@@ -277,6 +277,7 @@ impl Dialogue {
                 self.known.answered(number);
                 Ok(None)
             }
+            FromAgent::StoreNews(_) | FromAgent::StoreReply { .. } => Err(AgentError::WrongPong),
             FromAgent::Observed { source, observation } => {
                 if !is_within_limits(&observation) {
                     return Err(AgentError::InvalidObservation(source));
