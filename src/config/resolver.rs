@@ -62,7 +62,7 @@ impl Resolvers {
 
 /// Reads `[resolver]`.
 pub(crate) fn resolvers(root: &Section<'_>, directory: &Path, files: &mut Files) -> (Resolvers, WrittenResolvers) {
-    let mut reader = Reader { directory, files, found: Resolvers::default() };
+    let mut reader = Reader::new(directory, files);
     let Some(section) = root.section("resolver") else { return (reader.found, WrittenResolvers::NONE) };
     let (digitalocean, kubernetes) = (section.get("digitalocean"), section.get("kubernetes"));
     let written = WrittenResolvers { digitalocean: digitalocean.is_some(), kubernetes: kubernetes.is_some() };
@@ -72,13 +72,29 @@ pub(crate) fn resolvers(root: &Section<'_>, directory: &Path, files: &mut Files)
     (reader.found, written)
 }
 
-struct Reader<'a> {
+/// Reads how APIs are reached, for `[resolver]` and for `[fleet]`.
+pub(crate) struct Reader<'a> {
     directory: &'a Path,
     files: &'a mut Files,
-    found: Resolvers,
+    found: Found,
 }
 
-impl Reader<'_> {
+/// The files that settings name.
+pub(crate) type Found = Resolvers;
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(directory: &'a Path, files: &'a mut Files) -> Self {
+        Self { directory, files, found: Found::default() }
+    }
+
+    pub(crate) fn directory(&self) -> &'a Path {
+        self.directory
+    }
+
+    pub(crate) fn finish(self) -> Found {
+        self.found
+    }
+
     fn digitalocean(&mut self, node: &Node<'_>) -> Option<DigitalOceanSettings> {
         let section = node.section("a table with token_file")?;
         let token = section.require("token_file", TOKEN_FILE).map(|node| self.secret(&node));
@@ -98,10 +114,16 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self, node: &Node<'_>) -> Option<KubernetesSettings> {
         let section = node.section("a table, which is empty inside a cluster")?;
+        let connection = self.connection(node, &section);
+        section.finish();
+        connection
+    }
+
+    /// Reads the keys that say how a Kubernetes API is reached.
+    pub(crate) fn connection(&mut self, node: &Node<'_>, section: &Section<'_>) -> Option<KubernetesSettings> {
         let kubeconfig = section.get("kubeconfig");
         let server = section.get("server");
         let (ca, token) = (section.get("ca"), section.get("token_file"));
-        section.finish();
         match (kubeconfig, server) {
             (Some(node), None) => {
                 let further = [&ca, &token].into_iter().flatten().next();
@@ -158,13 +180,20 @@ impl Reader<'_> {
         Some(KubernetesSettings::InCluster)
     }
 
-    fn secret(&mut self, node: &Node<'_>) -> Option<Secret> {
+    pub(crate) fn secret(&mut self, node: &Node<'_>) -> Option<Secret> {
         let location = node.location(self.directory)?;
         self.inspect(node, &location)?;
         Some(match location {
             Location::File(path) => Secret::File(absolute(&path)),
             Location::Variable(name) => Secret::Environment(name),
         })
+    }
+
+    /// A secret that must be a file.
+    pub(crate) fn file(&mut self, node: &Node<'_>) -> Option<PathBuf> {
+        let path = node.path(self.directory)?;
+        self.inspect(node, &Location::File(path.clone()))?;
+        Some(absolute(&path))
     }
 
     /// Checks that the agent can read a secret, without reading it.
@@ -181,7 +210,7 @@ impl Reader<'_> {
         Some(())
     }
 
-    fn ca(&mut self, node: &Node<'_>) -> Option<PathBuf> {
+    pub(crate) fn ca(&mut self, node: &Node<'_>) -> Option<PathBuf> {
         let file = node.named_file(self.directory)?;
         let path = absolute(&file.path);
         self.found.ca.push(file);
@@ -190,12 +219,12 @@ impl Reader<'_> {
 }
 
 /// `Some(None)` if the key is not set, `None` if it is not valid.
-fn transposed<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+pub(crate) fn transposed<T>(value: Option<Option<T>>) -> Option<Option<T>> {
     value.map_or(Some(None), |value| value.map(Some))
 }
 
 /// The agent need not have the same working directory.
-fn absolute(path: &Path) -> PathBuf {
+pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
+use crate::fleet::seal::{SealingKeys, UnsealError};
 use crate::timestamp;
 
 /// The value of the key `tickets`.
@@ -27,7 +29,7 @@ pub(crate) struct Ring {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RingKey {
     /// The key, sealed.
-    pub(crate) sealed: String,
+    sealed: String,
     /// RFC 3339.
     created_at: String,
     /// Since when it encrypts, or `null` if it does not yet. The newest of these keys encrypts.
@@ -107,6 +109,14 @@ impl Ring {
         encrypting.and_then(|index| self.keys.get(index)).into_iter().chain(others.map(|(_, key)| key))
     }
 
+    /// The secrets of the keys, in the order of [`Self::keys`].
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub(crate) fn unseal(&self, keys: &SealingKeys, fleet: &str) -> Result<Vec<Zeroizing<Vec<u8>>>, UnsealError> {
+        self.keys().map(|key| keys.unseal(&key.sealed, &purpose(fleet))).collect()
+    }
+
     /// The position of the newest key that encrypts.
     fn encrypting(&self) -> Option<usize> {
         self.keys.iter().position(|key| key.encrypts_since.is_some())
@@ -147,6 +157,11 @@ impl Ring {
         }
         Some(Self { format: FORMAT, sequence: self.sequence.saturating_add(1), keys })
     }
+}
+
+/// What ticket keys are sealed for, so that those of another fleet are not accepted.
+pub(crate) fn purpose(fleet: &str) -> String {
+    format!("ticket keys of fleet {fleet}")
 }
 
 const FORMAT: u32 = 1;
