@@ -26,6 +26,8 @@ pub(crate) enum Suspicion {
     WentBack { known: u64, seen: u64 },
     /// It has lost an acceptance, although its revision is not lower.
     LostEpoch { known: u64, seen: u64 },
+    /// It has lost changes of a listener's rules, although its revision is not lower.
+    LostRules { listener: String, known: u64, seen: u64 },
 }
 
 impl fmt::Display for Suspicion {
@@ -34,6 +36,12 @@ impl fmt::Display for Suspicion {
             Self::OtherCluster => f.write_str("the store is another one than before"),
             Self::WentBack { known, seen } => {
                 write!(f, "the store went back from revision {known} to {seen}, as one restored from a backup does")
+            }
+            Self::LostRules { listener, known, seen } => {
+                write!(
+                    f,
+                    "the rules of {listener} in the store have number {seen}, and this member had number {known} in force"
+                )
             }
             Self::LostEpoch { known, seen } => {
                 write!(

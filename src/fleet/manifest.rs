@@ -113,6 +113,11 @@ impl Manifest {
         serde_json::json!(self).to_string()
     }
 
+    /// The digest of the text.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
     /// The digests of the chunks, in order; none if the manifest has the text.
     pub(crate) fn chunks(&self) -> &[String] {
         match &self.content {

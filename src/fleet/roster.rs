@@ -19,6 +19,8 @@ pub(crate) struct MemberState {
     pub(crate) at: String,
     /// How often it has seen an operator accept a store.
     pub(crate) epoch: u64,
+    /// How far the store had come when it was last heard.
+    pub(crate) revision: u64,
     /// The sequence of the rules in force, by listener.
     pub(crate) applied: BTreeMap<String, u64>,
     /// The sequence of the ticket keys in use.
@@ -27,8 +29,6 @@ pub(crate) struct MemberState {
     pub(crate) policy_hash: String,
     /// Open sessions.
     pub(crate) sessions: u64,
-    /// The commands it has carried out that are still in the store.
-    pub(crate) done: Vec<String>,
 }
 
 /// A member as the fleet shows it.
@@ -70,8 +70,6 @@ pub(crate) enum Confirmation<'a> {
     Rules { listener: &'a str, epoch: u64, sequence: u64 },
     /// They use the ticket keys with this sequence or a later one.
     Tickets { sequence: u64 },
-    /// They have carried out a command.
-    Command { id: &'a str },
 }
 
 impl Roster {
@@ -114,14 +112,6 @@ impl Roster {
             .collect()
     }
 
-    /// The sum over all members of a number that each knows; `None` if one is missing.
-    pub(crate) fn sum(&self, of: impl Fn(&MemberState) -> u64) -> Option<u64> {
-        self.0.iter().try_fold(0_u64, |sum, member| match (member.liveness, &member.state) {
-            (Liveness::Live, Some(state)) => Some(sum.saturating_add(of(state))),
-            (Liveness::Live, None) | (Liveness::Unknown, _) => None,
-        })
-    }
-
     /// The number of members in each state: live, unknown.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let live = self.0.iter().filter(|member| member.liveness == Liveness::Live).count();
@@ -145,7 +135,6 @@ impl Confirmation<'_> {
                 (state.epoch, applied) >= (*epoch, *sequence)
             }
             Self::Tickets { sequence } => state.tickets >= *sequence,
-            Self::Command { id } => state.done.iter().any(|done| done == id),
         }
     }
 }
@@ -161,19 +150,18 @@ mod tests {
             at: "2026-11-30T00:00:00Z".to_owned(),
             applied,
             sessions: 7,
-            done: vec!["close-1".to_owned()],
             ..MemberState::default()
         };
         serde_json::json!(state).to_string()
     }
 
     #[test]
-    fn silent_member_is_unknown_and_makes_every_sum_unknown() {
+    fn silent_member_is_unknown() {
         let (a, b) = (state("1", 5), state("2", 5));
         let all = Roster::of([("a", &*a), ("b", &*b)], [("a", "1"), ("b", "2")]);
-        assert_eq!((all.sum(|state| state.sessions), all.counts()), (Some(14), (2, 0)));
+        assert_eq!(all.counts(), (2, 0));
         let one = Roster::of([("a", &*a), ("b", &*b)], [("a", "1")]);
-        assert_eq!((one.sum(|state| state.sessions), one.counts()), (None, (1, 1)));
+        assert_eq!(one.counts(), (1, 1));
         assert_eq!(
             one.missing(&Confirmation::Rules { listener: "cache", epoch: 0, sequence: 5 }),
             [("b", Liveness::Unknown)]
@@ -190,8 +178,6 @@ mod tests {
         assert_eq!(roster.missing(&rules(5)), [("b", Liveness::Live)]);
         assert_eq!(roster.missing(&Confirmation::Rules { listener: "other", epoch: 0, sequence: 1 }).len(), 2);
         assert_eq!(roster.missing(&Confirmation::Rules { listener: "cache", epoch: 1, sequence: 1 }).len(), 2);
-        assert_eq!(roster.missing(&Confirmation::Command { id: "close-1" }), []);
-        assert_eq!(roster.missing(&Confirmation::Command { id: "close-2" }).len(), 2);
     }
 
     #[test]
@@ -203,7 +189,6 @@ mod tests {
             Roster::of([], [("a", "1")]),
         ] {
             assert_eq!(roster.missing(&rules), [("a", Liveness::Live)]);
-            assert_eq!(roster.sum(|state| state.sessions), None);
         }
     }
 }

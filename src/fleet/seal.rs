@@ -90,12 +90,6 @@ impl SealingKeys {
         secret.truncate(length);
         Ok(secret)
     }
-
-    /// Whether the first key sealed this. If not, it is sealed anew, so that the other keys can be removed.
-    pub(crate) fn is_sealed_by_first(&self, sealed: &str) -> bool {
-        let name = STANDARD.decode(sealed).ok().and_then(|bytes| bytes.first_chunk::<NAME_LENGTH>().copied());
-        name.is_some() && name == self.0.first().map(|key| key.name)
-    }
 }
 
 impl SealingKey {
@@ -141,9 +135,7 @@ mod tests {
         let old = keys(&[1]).seal(b"secret", "prod").unwrap();
         let rotated = keys(&[2, 1]);
         assert_eq!(rotated.unseal(&old, "prod").unwrap().as_slice(), b"secret");
-        assert!(!rotated.is_sealed_by_first(&old));
         let new = rotated.seal(b"secret", "prod").unwrap();
-        assert!(rotated.is_sealed_by_first(&new));
         assert_eq!(keys(&[1]).unseal(&new, "prod"), Err(UnsealError::OtherKey));
         assert!(!old.contains("secret") && old != keys(&[1]).seal(b"secret", "prod").unwrap());
     }

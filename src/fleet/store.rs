@@ -11,6 +11,21 @@ use tokio::time::timeout;
 /// Keys that every member watches: `shared/rules/LISTENER`, `shared/epoch`, `shared/tickets` and `shared/commands/ID`.
 pub(crate) const SHARED: &str = "shared/";
 
+/// The manifests of rules, by listener.
+pub(crate) const RULES: &str = "shared/rules/";
+
+/// How often an operator has accepted a store of this fleet, in decimal digits.
+pub(crate) const EPOCH: &str = "shared/epoch";
+
+/// The session ticket keys.
+pub(crate) const TICKETS: &str = "shared/tickets";
+
+/// Commands to all members, by ID. They are written with a limited life.
+pub(crate) const COMMANDS: &str = "shared/commands/";
+
+/// The answers to commands: `answers/ID/MEMBER`. They are written with a limited life.
+pub(crate) const ANSWERS: &str = "answers/";
+
 /// The chunks of long lists: `chunks/LISTENER/DIGEST`.
 pub(crate) const CHUNKS: &str = "chunks/";
 

@@ -122,6 +122,11 @@ impl Ring {
         self.keys.iter().position(|key| key.encrypts_since.is_some())
     }
 
+    /// Whether the newest key does not encrypt yet.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.encrypting().is_some_and(|index| index > 0)
+    }
+
     /// The next step, if one is due. `is_everywhere` tells whether every member that lives has this ring.
     pub(crate) fn due(&self, now: OffsetDateTime, rotation: Duration, is_everywhere: bool) -> Option<Step> {
         let age =

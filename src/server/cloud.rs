@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::agent::message::Task;
@@ -12,10 +12,12 @@ use crate::agent::state::AgentState;
 use crate::agent::supervisor;
 use crate::audit::Audit;
 use crate::fault;
+use crate::fleet::store::{Outcome, Request, StoreEvent};
 use crate::policy::{Current, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::cloud::CloudChange;
 use crate::resolution::observation::Observation;
+use crate::server::fleet::FleetObserver;
 use crate::source::addresses::Resolvable;
 use crate::source::cloud::CloudSource;
 
@@ -26,7 +28,7 @@ pub(crate) fn task(snapshot: &Snapshot) -> Task {
         digitalocean: resolvers.digitalocean.clone(),
         kubernetes: resolvers.kubernetes.clone(),
         sources: sources(snapshot).into_iter().collect(),
-        store: None,
+        store: snapshot.config.fleet.as_ref().map(|fleet| fleet.store.clone()),
     }
 }
 
@@ -47,6 +49,14 @@ pub(crate) async fn supervised_agent(
         supervisor::run(task.clone(), observe, Arc::clone(&state))
     };
     fault::restarted(supervisor::PART, supervise).await;
+}
+
+/// Answers operations on the store while no agent performs them.
+pub(crate) async fn without_store(mut requests: mpsc::Receiver<Request>, observer: FleetObserver) {
+    observer.observe(StoreEvent::Down { error: "no agent speaks to the store".to_owned() });
+    while let Some(Request { reply, .. }) = requests.recv().await {
+        let _ = reply.send(Outcome::Failed { error: "no agent speaks to the store".to_owned() });
+    }
 }
 
 /// Takes over what the agent observes.

@@ -6,6 +6,7 @@ pub(crate) mod background;
 pub(crate) mod certificate_expiry;
 pub(crate) mod cloud;
 pub(crate) mod counts;
+pub(crate) mod fleet;
 pub(crate) mod history;
 pub(crate) mod pins;
 pub(crate) mod published;
@@ -39,6 +40,7 @@ use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
+use crate::fleet::store::StoreClient;
 use crate::metrics::exposition::Sources;
 use crate::metrics::exposition::endpoint::MetricsEndpoint;
 use crate::metrics::process::ProcessMetrics;
@@ -51,6 +53,7 @@ use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
 use crate::server::background::Background;
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
+use crate::server::fleet::{FleetService, Parts};
 use crate::server::history::History;
 use crate::server::published::Published;
 use crate::server::reload::change::{BuiltChange, ChangeResult, PendingChange};
@@ -72,6 +75,7 @@ pub(crate) struct Server {
     reloader: Reloader,
     expiry: ExpiryWatch,
     history: History,
+    fleet: Arc<FleetService>,
     /// Background tasks, aborted when the server is dropped.
     _tasks: JoinSet<()>,
     admin: AdminServer,
@@ -117,12 +121,22 @@ impl Server {
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
         let agent = Arc::<AgentState>::default();
+        let (store, store_requests) = StoreClient::new();
+        let fleet = FleetService::new(Parts {
+            store,
+            current: current.clone(),
+            registry: Arc::clone(&registry),
+            audit: audit.clone(),
+            reload_requests: reload_requests.clone(),
+        });
         let tasks = Background {
             published: &published,
             registry: &registry,
             resolutions: &resolutions,
             agent: &agent,
             audit: &audit,
+            fleet: &fleet,
+            store_requests,
         }
         .start();
         let metrics = Arc::<ProcessMetrics>::default();
@@ -131,6 +145,10 @@ impl Server {
             registry: Arc::clone(&registry),
             resolutions: Arc::clone(&resolutions),
             agent: Arc::clone(&agent),
+            fleet: {
+                let fleet = Arc::clone(&fleet);
+                Box::new(move || fleet.figures())
+            },
             process: Arc::clone(&metrics),
             audit_dropped: {
                 let audit = audit.clone();
@@ -155,7 +173,7 @@ impl Server {
         audit.record_recent(snapshot.config.admin.is_some());
         metrics.readiness.set_ready();
         let admin_handler = AdminHandler::new(
-            Queues { requests: requested, reload_requests },
+            Queues { fleet: Arc::clone(&fleet), requests: requested, reload_requests },
             Arc::clone(&registry),
             Arc::clone(&resolutions),
             audit.clone(),
@@ -173,6 +191,7 @@ impl Server {
             reloader,
             expiry: ExpiryWatch::default(),
             history: History::new(),
+            fleet,
             _tasks: tasks,
             admin,
             admin_handler,
@@ -356,6 +375,10 @@ impl Server {
                 _ = timeout(CLOSE_TIMEOUT, registry.drained()) => {}
                 () = stop.next() => {}
             }
+        }
+        tokio::select! {
+            () = self.fleet.leave() => {}
+            () = stop.next() => {}
         }
         // Clients that still wait for a response receive an error at once.
         drop(self.admin_handler);

@@ -99,6 +99,10 @@ catalog! {
         "Time of the last successful lookup of a source.", "with `dns` and cloud sources, after the first success";
     AGENT_UP: Gauge "portcullis_agent_up" []
         "Whether the process that resolves cloud sources answers.", "with cloud sources";
+    FLEET_MEMBERS: Gauge "portcullis_fleet_members" ["state"]
+        "Members of the fleet by state: live, or unknown if nothing is heard of them.", "with `[fleet]`";
+    FLEET_REVISION: Gauge "portcullis_fleet_revision" []
+        "Revision of the store when it was last heard.", "with `[fleet]`, after the first contact";
     UPSTREAM_UP: Gauge "portcullis_upstream_up" ["listener", "address"]
         "Whether an upstream address has a healthy endpoint.", "after the first dial of the address";
     SHIELD_DROPPED: Counter "portcullis_shield_dropped_packets_total" ["listener"]

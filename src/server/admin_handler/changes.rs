@@ -14,9 +14,12 @@ use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
 use crate::control::request::{ChangeSources, NewToken};
 use crate::control::response::AdminResponse;
+use crate::fleet::manifest;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::server::admin_handler::action::Action;
+use crate::server::admin_handler::fleet::FleetWish;
 use crate::server::admin_handler::{AdminHandler, Origin};
+use crate::server::fleet::write::{RulesChange, unavailable};
 use crate::server::reload::ReloadRequest;
 use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener};
 use crate::server::report;
@@ -41,7 +44,7 @@ impl AdminHandler {
         current: &Arc<Snapshot>,
         reply: oneshot::Sender<AdminResponse>,
     ) {
-        let ChangeSources { listener, change, if_match, plan } = request;
+        let ChangeSources { listener, change, if_match, plan, wait } = request;
         let policy = match find_listener(current, &listener) {
             Ok(policy) => Arc::clone(policy),
             Err(response) => return drop(reply.send(response)),
@@ -50,28 +53,11 @@ impl AdminHandler {
         let requires_list_in_force = if_match.is_some();
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
-        let listener = name.clone();
-        let edit: Box<Edit> =
-            Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
-                let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
-                if let Some(wanted) = if_match
-                    && wanted != report::sources::etag(policy)
-                {
-                    let message = "the rules have changed since they were read (ETag); read them again";
-                    return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
-                }
-                let rules = policy.sources.trusted.rules();
-                let resolvers = current.config.resolvers.written();
-                let target = Target { file: path, listener: &listener, rules, resolvers };
-                let edited = apply(text_of(path, content)?, &target, &change, OffsetDateTime::now_utc(), cache)
-                    .map_err(edit_error)?;
-                Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
-            });
-        let file = ChangedFile::Sources { listener: name.clone() };
+        let replaces_all = matches!(change, SourcesChange::Replace(_));
+        let edit = SourcesEdit { listener: name.clone(), if_match, change: Arc::new(change) };
         let (registry, resolutions) = (Arc::clone(&self.registry), Arc::clone(&self.resolutions));
-        let before = Arc::clone(current);
-        let change = FileChange { file, edit, requires_list_in_force, plan, action };
-        self.send_change(change, reply, move |result| match result {
+        let (before, listener) = (Arc::clone(current), name.clone());
+        let respond = move |result| match result {
             ChangeResult::Planned { built, .. } => {
                 AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
             }
@@ -86,7 +72,16 @@ impl AdminHandler {
                 };
                 response.with_etag(&report::sources::etag(policy))
             }
-        });
+        };
+        if policy.has_fleet_rules {
+            let edit = Box::new(move |digest| edit.clone().of_text(digest));
+            let change =
+                RulesChange { listener, edit, has_precondition: requires_list_in_force, replaces_all, action };
+            return self.change_fleet_rules(change, FleetWish { plan, wait }, reply, Box::new(respond));
+        }
+        let (file, action) = (ChangedFile::Sources { listener }, Some(action));
+        let change = FileChange { file, edit: edit.of_text(None), requires_list_in_force, plan, action };
+        self.send_change(change, reply, respond);
     }
 
     pub(super) fn new_token(
@@ -182,8 +177,45 @@ impl AdminHandler {
 }
 
 fn of_tokens(edit: Box<Edit>, action: Action) -> FileChange {
-    FileChange { file: ChangedFile::Tokens, edit, requires_list_in_force: false, plan: false, action }
+    FileChange { file: ChangedFile::Tokens, edit, requires_list_in_force: false, plan: false, action: Some(action) }
 }
+
+/// A change of the rules of a listener, which may be made more than once.
+#[derive(Clone)]
+struct SourcesEdit {
+    listener: String,
+    if_match: Option<String>,
+    change: Arc<SourcesChange>,
+}
+
+impl SourcesEdit {
+    /// The edit of a text, which must have this digest if there is one.
+    fn of_text(self, digest: Option<String>) -> Box<Edit> {
+        Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
+            let Self { listener, if_match, change } = self;
+            let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
+            if let Some(wanted) = if_match
+                && wanted != report::sources::etag(policy)
+            {
+                let message = "the rules have changed since they were read (ETag); read them again";
+                return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
+            }
+            // The fleet may have no rules of the listener yet.
+            let text = if content.is_none() { NO_RULES } else { text_of(path, content)? };
+            if digest.is_some_and(|digest| digest != manifest::digest(text)) {
+                return Err(unavailable("the last good copy of the rules was edited by hand"));
+            }
+            let rules = policy.sources.trusted.rules();
+            let resolvers = current.config.resolvers.written();
+            let target = Target { file: path, listener: &listener, rules, resolvers };
+            let edited = apply(text, &target, &change, OffsetDateTime::now_utc(), cache).map_err(edit_error)?;
+            Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
+        })
+    }
+}
+
+/// The text of a file without rules.
+const NO_RULES: &str = "rule = []\n";
 
 /// How a change is answered.
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 pub(crate) mod action;
 pub(crate) mod changes;
 pub(crate) mod client_certificates;
+pub(crate) mod fleet;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::changes::find_listener;
 use crate::server::counts::{Count, Counts};
+use crate::server::fleet::FleetService;
 use crate::server::history::History;
 use crate::server::reload;
 use crate::server::reload::{ReloadReply, ReloadRequest};
@@ -61,11 +63,14 @@ pub(crate) struct AdminHandler {
     pending: JoinSet<()>,
     /// Limits the memory of lists that are being written.
     long_reads: Arc<Semaphore>,
+    fleet: Arc<FleetService>,
 }
 
 /// The requests that the handler receives, and those that it sends.
 #[derive(Debug)]
 pub(crate) struct Queues {
+    /// Performs requests about the fleet.
+    pub(crate) fleet: Arc<FleetService>,
     pub(crate) requests: mpsc::Receiver<PendingRequest>,
     pub(crate) reload_requests: mpsc::Sender<ReloadRequest>,
 }
@@ -114,7 +119,7 @@ impl AdminHandler {
         last_uses: Arc<LastUses>,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc();
-        let Queues { requests, reload_requests } = queues;
+        let Queues { fleet, requests, reload_requests } = queues;
         Self {
             requests,
             reload_requests,
@@ -128,6 +133,7 @@ impl AdminHandler {
             draining: None,
             pending: JoinSet::new(),
             long_reads: Arc::new(Semaphore::new(MAX_LONG_READS)),
+            fleet,
         }
     }
 
@@ -249,7 +255,12 @@ impl AdminHandler {
             AdminRequest::ClientCertificates { listener } => {
                 return self.read_listener(listener, current, reply, client_certificates::list);
             }
-            AdminRequest::Rotation => {
+            AdminRequest::Fleet => return self.describe_fleet(reply),
+            AdminRequest::AcceptStore => return self.accept_store(origin, reply),
+            AdminRequest::ForgetMember(name) => return self.forget_member(name, origin, reply),
+            AdminRequest::CloseSessions(request) => return self.close_sessions(request, origin, reply),
+            AdminRequest::Rotation { fleet: true } => return self.fleet_rotation(current, reply),
+            AdminRequest::Rotation { fleet: false } => {
                 return self.read(current, reply, |current, registry, _| {
                     Ok(AdminResponse::ok(report::rotation(current, registry)))
                 });
@@ -328,6 +339,7 @@ impl AdminHandler {
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
             "agent": report::agent(&agent.status()),
+            "fleet": self.fleet.summary(),
             "descriptors": report::descriptors(&listeners.descriptors()),
             "faults": record::recent().iter().map(fault_json).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
@@ -356,6 +368,7 @@ impl AdminHandler {
             "shield": report::shield(&listeners.shield(policy)),
             "dns_sources": report::dns_sources(policy, &self.resolutions),
             "cloud_sources": report::cloud_sources(policy, &self.resolutions),
+            "fleet_rules": crate::server::fleet::report::rules(&self.fleet.policy(), &policy.name, &self.fleet.status()),
             "handshakes": policy.open_handshakes(),
             "max_handshakes": policy.max_handshakes,
             "sessions": relaying,
@@ -475,6 +488,7 @@ fn is_change(request: &AdminRequest) -> bool {
             | AdminRequest::IssueCertificate(_)
             | AdminRequest::NewToken(_)
             | AdminRequest::RevokeToken(_)
+            | AdminRequest::AcceptStore
     )
 }
 

@@ -159,10 +159,17 @@ fn rule_json(policy: &ListenerPolicy, rule: &Rule, sessions: &HashMap<Source, u6
         "description": rule.description,
         "created_at": rule.origin.created_at().map(seconds),
         "expires_at": rule.expires_at.map(seconds),
-        "origin": rule.origin.code(),
+        "origin": origin(policy, rule),
         "sessions": sessions.get(&rule.source).copied().unwrap_or_default(),
         "last_used": used.map(|used| seconds(used.last)),
     })
+}
+
+fn origin(policy: &ListenerPolicy, rule: &Rule) -> &'static str {
+    match rule.origin {
+        Origin::SourcesFile { .. } if policy.has_fleet_rules => "fleet",
+        Origin::SourcesFile { .. } | Origin::Configuration => rule.origin.code(),
+    }
 }
 
 /// Adds `state` and `detail`, and for a host or a cloud source `addresses_count` and, if there are not too many, `addresses`.

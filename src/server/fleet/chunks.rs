@@ -1,0 +1,148 @@
+//! Reads and writes the chunks of long lists of rules.
+//!
+//! # Why no chunk of a manifest is ever removed
+//!
+//! A writer lists the chunks with their versions, writes every chunk that the manifest it replaces does not name, replaces the
+//! manifest, and then removes the listed chunks that the new manifest does not name, if they still have the listed versions.
+//!
+//! Let a writer A replace a manifest, and let a later manifest name a chunk that A wants to remove. The manifest of A does not
+//! name the chunk. So one of the writers after A was the first to name it again, and wrote the chunk, even if it was there,
+//! after it had read a manifest of A or later. A had listed the chunks before it wrote its manifest. So the chunk has another
+//! version than A has listed, and A does not remove it. A writer that read an older manifest than A's cannot replace A's.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::fault;
+use crate::fleet::chunks::split;
+use crate::fleet::manifest::{Encoded, Manifest, digest};
+use crate::fleet::store::{CHUNKS, Entry, Expected, MAX_KEYS, Operation, Outcome, StoreClient};
+use crate::server::fleet::PART;
+
+/// Why a text cannot be read from the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FetchError {
+    /// It may succeed later.
+    Unavailable(String),
+    /// The store has something else.
+    Invalid(String),
+}
+
+/// Reads the text of a manifest. Chunks that `known` has are not read.
+///
+/// # Errors
+/// [`FetchError`].
+pub(crate) async fn fetch(
+    store: &StoreClient,
+    listener: &str,
+    manifest: &Manifest,
+    known: Option<Arc<[u8]>>,
+) -> Result<String, FetchError> {
+    let mut chunks = match known {
+        Some(known) if !manifest.chunks().is_empty() => blocking(move || split_known(&known)).await?,
+        _ => BTreeMap::new(),
+    };
+    let mut wanted: Vec<String> =
+        manifest.chunks().iter().filter(|digest| !chunks.contains_key(*digest)).cloned().collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    for group in wanted.chunks(MAX_KEYS) {
+        let keys = group.iter().map(|digest| key(listener, digest)).collect();
+        match store.perform(Operation::Get { keys }).await {
+            Outcome::Entries(entries) => {
+                let prefix = key(listener, "");
+                let named = |Entry { key, value, .. }: Entry| Some((key.strip_prefix(&prefix)?.to_owned(), value));
+                chunks.extend(entries.into_iter().filter_map(named));
+            }
+            other => return Err(FetchError::Unavailable(failure(&other))),
+        }
+    }
+    let manifest = manifest.clone();
+    let text = blocking(move || manifest.text(|digest| chunks.get(digest).map(String::as_str))).await?;
+    match text {
+        Ok(Some(text)) => Ok(text),
+        Ok(None) => Err(FetchError::Unavailable("a part of the rules is not in the store".to_owned())),
+        Err(error) => Err(FetchError::Invalid(format!("the manifest {error}"))),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
+    fault::contained_blocking(PART, work).await.map_err(|fault| FetchError::Unavailable(fault.to_string()))
+}
+
+fn split_known(known: &[u8]) -> BTreeMap<String, String> {
+    let text = std::str::from_utf8(known).unwrap_or_default();
+    split(text).into_iter().map(|chunk| (digest(chunk), chunk.to_owned())).collect()
+}
+
+/// The chunks of a listener in the store, before a manifest is replaced.
+#[derive(Debug)]
+pub(crate) struct Listed(Vec<Entry>);
+
+/// Lists the chunks of a listener, and writes those of a new text that the manifest to be replaced does not name.
+///
+/// # Errors
+/// Why the store does not have all of them.
+pub(crate) async fn put(
+    store: &StoreClient,
+    listener: &str,
+    encoded: &Encoded<'_>,
+    named: &HashSet<String>,
+) -> Result<Listed, String> {
+    let prefix = key(listener, "");
+    let listed = match store.perform(Operation::Keys { prefix }).await {
+        Outcome::Entries(entries) => Listed(entries),
+        other => return Err(failure(&other)),
+    };
+    let mut writes = JoinSet::new();
+    for (digest, chunk) in encoded.chunks.iter().filter(|(digest, _)| !named.contains(digest)) {
+        if writes.len() >= MAX_WRITES {
+            written(writes.join_next().await)?;
+        }
+        let (store, key, value) = (store.clone(), key(listener, digest), (*chunk).to_owned());
+        let put = Operation::Put { key, value, expected: Expected::Any, seconds: None };
+        writes.spawn(async move { store.perform(put).await });
+    }
+    while let Some(outcome) = writes.join_next().await {
+        written(Some(outcome))?;
+    }
+    Ok(listed)
+}
+
+fn written(outcome: Option<Result<Outcome, tokio::task::JoinError>>) -> Result<(), String> {
+    match outcome {
+        None | Some(Ok(Outcome::Done { .. })) => Ok(()),
+        Some(Ok(other)) => Err(failure(&other)),
+        Some(Err(error)) => Err(error.to_string()),
+    }
+}
+
+/// Removes the listed chunks that the manifest in force does not name and nobody has written since. One that stays is removed
+/// after the next change.
+pub(crate) async fn remove_unnamed(store: &StoreClient, manifest: &Manifest, listener: &str, listed: Listed) {
+    let named: HashSet<String> = manifest.chunks().iter().map(|digest| key(listener, digest)).collect();
+    for Entry { key, version, .. } in listed.0 {
+        if !named.contains(&key) {
+            let _ = store.perform(Operation::Delete { key, expected: Expected::Version(version) }).await;
+        }
+    }
+}
+
+fn key(listener: &str, digest: &str) -> String {
+    format!("{CHUNKS}{listener}/{digest}")
+}
+
+/// What to tell of an outcome that is not the expected one.
+pub(crate) fn failure(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Failed { error } => error.clone(),
+        Outcome::Conflict { .. } | Outcome::Done { .. } | Outcome::Entries(_) => {
+            "the store gave an unexpected answer".to_owned()
+        }
+    }
+}
+
+/// Chunks that are written at the same time.
+const MAX_WRITES: usize = 8;
