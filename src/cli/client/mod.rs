@@ -5,6 +5,7 @@ pub(crate) mod args;
 pub(crate) mod certificates;
 pub(crate) mod denials;
 pub(crate) mod events;
+pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod issued;
 pub(crate) mod json_view;

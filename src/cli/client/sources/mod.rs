@@ -7,16 +7,21 @@ pub(crate) mod plan;
 pub(crate) mod remove;
 pub(crate) mod rule;
 
+use std::time::Duration;
+
 use clap::{ArgGroup, Args, Subcommand};
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
 use crate::cli::client::http::encoded;
+use crate::cli::client::json_view::JsonView;
+use crate::cli::client::sessions::with_query;
 use crate::cli::client::sources::change::{Addition, append, replace};
 use crate::cli::client::sources::edit::{Edit, Expiry, edit};
 use crate::cli::client::sources::remove::{RuleSelector, remove};
 use crate::cli::client::sources::rule::GivenRule;
 use crate::cli::{Failure, parse_positive_duration_text};
+use crate::config::values::parse_positive_duration;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SourcesCommand {
@@ -41,7 +46,7 @@ pub(crate) enum SourcesCommand {
         #[arg(id = "rule_options", long = "rule", value_name = "TYPE:VALUE", value_delimiter = ',')]
         rule_options: Vec<RuleSelector>,
         #[command(flatten)]
-        plan: Plan,
+        options: Options,
     },
     /// Replace all rules in the sources_file of a listener
     #[command(group(ArgGroup::new("replacement").args(["rules", "rule_options", "none"]).required(true).multiple(true)))]
@@ -54,7 +59,7 @@ pub(crate) enum SourcesCommand {
         #[arg(long, conflicts_with_all = ["rules", "rule_options"])]
         none: bool,
         #[command(flatten)]
-        plan: Plan,
+        options: Options,
     },
 }
 
@@ -75,7 +80,7 @@ pub(crate) struct AppendArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration_text)]
     ttl: Option<String>,
     #[command(flatten)]
-    plan: Plan,
+    options: Options,
 }
 
 #[derive(Debug, Args)]
@@ -100,7 +105,7 @@ pub(crate) struct EditArgs {
     #[arg(long)]
     no_expiry: bool,
     #[command(flatten)]
-    plan: Plan,
+    options: Options,
 }
 
 /// The listener, and how to reach its program.
@@ -133,6 +138,34 @@ pub(crate) struct Plan {
     pub(crate) plan: bool,
 }
 
+/// How a change is made.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+    /// Wait up to this time, such as 5s, until all members of the fleet have the change in force; exit 1 if one has not
+    #[arg(long, value_name = "DURATION", value_parser = parse_wait, conflicts_with = "plan")]
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Options {
+    /// The path with the parameters of the query.
+    pub(crate) fn query(self, path: &str) -> String {
+        let wait = self.wait.map(|wait| format!("{}ms", wait.as_millis()));
+        with_query(path, &[("plan", self.plan.plan.then_some("true")), ("wait", wait.as_deref())])
+    }
+}
+
+/// Parses `--wait`.
+pub(crate) fn parse_wait(text: &str) -> Result<Duration, String> {
+    parse_positive_duration(text).map_err(|error| format!("expected {error}"))
+}
+
+/// Whether a rule can be changed by commands: it is in the `sources_file` or in the store of the fleet.
+pub(crate) fn is_changeable(rule: JsonView<'_>) -> bool {
+    matches!(rule.text("origin").as_deref(), Some("file" | "fleet"))
+}
+
 impl Rules {
     fn all(&self) -> Vec<GivenRule> {
         self.rules.iter().chain(&self.rule_options).cloned().collect()
@@ -154,28 +187,28 @@ pub(crate) fn run(command: &SourcesCommand) -> Result<(), Failure> {
     match command {
         SourcesCommand::List { place } => list::list(&place.client()?, place),
         SourcesCommand::Append(args) => {
-            let AppendArgs { place, rules, my_address, description, ttl, plan } = &**args;
+            let AppendArgs { place, rules, my_address, description, ttl, options } = &**args;
             let client = place.client()?;
             let mut rules = rules.all();
             if *my_address {
                 rules.push(own_address(&client)?);
             }
             let addition = Addition { rules: &rules, description: description.as_deref(), ttl: ttl.as_deref() };
-            append(&client, place, &addition, *plan)
+            append(&client, place, &addition, *options)
         }
         SourcesCommand::Edit(args) => {
-            let EditArgs { place, rule, description, ttl, expires_at, no_expiry, plan } = &**args;
+            let EditArgs { place, rule, description, ttl, expires_at, no_expiry, options } = &**args;
             let ttl = ttl.as_deref().map(Expiry::Ttl);
             let expiry = ttl.or(expires_at.as_deref().map(Expiry::At)).or(no_expiry.then_some(Expiry::Never));
-            edit(&place.client()?, place, rule, &Edit { description: description.as_deref(), expiry }, *plan)
+            edit(&place.client()?, place, rule, &Edit { description: description.as_deref(), expiry }, *options)
         }
-        SourcesCommand::Remove { place, rules, rule_options, plan } => {
+        SourcesCommand::Remove { place, rules, rule_options, options } => {
             let removals: Vec<_> = rules.iter().chain(rule_options).cloned().collect();
-            remove(&place.client()?, place, &removals, *plan)
+            remove(&place.client()?, place, &removals, *options)
         }
         // `none` has no further effect: clap has checked that it stands for an empty list.
-        SourcesCommand::Replace { place, rules, none: _, plan } => {
-            replace(&place.client()?, place, &rules.all(), *plan)
+        SourcesCommand::Replace { place, rules, none: _, options } => {
+            replace(&place.client()?, place, &rules.all(), *options)
         }
     }
 }
