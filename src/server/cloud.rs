@@ -9,9 +9,11 @@ use tracing::{info, warn};
 
 use crate::agent::message::Task;
 use crate::agent::state::AgentState;
-use crate::agent::supervisor;
+use crate::agent::supervisor::requests::Requests;
+use crate::agent::supervisor::{self, Report};
 use crate::audit::Audit;
 use crate::fault;
+use crate::fleet::store::StoreClient;
 use crate::policy::{Current, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::cloud::CloudChange;
@@ -41,10 +43,15 @@ pub(crate) async fn supervised_agent(
     observer: CloudObserver,
     state: Arc<AgentState>,
 ) {
+    let (_, received) = StoreClient::new();
+    let requests = Requests::new(received);
     let supervise = move || {
         let observer = observer.clone();
-        let observe = move |source: CloudSource, observation| observer.observe(&source, observation);
-        supervisor::run(task.clone(), observe, Arc::clone(&state))
+        let report = move |report| match report {
+            Report::Observation(source, observation) => observer.observe(&source, observation),
+            Report::Store(_) => {}
+        };
+        supervisor::run(task.clone(), requests.clone(), report, Arc::clone(&state))
     };
     fault::restarted(supervisor::PART, supervise).await;
 }
