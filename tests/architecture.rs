@@ -30,7 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
     ("transport", &["permissions", "source", "identity", "tls"]),
     ("resolution", &["printable", "timestamp", "fault", "durable_file", "digest", "source"]),
-    ("agent", &["printable", "source", "resolution"]),
+    ("agent", &["printable", "source", "resolution", "fleet"]),
     ("agent/client", &["resolution"]),
     ("agent/digitalocean", &["printable", "timestamp", "source", "resolution", "agent/client"]),
     ("agent/kubernetes", &["printable", "fault", "source", "resolution"]),

@@ -11,4 +11,5 @@ pub(crate) mod kubernetes;
 pub(crate) mod message;
 pub(crate) mod process;
 pub(crate) mod state;
+pub(crate) mod store;
 pub(crate) mod supervisor;

@@ -14,8 +14,10 @@ use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
 use crate::config::admin::Admin;
+use crate::config::fleet::Fleet;
 use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
+use crate::fleet::settings::Engine;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::policy::{BindAddr, Built, ListenerPolicy, Snapshot};
 use crate::printable;
@@ -143,6 +145,12 @@ fn to_json(built: &Built) -> Value {
         "valid": true,
         "audit_file": config.log.audit_file,
         "state_directory": config.state_directory,
+        "fleet": config.fleet.as_ref().map(|fleet| json!({
+            "name": fleet.name(),
+            "member": fleet.member,
+            "store": match fleet.store.engine { Engine::Etcd(_) => "etcd", Engine::Kubernetes { .. } => "kubernetes" },
+            "directory": fleet.directory,
+        })),
         "admin_socket": config.admin.as_ref().and_then(Admin::socket),
         "admin": config.admin.as_ref().map(|admin| admin_json(admin, &built.snapshot)),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
@@ -257,6 +265,9 @@ fn to_text(built: &Built, offline: bool) -> String {
         write_sources(&mut out, policy, offline);
         write_certificates(&mut out, policy);
     }
+    if let Some(fleet) = &built.snapshot.config.fleet {
+        write_fleet(&mut out, fleet);
+    }
     if let Some(admin) = &built.snapshot.config.admin {
         write_admin(&mut out, admin, &built.snapshot);
     }
@@ -264,6 +275,24 @@ fn to_text(built: &Built, offline: bool) -> String {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
     }
     out
+}
+
+/// The fleet, and where its store is.
+fn write_fleet(out: &mut String, fleet: &Fleet) {
+    let _ = writeln!(out, "\nfleet {}", fleet.name());
+    let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
+    let _ = line("member", &fleet.member);
+    let _ = match &fleet.store.engine {
+        Engine::Etcd(etcd) => line("store", &format!("etcd at {} below {}", etcd.endpoints.join(", "), etcd.prefix)),
+        Engine::Kubernetes { namespace, .. } => {
+            let namespace = namespace.as_ref().map_or("of the pod".to_owned(), |name| format!("{name:?}"));
+            line("store", &format!("Kubernetes, namespace {namespace}"))
+        }
+    };
+    let _ = line("copies", &fleet.directory.display().to_string());
+    if fleet.key_file.is_some() {
+        let _ = line("ticket keys", &format!("rotated every {:?}", fleet.ticket_rotation));
+    }
 }
 
 /// The addresses of the admin API, and what authenticates its callers.
@@ -334,8 +363,12 @@ fn write_sources(out: &mut String, policy: &ListenerPolicy, offline: bool) {
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
         let _ = rule.description.as_ref().map_or(Ok(()), |text| write!(out, "  ({})", printable::field(text)));
-        let from_file = matches!(rule.origin, Origin::SourcesFile { .. });
-        let _ = writeln!(out, "{}", if from_file { "  [sources_file]" } else { "" });
+        let place = match (&rule.origin, policy.has_fleet_rules) {
+            (Origin::Configuration, _) => "",
+            (Origin::SourcesFile { .. }, false) => "  [sources_file]",
+            (Origin::SourcesFile { .. }, true) => "  [fleet]",
+        };
+        let _ = writeln!(out, "{place}");
     }
     if rules.len() > MAX_RULES {
         let _ = writeln!(out, "    and {} more; --json lists all", rules.len() - MAX_RULES);

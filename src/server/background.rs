@@ -15,7 +15,7 @@ use crate::resolution::saver;
 use crate::server::cloud::{CloudObserver, supervised_agent};
 use crate::server::fleet::{FleetObserver, FleetService};
 use crate::server::published::Published;
-use crate::server::{cloud, fleet};
+use crate::server::fleet;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::revocation;
 use crate::upstream::health_check;
@@ -48,8 +48,8 @@ impl Background<'_> {
             current: self.published.subscribe(),
             audit: self.audit.clone(),
         };
-        tasks.spawn(supervised_agent(self.published.cloud_task(), observer, Arc::clone(self.agent)));
-        tasks.spawn(cloud::without_store(self.store_requests, FleetObserver(Arc::clone(self.fleet))));
+        let (observers, state) = ((observer, FleetObserver(Arc::clone(self.fleet))), Arc::clone(self.agent));
+        tasks.spawn(supervised_agent(self.published.cloud_task(), self.store_requests, observers, state));
         let follower = Arc::clone(self.fleet);
         tasks.spawn(fault::restarted(fleet::PART, move || fleet::follow::run(Arc::clone(&follower))));
         let member = Arc::clone(self.fleet);

@@ -9,10 +9,11 @@ use tracing::{info, warn};
 
 use crate::agent::message::Task;
 use crate::agent::state::AgentState;
-use crate::agent::supervisor;
+use crate::agent::supervisor::requests::Requests;
+use crate::agent::supervisor::{self, Report};
 use crate::audit::Audit;
 use crate::fault;
-use crate::fleet::store::{Outcome, Request, StoreEvent};
+use crate::fleet::store::Request;
 use crate::policy::{Current, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::cloud::CloudChange;
@@ -40,23 +41,20 @@ pub(crate) fn sources(snapshot: &Snapshot) -> BTreeSet<CloudSource> {
 /// Runs and supervises the agent until the program ends.
 pub(crate) async fn supervised_agent(
     task: watch::Receiver<Arc<Task>>,
-    observer: CloudObserver,
+    requests: mpsc::Receiver<Request>,
+    observers: (CloudObserver, FleetObserver),
     state: Arc<AgentState>,
 ) {
+    let requests = Requests::new(requests);
     let supervise = move || {
-        let observer = observer.clone();
-        let observe = move |source: CloudSource, observation| observer.observe(&source, observation);
-        supervisor::run(task.clone(), observe, Arc::clone(&state))
+        let (cloud, fleet) = observers.clone();
+        let report = move |report| match report {
+            Report::Observation(source, observation) => cloud.observe(&source, observation),
+            Report::Store(event) => fleet.observe(event),
+        };
+        supervisor::run(task.clone(), requests.clone(), report, Arc::clone(&state))
     };
     fault::restarted(supervisor::PART, supervise).await;
-}
-
-/// Answers operations on the store while no agent performs them.
-pub(crate) async fn without_store(mut requests: mpsc::Receiver<Request>, observer: FleetObserver) {
-    observer.observe(StoreEvent::Down { error: "no agent speaks to the store".to_owned() });
-    while let Some(Request { reply, .. }) = requests.recv().await {
-        let _ = reply.send(Outcome::Failed { error: "no agent speaks to the store".to_owned() });
-    }
 }
 
 /// Takes over what the agent observes.

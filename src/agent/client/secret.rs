@@ -36,6 +36,8 @@ pub(crate) enum SecretError {
     Variable(String),
     #[error("{0} has no valid token; a token is one line of printable ASCII")]
     Invalid(String),
+    #[error("{0} has no valid password; a password is one line of text")]
+    Password(String),
 }
 
 impl Token {
@@ -44,16 +46,7 @@ impl Token {
     /// # Errors
     /// If it is missing or cannot be a token.
     pub(crate) fn read(secret: &Secret) -> Result<Self, SecretError> {
-        let (text, place) = match secret {
-            Secret::File(path) => {
-                let place = path.display().to_string();
-                (read_file(path).map_err(|error| SecretError::File(place.clone(), error))?, place)
-            }
-            Secret::Environment(name) => {
-                let value = env::var(name).map_err(|_| SecretError::Variable(name.clone()))?;
-                (Zeroizing::new(value), format!("the environment variable {name}"))
-            }
-        };
+        let (text, place) = read(secret)?;
         Self::parse(&text).ok_or(SecretError::Invalid(place))
     }
 
@@ -70,6 +63,34 @@ impl Token {
         let mut value = HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("Bearer"));
         value.set_sensitive(true);
         value
+    }
+}
+
+/// Reads a password where it is now: one line of text, which may have spaces.
+///
+/// # Errors
+/// If it is missing or cannot be a password.
+pub(crate) fn read_password(secret: &Secret) -> Result<Zeroizing<String>, SecretError> {
+    let (text, place) = read(secret)?;
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() || password.chars().any(char::is_control) {
+        return Err(SecretError::Password(place));
+    }
+    Ok(Zeroizing::new(password.to_owned()))
+}
+
+/// The content of a secret, and where it is.
+fn read(secret: &Secret) -> Result<(Zeroizing<String>, String), SecretError> {
+    match secret {
+        Secret::File(path) => {
+            let place = path.display().to_string();
+            Ok((read_file(path).map_err(|error| SecretError::File(place.clone(), error))?, place))
+        }
+        Secret::Environment(name) => {
+            let value = env::var(name).map_err(|_| SecretError::Variable(name.clone()))?;
+            Ok((Zeroizing::new(value), format!("the environment variable {name}")))
+        }
     }
 }
 
@@ -102,6 +123,25 @@ mod tests {
         }
         let token = Token::parse("secret").unwrap();
         assert_eq!(format!("{token:?} {:?}", token.bearer()), "Token Sensitive");
+    }
+
+    #[test]
+    fn password_is_one_line_of_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        for (text, expected) in [
+            ("a b\n", Some("a b")),
+            (" ä\r\n", Some(" ä")),
+            ("a", Some("a")),
+            ("", None),
+            ("\n", None),
+            ("a\nb\n", None),
+            ("a\0", None),
+        ] {
+            fs::write(&file, text).unwrap();
+            let read = read_password(&Secret::File(file.clone()));
+            assert_eq!(read.as_ref().ok().map(|password| password.as_str()), expected, "{text:?}");
+        }
     }
 
     #[test]

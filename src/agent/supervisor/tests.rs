@@ -92,7 +92,8 @@ impl Peer {
 struct Supervised {
     task: watch::Sender<Arc<Task>>,
     state: Arc<AgentState>,
-    observed: mpsc::UnboundedReceiver<(CloudSource, Observation)>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    store: StoreClient,
     supervisor: JoinSet<()>,
 }
 
@@ -104,21 +105,21 @@ fn task(numbers: &[u64]) -> Arc<Task> {
 impl Supervised {
     fn start(script: &str, numbers: &[u64]) -> Self {
         let (task, watched) = watch::channel(task(numbers));
-        let (state, (sender, observed)) = (Arc::<AgentState>::default(), mpsc::unbounded_channel());
+        let (state, (sender, reports)) = (Arc::<AgentState>::default(), mpsc::unbounded_channel());
+        let (store, mut requests) = StoreClient::new();
         let arguments = ["--exact", "agent::supervisor::tests::fake_agent", "--nocapture", "--quiet"];
-        let supervisor = Supervisor {
-            task: watched,
-            observe: move |source, observation| drop(sender.send((source, observation))),
-            state: Arc::clone(&state),
-            program: Program {
-                path: env::current_exe().unwrap().into(),
-                arguments: arguments.map(Into::into).to_vec(),
-                environment: vec![(SCRIPT.into(), script.into())],
-            },
+        let program = Program {
+            path: env::current_exe().unwrap().into(),
+            arguments: arguments.map(Into::into).to_vec(),
+            environment: vec![(SCRIPT.into(), script.into())],
         };
+        let supervised = Arc::clone(&state);
         let mut tasks = JoinSet::new();
-        tasks.spawn(supervisor.run());
-        Self { task, state, observed, supervisor: tasks }
+        tasks.spawn(async move {
+            let report = move |report| drop(sender.send(report));
+            Supervisor { task: watched, requests: &mut requests, report, state: supervised, program }.run().await;
+        });
+        Self { task, state, reports, store, supervisor: tasks }
     }
 
     /// Waits for a state.
@@ -137,8 +138,8 @@ impl Supervised {
     }
 
     async fn next(&mut self) -> (u64, String) {
-        match timeout(Duration::from_secs(60), self.observed.recv()).await.expect("it comes in time") {
-            Some((CloudSource::Droplet(number), Observation::Failed { error })) => (number, error),
+        match timeout(Duration::from_secs(60), self.reports.recv()).await.expect("it comes in time") {
+            Some(Report::Observation(CloudSource::Droplet(number), Observation::Failed { error })) => (number, error),
             other => panic!("{other:?}"),
         }
     }
