@@ -83,6 +83,9 @@ mod explain;
 mod farewell;
 /// Changed files that no signal announces.
 mod file_watcher;
+/// The store of a fleet in etcd, with the agent.
+#[cfg(feature = "etcd")]
+mod fleet_store;
 /// `max_handshakes`.
 mod handshake_limit;
 /// The container image.

@@ -10,16 +10,16 @@ use crate::printable;
 
 /// Why an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: FailureKind,
-    pub(super) error: String,
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    pub(crate) error: String,
     /// How long the server asks to wait.
-    pub(super) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// How to continue after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
+pub(crate) enum FailureKind {
     /// The server does not know the version of the last list: list again at once.
     Outdated,
     /// The token is not valid (401): read it again.
@@ -31,25 +31,25 @@ pub(super) enum FailureKind {
 }
 
 impl Failure {
-    pub(super) fn new(kind: FailureKind, error: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(kind: FailureKind, error: impl std::fmt::Display) -> Self {
         Self { kind, error: printable::field(error), retry_after: None }
     }
 
-    pub(super) fn invalid(error: impl std::fmt::Display) -> Self {
+    pub(crate) fn invalid(error: impl std::fmt::Display) -> Self {
         Self::new(FailureKind::Invalid, error)
     }
 
-    pub(super) fn unavailable(error: impl std::fmt::Display) -> Self {
+    pub(crate) fn unavailable(error: impl std::fmt::Display) -> Self {
         Self::new(FailureKind::Unavailable, error)
     }
 
     /// Adds what failed.
-    pub(super) fn while_doing(self, what: &str) -> Self {
+    pub(crate) fn while_doing(self, what: &str) -> Self {
         Self { error: printable::field(format_args!("cannot {what}: {}", self.error)), ..self }
     }
 
     /// An error that a server reports in the stream of a watch.
-    pub(super) fn from_status(status: &Status) -> Self {
+    pub(crate) fn from_status(status: &Status) -> Self {
         // kube reads any object that is no event as a status.
         if status.code == 0 && status.message.is_empty() {
             return Self::invalid("the answer is not valid: neither an event nor an error");
@@ -120,7 +120,7 @@ pub(super) struct Rejected {
     pub(super) code: u16,
     /// The body, if it is a `Status` of Kubernetes.
     pub(super) status: Option<Box<Status>>,
-    pub(super) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// A body, or a line of it, that exceeds its limit.

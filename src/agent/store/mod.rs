@@ -22,7 +22,7 @@ use crate::agent::store::limits::is_within_limits;
 use crate::agent::store::news::News;
 use crate::fault;
 use crate::fleet::settings::{Engine as EngineSettings, StoreSettings};
-use crate::fleet::store::{Operation, Outcome, StoreEvent};
+use crate::fleet::store::{Operation, Outcome};
 
 /// A kind of store.
 trait Engine: Send + Sync + 'static {
@@ -200,6 +200,7 @@ const PART: &str = "store of the fleet";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::store::StoreEvent;
 
     #[test]
     fn pause_doubles_up_to_the_limit_with_jitter() {

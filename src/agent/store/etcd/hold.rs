@@ -7,7 +7,7 @@ use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp};
 
 use crate::agent::store::etcd::EtcdEngine;
 use crate::agent::store::etcd::connection::Connected;
-use crate::agent::store::etcd::failure::{Failure, Kind};
+use crate::agent::store::etcd::failure::Failure;
 use crate::agent::store::etcd::operations::found;
 use crate::fleet::store::Outcome;
 
