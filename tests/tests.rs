@@ -83,6 +83,9 @@ mod explain;
 mod farewell;
 /// Changed files that no signal announces.
 mod file_watcher;
+/// Members of a fleet over etcd.
+#[cfg(feature = "etcd")]
+mod fleet;
 /// The store of a fleet in etcd, with the agent.
 #[cfg(feature = "etcd")]
 mod fleet_store;
@@ -92,6 +95,8 @@ mod handshake_limit;
 mod image;
 /// Interrupted runs of these tests.
 mod interrupted;
+/// The manifests in packaging/kubernetes.
+mod kubernetes_manifests;
 /// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.
 mod limits;
 /// Metrics, health and readiness, and the packaged rules and dashboard.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::agent::state::AgentStatus;
+use crate::fleet::store::StoreClient;
 use crate::resolution::settings::{AddressChoice, DigitalOceanSettings, Secret};
 
 const SCRIPT: &str = "PORTCULLIS_TEST_FAKE_AGENT";
