@@ -179,7 +179,8 @@ fn without_the_store_the_last_good_rules_stay_and_changes_are_refused_in_time() 
 
     let Member(mut portcullis) = member;
     portcullis.stop();
-    let restarted = Member::start_in(portcullis.site, &etcd, "a", &listener(&upstream));
+    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
+    let restarted = Member::start_in(site, &etcd, "a", &listener(&upstream));
     assert!(restarted.admits("127.0.0.7"), "from the last good copy");
     etcd.run();
     etcd.ready();

@@ -165,7 +165,10 @@ pub(crate) static ROUTES: &[Route] = &[
     Route {
         query: &[Parameter { name: "fleet", text: "true: the use at all members of the fleet" }],
         ..get(
-            |call| request(AdminRequest::Rotation { fleet: call.query.flag("fleet", false)? }),
+            |call| {
+                let fleet = call.query.flag("fleet", false)?;
+                request(if fleet { AdminRequest::FleetRotation } else { AdminRequest::Rotation })
+            },
             "/v1/rotation",
             VIEWER,
             "Lists certificates, CAs and sources with their use",

@@ -34,10 +34,9 @@ pub enum AdminRequest {
     /// One listener, by its name.
     Listener(String),
     /// Certificates, CAs and sources with their use.
-    Rotation {
-        /// Whether the use at all members of the fleet counts.
-        fleet: bool,
-    },
+    Rotation,
+    /// The same at all members of the fleet.
+    FleetRotation,
     /// The members of the fleet and its store.
     Fleet,
     /// Accept the store of the fleet as it is.

@@ -259,8 +259,8 @@ impl AdminHandler {
             AdminRequest::AcceptStore => return self.accept_store(origin, reply),
             AdminRequest::ForgetMember(name) => return self.forget_member(name, origin, reply),
             AdminRequest::CloseSessions(request) => return self.close_sessions(request, origin, reply),
-            AdminRequest::Rotation { fleet: true } => return self.fleet_rotation(current, reply),
-            AdminRequest::Rotation { fleet: false } => {
+            AdminRequest::FleetRotation => return self.fleet_rotation(current, reply),
+            AdminRequest::Rotation => {
                 return self.read(current, reply, |current, registry, _| {
                     Ok(AdminResponse::ok(report::rotation(current, registry)))
                 });
