@@ -86,6 +86,9 @@ mod file_watcher;
 /// The store of a fleet in etcd, with the agent.
 #[cfg(feature = "etcd")]
 mod fleet_store;
+/// The store of a fleet in a Kubernetes API, with the agent.
+#[cfg(feature = "kubernetes")]
+mod fleet_store_kubernetes;
 /// `max_handshakes`.
 mod handshake_limit;
 /// The container image.

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod news;
 
@@ -78,6 +80,12 @@ impl Store {
                 #[cfg(feature = "etcd")]
                 EngineSettings::Etcd(etcd) => {
                     task.spawn(serve(etcd::EtcdEngine::new(&settings.fleet, etcd.clone()), sender, received));
+                }
+                #[cfg(feature = "kubernetes")]
+                EngineSettings::Kubernetes { connection, namespace } => {
+                    let engine =
+                        kubernetes::KubernetesEngine::new(&settings.fleet, connection.clone(), namespace.clone());
+                    task.spawn(serve(engine, sender, received));
                 }
                 // The configuration names the feature that is missing, so no task has such a store.
                 #[allow(unreachable_patterns, reason = "with all features")]
