@@ -171,7 +171,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "metrics/exposition",
-        &["addr", "fault", "limit", "metrics", "x509", "resolution", "agent", "config", "upstream", "policy", "session"],
+        &[
+            "addr",
+            "fault",
+            "limit",
+            "metrics",
+            "x509",
+            "resolution",
+            "agent",
+            "config",
+            "upstream",
+            "policy",
+            "session",
+        ],
     ),
     (
         "control",

@@ -102,9 +102,7 @@ fn write_is_done_only_as_expected() {
     let mut agent = cluster.listed();
     for key in ["shared/rules/cache", "shared/tickets", "members/a"] {
         let first = version(&agent.put(key, "1", &json!("absent")));
-        let current = |version: &str, value: &str| {
-            json!({ "conflict": { "current": { "key": key, "value": value, "version": version } } })
-        };
+        let current = |version: &str, value: &str| json!({ "conflict": { "current": { "key": key, "value": value, "version": version } } });
         assert_eq!(agent.put(key, "2", &json!("absent")), current(&first, "1"));
         let second = version(&agent.put(key, "2", &json!({ "version": first })));
         assert_eq!(agent.put(key, "3", &json!({ "version": first })), current(&second, "2"));

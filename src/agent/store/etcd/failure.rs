@@ -107,7 +107,9 @@ mod tests {
             denied,
             "etcdserver: authentication failed, invalid user ID or password; check user and password_file of [fleet.etcd]"
         );
-        assert!(with_advice("invalid peer certificate: UnknownIssuer").ends_with("check ca, cert and key of [fleet.etcd]"));
+        assert!(
+            with_advice("invalid peer certificate: UnknownIssuer").ends_with("check ca, cert and key of [fleet.etcd]")
+        );
         assert_eq!(with_advice("etcdserver: request timed out"), "etcdserver: request timed out");
     }
 

@@ -64,7 +64,9 @@ impl KubernetesEngine {
         let namespace: &String = found.await?;
         let is_valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if namespace.is_empty() || namespace.len() > 63 || !namespace.bytes().all(is_valid) {
-            return Err(Failure::invalid("the name of the namespace is not valid; check namespace of [fleet.kubernetes]"));
+            return Err(Failure::invalid(
+                "the name of the namespace is not valid; check namespace of [fleet.kubernetes]",
+            ));
         }
         Ok(namespace)
     }

@@ -276,7 +276,11 @@ fn label_value(text: &str) -> String {
         && is_end(text.chars().next())
         && is_end(text.chars().next_back())
         && text.chars().all(|sign| sign.is_ascii_alphanumeric() || matches!(sign, '-' | '_' | '.'));
-    if is_valid { text.to_owned() } else { hex(&sha256(text.as_bytes())).get(..DIGEST * 2).unwrap_or_default().to_owned() }
+    if is_valid {
+        text.to_owned()
+    } else {
+        hex(&sha256(text.as_bytes())).get(..DIGEST * 2).unwrap_or_default().to_owned()
+    }
 }
 
 const TICKETS: &str = "shared/tickets";
@@ -319,7 +323,8 @@ mod tests {
     #[test]
     fn name_is_a_dns_label_and_differs_for_each_key() {
         let long = format!("shared/rules/{}", "x".repeat(200));
-        let keys = ["shared/rules/Cache", "shared/rules/cache", "shared/rules/c\u{e4}che", "shared/commands/cache", &long];
+        let keys =
+            ["shared/rules/Cache", "shared/rules/cache", "shared/rules/c\u{e4}che", "shared/commands/cache", &long];
         let names: std::collections::BTreeSet<_> =
             keys.iter().map(|key| Place::of("Prod_1", key).unwrap().name).collect();
         assert_eq!(names.len(), keys.len());

@@ -51,7 +51,8 @@ impl KubernetesEngine {
                         entries.push(Entry { value, ..entry });
                     }
                     if size > MAX_ANSWER {
-                        let error = format_args!("the keys with the prefix {prefix} have more than {} MiB", MAX_ANSWER >> 20);
+                        let error =
+                            format_args!("the keys with the prefix {prefix} have more than {} MiB", MAX_ANSWER >> 20);
                         return Err(Failure::unavailable(error));
                     }
                     Ok(())

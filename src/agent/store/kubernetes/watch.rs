@@ -92,7 +92,9 @@ impl KubernetesEngine {
         let namespaces = Requests { connection, path: "/api/v1/namespaces".to_owned() };
         let found = namespaces.get(name).await.map_err(|failure| failure.while_doing("get the namespace"))?;
         let uid = found.and_then(|namespace| namespace.metadata.uid).filter(|uid| (1..=128).contains(&uid.len()));
-        uid.ok_or_else(|| Failure::invalid(format_args!("the namespace {name} does not exist; check namespace of [fleet.kubernetes]")))
+        uid.ok_or_else(|| {
+            Failure::invalid(format_args!("the namespace {name} does not exist; check namespace of [fleet.kubernetes]"))
+        })
     }
 
     async fn followed(&self, kind: Kind) -> Result<(Followed, Vec<Object>), Failure> {
@@ -100,7 +102,8 @@ impl KubernetesEngine {
         let (mut objects, mut size) = (Vec::new(), 0_usize);
         let version = collection
             .list(&self.connection, |object| {
-                size = size.saturating_add(object.value(kind, Part::Data).map_or(0, |value| value.len().min(MAX_VALUE)));
+                size =
+                    size.saturating_add(object.value(kind, Part::Data).map_or(0, |value| value.len().min(MAX_VALUE)));
                 if size > MAX_SHARED {
                     let error = format_args!("the shared keys have more than {} MiB", MAX_SHARED >> 20);
                     return Err(Failure::unavailable(error));
