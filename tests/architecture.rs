@@ -35,7 +35,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("agent/client", &["resolution"]),
     ("agent/digitalocean", &["printable", "timestamp", "source", "resolution", "agent/client"]),
     ("agent/kubernetes", &["printable", "fault", "source", "resolution"]),
-    ("agent/store", &["printable", "fault", "fleet", "agent", "agent/client"]),
+    (
+        "agent/store",
+        &["printable", "fault", "digest", "resolution", "fleet", "agent", "agent/client", "agent/kubernetes"],
+    ),
     (
         "agent/process",
         &["fault", "source", "resolution", "fleet", "agent", "agent/digitalocean", "agent/kubernetes", "agent/store"],
@@ -171,7 +174,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "metrics/exposition",
-        &["addr", "fault", "limit", "metrics", "x509", "resolution", "config", "upstream", "policy", "session"],
+        &[
+            "addr",
+            "fault",
+            "limit",
+            "metrics",
+            "x509",
+            "resolution",
+            "agent",
+            "config",
+            "upstream",
+            "policy",
+            "session",
+        ],
     ),
     (
         "control",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::api::{Api, ApiReply};
 use crate::harness::etcd::Etcd;
 use crate::harness::portcullis::{ADMIN, executable};
-use crate::harness::program::{Outcome, run};
+use crate::harness::program::{Outcome, command, run, run_with_input};
 use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
 
 const SOURCES: &str = "/v1/listeners/main/sources";
@@ -325,7 +325,11 @@ fn rules_that_are_not_valid_at_a_member_leave_its_last_good_ones() {
     let manifest: Value = serde_json::from_str(&etcd.etcdctl(&["get", "--print-value-only", key])).unwrap();
     let mut damaged = manifest.clone();
     damaged["sequence"] = json!(7);
-    damaged["content"]["text"] = json!("rule = 1\n");
+    let text = "rule = 1\n";
+    damaged["content"]["text"] = json!(text);
+    damaged["length"] = json!(text.len());
+    let sum = run_with_input(&mut command("sha256sum"), text.as_bytes()).success();
+    damaged["sha256"] = json!(sum.split(' ').next().unwrap());
     etcd.put(key, &damaged.to_string());
     let event = member.0.event("the rules are invalid", |event| event.is("fleet.rules_invalid"));
     assert_eq!(event.text("listener"), "main");
@@ -376,9 +380,9 @@ fn ticket_of_one_member_is_valid_at_another() {
     let value = etcd.etcdctl(&["get", "--print-value-only", "/portcullis/prod/shared/tickets"]);
     let ring: Value = serde_json::from_str(&value).unwrap();
     assert_eq!(ring["sequence"], 1);
-    let copies = members.each_ref().map(|member| {
-        fs::read_to_string(member.0.site.path("state/fleet/prod/tickets.json")).unwrap()
-    });
+    let copies = members
+        .each_ref()
+        .map(|member| fs::read_to_string(member.0.site.path("state/fleet/prod/tickets.json")).unwrap());
     assert_eq!(copies[0], copies[1]);
 }
 

@@ -80,9 +80,7 @@ fn write_is_done_only_as_expected() {
     let key = "shared/rules/cache";
     let first = version(&agent.put(key, "1", &json!("absent")));
     assert_eq!(agent.changed(key, Some("1")), first);
-    let current = |version: &str, value: &str| {
-        json!({ "conflict": { "current": { "key": key, "value": value, "version": version } } })
-    };
+    let current = |version: &str, value: &str| json!({ "conflict": { "current": { "key": key, "value": value, "version": version } } });
     assert_eq!(agent.put(key, "2", &json!("absent")), current(&first, "1"));
     let second = version(&agent.put(key, "2", &json!({ "version": first })));
     assert_ne!(first, second);
@@ -371,9 +369,8 @@ fn tls_with_a_client_certificate_is_used() {
     site.write("other.crt", other.pem());
     site.install("other-client", &other.issue(Request::client("portcullis")));
     let etcd = Etcd::with_tls(&site);
-    let identity = |name: &str| {
-        json!({ "cert": site.path(&format!("{name}.crt")), "key": site.path(&format!("{name}.key")) })
-    };
+    let identity =
+        |name: &str| json!({ "cert": site.path(&format!("{name}.crt")), "key": site.path(&format!("{name}.key")) });
     let url = [etcd.url().replace("127.0.0.1", "localhost")];
     let start = |ca: &str, identity: &Value| {
         StoreAgent::start(&with(&url, &json!({ "ca": site.path(ca), "identity": identity })))
@@ -427,7 +424,7 @@ fn user_with_a_password_is_used() {
         version(&agent.put("shared/epoch", "2", &json!("any")));
     }
     // The tokens of a user end when the password changes. The agent then reads the file again.
-    let changed = format!("two {SECRET}");
+    let changed = format!("two-{SECRET}");
     site.write("password", format!("{changed}\n"));
     etcd.change_password("portcullis", &changed);
     eventually("a write", || agent.put("shared/epoch", "3", &json!("any")).get("done").map(drop));

@@ -33,7 +33,8 @@ fn manifests_are_valid() {
     let mut files = resources(&packaged("gateway/base"));
     let listed: Vec<_> = fs::read_dir(packaged("gateway/base")).unwrap().flatten().map(|entry| entry.path()).collect();
     let unlisted = listed.iter().filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
-    let unlisted: Vec<_> = unlisted.filter(|path| !files.contains(path) && !path.ends_with("kustomization.yaml")).collect();
+    let unlisted: Vec<_> =
+        unlisted.filter(|path| !files.contains(path) && !path.ends_with("kustomization.yaml")).collect();
     assert!(unlisted.is_empty(), "not in the kustomization: {unlisted:?}");
     files.push(packaged("redis-sidecar.yaml"));
     validate(&files);
@@ -53,7 +54,12 @@ fn validation_finds_a_misspelt_key() {
 /// The number of seconds after a key.
 fn seconds(text: &str, key: &str) -> u64 {
     let (_, rest) = text.split_once(key).unwrap_or_else(|| panic!("{key} is missing"));
-    rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+    rest.chars()
+        .skip_while(|c| !c.is_ascii_digit())
+        .take_while(char::is_ascii_digit)
+        .collect::<String>()
+        .parse()
+        .unwrap()
 }
 
 #[test]
@@ -69,12 +75,15 @@ fn configuration_of_the_gateway_passes_check() {
     let site = TestDir::new();
     let config = fs::read_to_string(packaged("gateway/base/portcullis.toml")).unwrap();
     let here = site.directory().display().to_string();
-    for (from, to) in [("/tls/tls.crt", "server.crt"), ("/tls/tls.key", "server.key"), ("/fleet/seal.key", "seal.key")] {
-        assert!(config.contains(from), "{from}");
-        site.write("seal.key", run(command("openssl").args(["rand", "-base64", "32"])).success());
-        let _ = to;
+    for path in ["/tls/tls.crt", "/tls/tls.key", "/fleet/seal.key", "[resolver.kubernetes]\n"] {
+        assert!(config.contains(path), "{path}");
     }
+    site.write("seal.key", run(command("openssl").args(["rand", "-base64", "32"])).success());
+    site.write("kubernetes.token", "token\n");
+    // A pod has the API server and the token in its environment.
+    let api = "[resolver.kubernetes]\nserver = \"https://127.0.0.1:6443\"\ntoken_file = \"kubernetes.token\"\n";
     let config = config
+        .replace("[resolver.kubernetes]\n", api)
         .replace("/tls/tls.", &format!("{here}/server."))
         .replace("/fleet/", &format!("{here}/"))
         .replace("/run/portcullis", &here);

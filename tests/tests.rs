@@ -89,6 +89,9 @@ mod fleet;
 /// The store of a fleet in etcd, with the agent.
 #[cfg(feature = "etcd")]
 mod fleet_store;
+/// The store of a fleet in a Kubernetes API, with the agent.
+#[cfg(feature = "kubernetes")]
+mod fleet_store_kubernetes;
 /// `max_handshakes`.
 mod handshake_limit;
 /// The container image.

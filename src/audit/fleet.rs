@@ -29,7 +29,9 @@ impl Audit {
         let (event, level) = match event {
             FleetEvent::StoreDown { error } => (named("fleet.store_down").with_long("error", error), Level::Warn),
             FleetEvent::StoreUp => (named("fleet.store_up"), Level::Info),
-            FleetEvent::StoreRefused { error } => (named("fleet.store_refused").with_long("error", error), Level::Error),
+            FleetEvent::StoreRefused { error } => {
+                (named("fleet.store_refused").with_long("error", error), Level::Error)
+            }
             FleetEvent::RulesMissing { listener } => {
                 (named("fleet.rules_missing").with("listener", listener), Level::Error)
             }

@@ -241,7 +241,8 @@ fn kubernetes(fleet: &Section<'_>, reader: &mut resolver::Reader<'_>, resolvers:
     let known = resolvers.kubernetes.clone();
     let Some(node) = fleet.get("kubernetes") else {
         if known.is_none() {
-            fleet.require("kubernetes", "[fleet.kubernetes], which is empty inside a cluster, or [resolver.kubernetes]");
+            fleet
+                .require("kubernetes", "[fleet.kubernetes], which is empty inside a cluster, or [resolver.kubernetes]");
         }
         return Some(Engine::Kubernetes { connection: known?, namespace: None });
     };
@@ -295,7 +296,15 @@ mod tests {
             assert_eq!(parse_endpoint(text).as_deref(), Some(text));
             assert_eq!(parse_endpoint(&format!("{text}/")).as_deref(), Some(text));
         }
-        for text in ["", "10.0.0.1:2379", "ftp://host", "https://user@host", "https://host/v3", "https://host:0", "https://host?x"] {
+        for text in [
+            "",
+            "10.0.0.1:2379",
+            "ftp://host",
+            "https://user@host",
+            "https://host/v3",
+            "https://host:0",
+            "https://host?x",
+        ] {
             assert_eq!(parse_endpoint(text), None, "{text}");
         }
     }

@@ -452,8 +452,7 @@ impl Config {
         problems.append(&mut file_problems);
         problems.extend(tokens_problems);
         let file = file.to_owned();
-        let config =
-            Self { file, log, state_directory, admin, reload, drain, resolvers, fleet, listeners, positions };
+        let config = Self { file, log, state_directory, admin, reload, drain, resolvers, fleet, listeners, positions };
         Ok(Loaded { config, problems, named })
     }
 

@@ -86,7 +86,8 @@ impl Collector {
                 None
             }
             StoreEvent::Synced { .. } if self.is_full => {
-                let error = format!("the store has more than {MAX_KEYS} shared keys or {} MiB of them", MAX_BYTES >> 20);
+                let error =
+                    format!("the store has more than {MAX_KEYS} shared keys or {} MiB of them", MAX_BYTES >> 20);
                 Some(View { reach: Reach::Down { error }, keys: Arc::clone(&known.keys) })
             }
             // What was reported before the first listing is not complete.
@@ -159,7 +160,8 @@ mod tests {
     #[test]
     fn store_that_is_down_leaves_the_last_view() {
         let (mut collector, none) = (Collector::default(), View::default());
-        let known = after(&mut collector, &none, vec![StoreEvent::Listing, changed("shared/epoch", Some("1"), "v"), synced(1)]);
+        let known =
+            after(&mut collector, &none, vec![StoreEvent::Listing, changed("shared/epoch", Some("1"), "v"), synced(1)]);
         let down = after(&mut collector, &known, vec![StoreEvent::Down { error: "x".to_owned() }]);
         assert_eq!((down.epoch(), &down.reach), (1, &Reach::Down { error: "x".to_owned() }));
     }

@@ -8,9 +8,9 @@ pub(crate) mod builder;
 pub(crate) mod changes;
 pub(crate) mod diff;
 pub(crate) mod explain;
-pub(crate) mod fleet;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub(crate) mod fleet;
 pub(crate) mod history;
 pub(crate) mod issuing;
 pub(crate) mod pins;

@@ -147,7 +147,11 @@ impl StoreAgent {
         loop {
             let event = self.event();
             if event.get("synced").is_none() {
-                assert_eq!((&event["changed"]["key"], &event["changed"]["value"]), (&json!(key), &json!(value)), "{event}");
+                assert_eq!(
+                    (&event["changed"]["key"], &event["changed"]["value"]),
+                    (&json!(key), &json!(value)),
+                    "{event}"
+                );
                 return event["changed"]["version"].as_str().unwrap().to_owned();
             }
         }

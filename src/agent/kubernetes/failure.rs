@@ -15,6 +15,8 @@ pub(crate) struct Failure {
     pub(crate) error: String,
     /// How long the server asks to wait.
     pub(crate) retry_after: Option<Duration>,
+    /// The HTTP status of the answer.
+    pub(crate) code: Option<u16>,
 }
 
 /// How to continue after a failure.
@@ -32,7 +34,7 @@ pub(crate) enum FailureKind {
 
 impl Failure {
     pub(crate) fn new(kind: FailureKind, error: impl std::fmt::Display) -> Self {
-        Self { kind, error: printable::field(error), retry_after: None }
+        Self { kind, error: printable::field(error), retry_after: None, code: None }
     }
 
     pub(crate) fn invalid(error: impl std::fmt::Display) -> Self {
@@ -82,7 +84,7 @@ impl Failure {
             _ => "",
         };
         let error = printable::field(format_args!("the API server answers HTTP {code}{message}{advice}"));
-        Self { kind, error, retry_after }
+        Self { kind, error, retry_after, code: Some(code) }
     }
 }
 

@@ -20,8 +20,8 @@ use crate::agent::process::confinement::confine;
 use crate::agent::process::pace::Pace;
 use crate::agent::process::resolvers::Resolvers;
 use crate::agent::store::Store;
-use crate::fleet::store::Outcome;
 use crate::fault;
+use crate::fleet::store::Outcome;
 use crate::resolution::observation::Observation;
 use crate::source::cloud::CloudSource;
 

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod news;
 
@@ -78,6 +80,12 @@ impl Store {
                 #[cfg(feature = "etcd")]
                 EngineSettings::Etcd(etcd) => {
                     task.spawn(serve(etcd::EtcdEngine::new(&settings.fleet, etcd.clone()), sender, received));
+                }
+                #[cfg(feature = "kubernetes")]
+                EngineSettings::Kubernetes { connection, namespace } => {
+                    let engine =
+                        kubernetes::KubernetesEngine::new(&settings.fleet, connection.clone(), namespace.clone());
+                    task.spawn(serve(engine, sender, received));
                 }
                 // The configuration names the feature that is missing, so no task has such a store.
                 #[allow(unreachable_patterns, reason = "with all features")]
@@ -163,8 +171,12 @@ async fn follow<E: Engine>(engine: Arc<E>, messages: mpsc::Sender<FromAgent>) {
         if news.take_synced() {
             failures = 0;
         }
-        if let End::Failed(error) = end {
-            news.down(error).await;
+        match end {
+            End::Failed(error) => news.down(error).await,
+            End::Outdated if failures >= MAX_OUTDATED => {
+                news.down("the store rejects the revision of each of its listings".to_owned()).await;
+            }
+            End::Outdated => {}
         }
         sleep(pause(failures, RandomState::new().hash_one(()))).await;
         failures = failures.saturating_add(1);
@@ -184,6 +196,9 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
 /// With the time of an attempt to connect, the store is used again within 10 seconds of its return.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// Listings that can be outdated in a row before the store is of no use.
+const MAX_OUTDATED: u32 = 3;
 
 /// How often the shared keys are listed again, although the watch reports no loss.
 const RELIST: Duration = Duration::from_secs(300);

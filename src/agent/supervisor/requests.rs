@@ -313,7 +313,8 @@ mod tests {
             let shown = format!("{operation:?} {outcome:?}");
             assert_eq!(answered(operation, outcome).is_ok(), fits, "{shown}");
         }
-        let long = [entry(&format!("members/{}", "x".repeat(MAX_KEY)), ""), entry("members/a", &"x".repeat(MAX_VALUE + 1))];
+        let long =
+            [entry(&format!("members/{}", "x".repeat(MAX_KEY)), ""), entry("members/a", &"x".repeat(MAX_VALUE + 1))];
         for entry in long {
             let operation = Operation::List { prefix: prefix() };
             assert_eq!(answered(operation, Outcome::Entries(vec![entry])), Err(StoreViolation::WrongAnswer));

@@ -145,7 +145,9 @@ mod tests {
             ],
         });
         let text = to_text(&body, now);
-        for part in ["fleet prod, this member is a\n", "REFUSED for 1 min", "another one", "rules of cache: in_force, number 3"] {
+        for part in
+            ["fleet prod, this member is a\n", "REFUSED for 1 min", "another one", "rules of cache: in_force, number 3"]
+        {
             assert!(text.contains(part), "no {part} in {text}");
         }
         assert!(text.contains("0123456789ab ") && text.contains("unknown"), "{text}");

@@ -20,8 +20,8 @@ use prometheus_client::registry::Registry;
 
 use crate::agent::state::AgentState;
 use crate::metrics::exposition::catalog::{
-    ADMIN_AUTH_FAILURES, ADMIN_REQUESTS, AGENT_UP, AUDIT_DROPPED, BUILD_INFO, CONFIG_HASH, FLEET_MEMBERS, FLEET_REVISION, RELOAD_SUCCESSFUL,
-    RELOADS,
+    ADMIN_AUTH_FAILURES, ADMIN_REQUESTS, AGENT_UP, AUDIT_DROPPED, BUILD_INFO, CONFIG_HASH, FLEET_MEMBERS,
+    FLEET_REVISION, RELOAD_SUCCESSFUL, RELOADS,
 };
 use crate::metrics::exposition::families::Families;
 use crate::metrics::exposition::format::Format;

@@ -1,7 +1,7 @@
 //! The files of `[fleet]`, as far as this process reads them.
 
-use crate::config::fleet::Fleet;
 use crate::config::files::Location;
+use crate::config::fleet::Fleet;
 use crate::config::{Config, SharedTicketKeys};
 use crate::fleet::seal::SealingKeys;
 use crate::fleet::settings::Engine;
@@ -48,10 +48,13 @@ fn tickets(fleet: &Fleet, keys: &SealingKeys, reader: &mut Reader<'_>) -> Option
         Ok(Some(bytes)) => open(&bytes, keys, fleet.name()).map_err(|why| format!("{}: {why}", file.display())),
         Err(why) => Err(format!("{} {why}", file.display())),
     };
-    known.map_err(|why| {
-        reader.warn(format_args!("the ticket keys of the fleet are not used: {why}; tickets are valid at this member only"));
-    })
-    .ok()
+    known
+        .map_err(|why| {
+            reader.warn(format_args!(
+                "the ticket keys of the fleet are not used: {why}; tickets are valid at this member only"
+            ));
+        })
+        .ok()
 }
 
 /// Reads a ring of ticket keys.

@@ -127,10 +127,11 @@ impl Builder<'_> {
         }
         if listener.sources.enforcement == Enforcement::Observe {
             self.reader.warn("enforcement = \"observe\" admits untrusted sources; set \"enforce\" to reject them");
-        } else if listener.sources.trusted.rules().is_empty()
+        } else if !self.waits_for_fleet()
+            && listener.sources.trusted.rules().is_empty()
             && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
         {
-            let fix = match listener.sources_file.as_ref().filter(|_| !self.waits_for_fleet()) {
+            let fix = match listener.sources_file {
                 Some(_) => format!("add one with: portcullis sources append {} SOURCE", listener.name),
                 None => "add rules to trusted_sources".to_owned(),
             };

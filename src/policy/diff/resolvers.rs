@@ -42,7 +42,9 @@ fn of_kubernetes(settings: &KubernetesSettings) -> Vec<Setting> {
 }
 
 /// The values of `kubeconfig`, `server`, `ca` and `token_file`.
-pub(crate) fn connection(settings: &KubernetesSettings) -> (Option<String>, Option<String>, Option<String>, Option<String>) {
+pub(crate) fn connection(
+    settings: &KubernetesSettings,
+) -> (Option<String>, Option<String>, Option<String>, Option<String>) {
     match settings {
         KubernetesSettings::InCluster => (None, Some("in cluster".to_owned()), None, None),
         KubernetesSettings::Kubeconfig { file } => (Some(path(file)), None, None, None),

@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::admin::{Admin, AdminTls};
 use crate::config::files::Location;
-use crate::config::{
-    CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, SharedTicketKeys, Shield, SourcedFile, Tls,
-    Upstream, UpstreamTls,
-};
 use crate::config::tls::FLEET;
+use crate::config::{
+    CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, SharedTicketKeys, Shield, SourcedFile,
+    Tls, Upstream, UpstreamTls,
+};
 use crate::identity::settings::ClientAuth;
 use crate::limit::rate::Rate;
 use crate::policy::ListenerPolicy;
-use crate::policy::diff::{fleet, resolvers};
 use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
+use crate::policy::diff::{fleet, resolvers};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
 use crate::source::trusted::{Enforcement, SourcePolicy};
 use crate::timestamp;

@@ -75,8 +75,7 @@ impl AdminHandler {
         };
         if policy.has_fleet_rules {
             let edit = Box::new(move |digest| edit.clone().of_text(digest));
-            let change =
-                RulesChange { listener, edit, has_precondition: requires_list_in_force, replaces_all, action };
+            let change = RulesChange { listener, edit, has_precondition: requires_list_in_force, replaces_all, action };
             return self.change_fleet_rules(change, FleetWish { plan, wait }, reply, Box::new(respond));
         }
         let (file, action) = (ChangedFile::Sources { listener }, Some(action));

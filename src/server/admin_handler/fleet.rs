@@ -98,7 +98,8 @@ impl AdminHandler {
     ) {
         let CloseSessions { listener, source, client, fleet, wait } = request;
         let filter = CloseFilter { listener, source: source.map(|source| source.to_string()), client };
-        let action = origin.action(AdminActionKind::SessionsClose, filter.listener.clone(), Some(shown(&filter, fleet)));
+        let action =
+            origin.action(AdminActionKind::SessionsClose, filter.listener.clone(), Some(shown(&filter, fleet)));
         if !fleet {
             let response = match close(&self.registry, &filter) {
                 Ok(closed) => {

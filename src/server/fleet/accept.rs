@@ -69,7 +69,8 @@ impl FleetService {
         let file = fleet.rules_file(listener);
         let text = fault::contained_blocking(PART, move || std::fs::read_to_string(file)).await;
         let text = text.map_err(|fault| AdminResponse::error(ErrorKind::ServerError, fault))?;
-        let text = text.map_err(|error| AdminResponse::conflict(format_args!("the last good rules of {listener}: {error}")))?;
+        let text =
+            text.map_err(|error| AdminResponse::conflict(format_args!("the last good rules of {listener}: {error}")))?;
         let known = self.status().rules.get(listener).map_or(0, |rules| rules.sequence);
         let base = Base::of(view, listener, known)?;
         let encoded = self.encode(&text, base.sequence, member).await?;
@@ -98,9 +99,9 @@ impl FleetService {
         let roster = self.list_members().await.map_err(unavailable)?;
         match roster.members().iter().find(|member| member.name == name).map(|member| member.liveness) {
             None => Err(AdminResponse::error(ErrorKind::NotFound, format_args!("the fleet has no member {name:?}"))),
-            Some(Liveness::Live) => {
-                Err(AdminResponse::conflict(format_args!("{name} is alive; stop it, and it leaves the fleet by itself")))
-            }
+            Some(Liveness::Live) => Err(AdminResponse::conflict(format_args!(
+                "{name} is alive; stop it, and it leaves the fleet by itself"
+            ))),
             Some(Liveness::Unknown) => {
                 let delete = Operation::Delete { key: format!("{MEMBERS}{name}"), expected: Expected::Any };
                 match self.store.perform(delete).await {

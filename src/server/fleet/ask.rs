@@ -96,10 +96,11 @@ impl FleetService {
         let by_member: BTreeMap<_, _> = entries.iter().filter_map(|entry| answer(&entry.key, &entry.value)).collect();
         let roster = self.list_members().await?;
         let has_answered = |name: &str| by_member.get(name).is_some_and(|answer| !matches!(answer, Answer::Failed(_)));
-        let missing = roster.members().iter().filter(|member| !has_answered(&member.name)).map(|member| Missing {
-            member: member.name.clone(),
-            liveness: member.liveness,
-        });
+        let missing = roster
+            .members()
+            .iter()
+            .filter(|member| !has_answered(&member.name))
+            .map(|member| Missing { member: member.name.clone(), liveness: member.liveness });
         Ok(Answers { missing: missing.collect(), by_member })
     }
 }

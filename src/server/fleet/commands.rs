@@ -109,9 +109,9 @@ pub(crate) fn close(registry: &ConnectionRegistry, filter: &CloseFilter) -> Resu
         let identity = info.session.authorization.identity.as_ref();
         let is_selected = listener.as_ref().is_none_or(|listener| **live.listener() == **listener)
             && source.is_none_or(|network| live.client().ip().is_some_and(|ip| network.net().contains(&ip)))
-            && client.as_ref().is_none_or(|subject| {
-                identity.is_some_and(|identity| identity.certificate.subject == *subject)
-            });
+            && client
+                .as_ref()
+                .is_none_or(|subject| identity.is_some_and(|identity| identity.certificate.subject == *subject));
         if is_selected {
             live.end(Reason::ClosedByAdmin.into());
             closed = closed.saturating_add(1);

@@ -204,7 +204,7 @@ impl Follower {
         if in_force(&policy, listener).as_deref() == Some(manifest.sha256()) {
             return self.note_applied(listener, &manifest);
         }
-        if self.is_waiting(listener, manifest.sha256()) {
+        if self.postpones(listener, manifest.sha256()) {
             return;
         }
         let known = self.copy(&policy, listener).await;
@@ -285,7 +285,7 @@ impl Follower {
             policy.fleet_secrets.tickets.as_ref().is_some_and(|known| *known == (sequence, tickets.clone()))
         };
         if !is_in_force(&policy) && super::tickets::are_used(&policy) {
-            if self.is_waiting(TICKETS, &shared.version) {
+            if self.postpones(TICKETS, &shared.version) {
                 return;
             }
             let text = shared.value.to_string();
@@ -343,7 +343,8 @@ impl Follower {
         }
     }
 
-    fn is_waiting(&mut self, what: &str, digest: &str) -> bool {
+    /// Whether this failed a moment ago, so that the next attempt comes later.
+    fn postpones(&mut self, what: &str, digest: &str) -> bool {
         let Some((failed, until)) = self.failed.get(what) else { return false };
         let is_waiting = failed == digest && Instant::now() < *until;
         if is_waiting {

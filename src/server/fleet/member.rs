@@ -214,7 +214,8 @@ impl FleetService {
             (Outcome::Entries(states), Outcome::Entries(alive)) => (states, alive),
             (Outcome::Entries(_), other) | (other, _) => return Err(failure(&other)),
         };
-        let named = |entry: &Entry, prefix: &str| Some((entry.key.strip_prefix(prefix)?.to_owned(), entry.value.clone()));
+        let named =
+            |entry: &Entry, prefix: &str| Some((entry.key.strip_prefix(prefix)?.to_owned(), entry.value.clone()));
         let states: Vec<_> = states.iter().filter_map(|entry| named(entry, MEMBERS)).collect();
         let alive: Vec<_> = alive.iter().filter_map(|entry| named(entry, ALIVE)).collect();
         Ok(Roster::of(

@@ -191,7 +191,8 @@ impl FleetService {
 
 /// What the items of different members have in common if they are the same.
 fn identity(item: &Value) -> [String; 4] {
-    ["listener", "kind", "name", "sha256"].map(|key| item.get(key).and_then(Value::as_str).unwrap_or_default().to_owned())
+    ["listener", "kind", "name", "sha256"]
+        .map(|key| item.get(key).and_then(Value::as_str).unwrap_or_default().to_owned())
 }
 
 fn without_use(item: &mut Value) {

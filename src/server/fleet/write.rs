@@ -77,7 +77,8 @@ impl FleetService {
         loop {
             let fleet = self.policy().config.fleet.clone().ok_or_else(|| unavailable("there is no fleet any more"))?;
             let (view, base) = self.newest_base(&listener, replaces_all, deadline).await?;
-            let Edited { content, affected } = self.edited(&listener, edit(base.sha256.clone()), has_precondition).await?;
+            let Edited { content, affected } =
+                self.edited(&listener, edit(base.sha256.clone()), has_precondition).await?;
             let text = String::from_utf8(content.unwrap_or_default())
                 .map_err(|_| AdminResponse::error(ErrorKind::ServerError, "the rules are not UTF-8"))?;
             let encoded = self.encode(&text, base.sequence, &fleet.member).await?;
@@ -148,8 +149,7 @@ impl FleetService {
     /// Edits the last good copy, and judges the policy that the change leads to.
     async fn edited(&self, listener: &str, edit: Box<Edit>, has_precondition: bool) -> Result<Edited, AdminResponse> {
         let file = ChangedFile::Sources { listener: listener.to_owned() };
-        let change =
-            FileChange { file, edit, requires_list_in_force: has_precondition, plan: true, action: None };
+        let change = FileChange { file, edit, requires_list_in_force: has_precondition, plan: true, action: None };
         match change_file(self, change).await? {
             ChangeResult::Planned { edited, .. } => Ok(edited),
             ChangeResult::Applied { .. } => Err(AdminResponse::error(ErrorKind::ServerError, "a plan was applied")),
@@ -174,7 +174,8 @@ impl FleetService {
     pub(crate) async fn swap(&self, listener: &str, encoded: &Encoded<'_>, base: &Base) -> Result<Swapped, String> {
         let listed = chunks::put(&self.store, listener, encoded, &base.chunks).await?;
         let (key, value) = (format!("{RULES}{listener}"), encoded.manifest.to_json());
-        let put = Operation::Put { key: key.clone(), value: value.clone(), expected: base.expected.clone(), seconds: None };
+        let put =
+            Operation::Put { key: key.clone(), value: value.clone(), expected: base.expected.clone(), seconds: None };
         match self.store.perform(put).await {
             Outcome::Done { .. } => Ok(Swapped::Done(listed)),
             Outcome::Conflict { current } if current.as_ref().is_some_and(|current| current.value == value) => {

@@ -179,9 +179,9 @@ impl ChangedFile {
     fn check_effect(&self, snapshot: &Snapshot, path: &Path) -> Result<(), AdminResponse> {
         match self {
             _ if self.is_named() && self.path(snapshot).is_ok_and(|named| named == path) => Ok(()),
-            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => {
-                Err(AdminResponse::conflict("the configuration file was edited and names another file now; reload first"))
-            }
+            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => Err(
+                AdminResponse::conflict("the configuration file was edited and names another file now; reload first"),
+            ),
             Self::Pin { listener, change } => match snapshot.named(listener) {
                 Some(policy) => pins::check_effect(policy, change, path),
                 None => Err(AdminResponse::conflict(format_args!(

@@ -32,7 +32,9 @@ use crate::dns::{self, Lookup};
 use crate::policy::{Built, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::cache_file::CacheFile;
-use crate::server::reload::change::{BuiltChange, ChangeReply, ChangeResult, Edited, FileChange, FileWrite, PendingChange};
+use crate::server::reload::change::{
+    BuiltChange, ChangeReply, ChangeResult, Edited, FileChange, FileWrite, PendingChange,
+};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
 use crate::server::systemd;

@@ -85,7 +85,9 @@ impl Connector {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(connected);
                 }
-                Some(Ok((_, Err(failure)))) if failure.kind == Kind::Denied => return Err(failure),
+                Some(Ok((_, Err(failure)))) if matches!(failure.kind, Kind::Denied | Kind::Forbidden) => {
+                    return Err(failure);
+                }
                 Some(Ok((_, Err(failure)))) => failures.push(failure.error),
                 Some(Err(error)) => failures.push(error.to_string()),
                 None if next.is_none() => {

@@ -21,8 +21,10 @@ pub(super) enum Kind {
     NotPerformed,
     /// The connection or the cluster failed, and the request may have been performed.
     Unavailable,
-    /// User, password, token or permission: another endpoint says the same.
+    /// User, password or token: another endpoint says the same.
     Denied,
+    /// The user may not do this, but may be allowed to do other things.
+    Forbidden,
     /// The revision is no longer known.
     Compacted,
     /// The answer exceeds the limit.
@@ -58,6 +60,7 @@ impl From<Error> for Failure {
         let kind = match () {
             () if text.contains("compacted") => Kind::Compacted,
             () if text.contains("length too large") => Kind::TooLong,
+            () if text.contains(FORBIDDEN) => Kind::Forbidden,
             () if DENIALS.iter().any(|(words, _)| text.contains(words)) => Kind::Denied,
             () if is_refused => Kind::NotPerformed,
             () if text.contains("request is too large") => Kind::Other,
@@ -82,6 +85,7 @@ fn with_advice(text: &str) -> String {
 }
 
 const NO_LEADER: &str = "etcdserver: no leader";
+const FORBIDDEN: &str = "permission denied";
 
 /// Messages of etcd about who may do what.
 const DENIALS: [(&str, &str); 6] = [
@@ -89,7 +93,7 @@ const DENIALS: [(&str, &str); 6] = [
     ("invalid auth token", "check user and password_file of [fleet.etcd]"),
     ("user name is empty", "set user and password_file of [fleet.etcd]"),
     ("user name not found", "check user of [fleet.etcd]"),
-    ("permission denied", "grant the user readwrite of all keys with the prefix of the fleet"),
+    (FORBIDDEN, "grant the user readwrite of all keys with the prefix of the fleet"),
     ("authentication is not enabled", "remove user of [fleet.etcd], or run etcdctl auth enable"),
 ];
 
@@ -107,7 +111,9 @@ mod tests {
             denied,
             "etcdserver: authentication failed, invalid user ID or password; check user and password_file of [fleet.etcd]"
         );
-        assert!(with_advice("invalid peer certificate: UnknownIssuer").ends_with("check ca, cert and key of [fleet.etcd]"));
+        assert!(
+            with_advice("invalid peer certificate: UnknownIssuer").ends_with("check ca, cert and key of [fleet.etcd]")
+        );
         assert_eq!(with_advice("etcdserver: request timed out"), "etcdserver: request timed out");
     }
 

@@ -114,14 +114,15 @@ impl Engine for EtcdEngine {
             };
             let is_connected = self.current.borrow().is_some();
             match failure.kind {
-                Kind::Denied => self.denied.notify_one(),
+                // The next connection has the credentials of that time.
+                Kind::Denied => {
+                    self.denied.notify_one();
+                    return Err(failure.error);
+                }
                 Kind::NotPerformed if is_connected => {}
                 Kind::Unavailable if is_connected && only_reads => {}
                 Kind::Compacted if only_reads => {}
                 _ => return Err(failure.error),
-            }
-            if failure.kind == Kind::Denied {
-                return Err(failure.error);
             }
             self.note(&failure);
             sleep(RETRY_PAUSE).await;

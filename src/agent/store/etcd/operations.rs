@@ -69,9 +69,7 @@ impl EtcdEngine {
     ) -> Result<Outcome, Failure> {
         let full = self.root.full(key);
         let outcome = match condition(&full, expected) {
-            Some(condition) => {
-                self.write(connected, (&full, condition), TxnOp::delete(full.clone(), None)).await?
-            }
+            Some(condition) => self.write(connected, (&full, condition), TxnOp::delete(full.clone(), None)).await?,
             None => self.conflict(connected, &full).await?,
         };
         if let Some(lease) = self.leases.forget(key, &outcome) {

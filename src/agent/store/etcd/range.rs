@@ -61,7 +61,10 @@ impl EtcdEngine {
                 _ => return Ok(listing),
             }
         }
-        Err(Failure::new(Kind::Other, format_args!("the keys with the prefix {prefix} have more than {MAX_PAGES} pages")))
+        Err(Failure::new(
+            Kind::Other,
+            format_args!("the keys with the prefix {prefix} have more than {MAX_PAGES} pages"),
+        ))
     }
 }
 

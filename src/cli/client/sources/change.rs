@@ -82,7 +82,12 @@ pub(crate) fn named(rule: JsonView<'_>) -> String {
     format!("{}:{} ({uuid})", rule.text_or_dash("type"), rule.text_or_dash("value"))
 }
 
-pub(crate) fn replace(client: &AdminClient, place: &Place, rules: &[GivenRule], options: Options) -> Result<(), Failure> {
+pub(crate) fn replace(
+    client: &AdminClient,
+    place: &Place,
+    rules: &[GivenRule],
+    options: Options,
+) -> Result<(), Failure> {
     let body = json!({ "rules": rules.iter().map(GivenRule::in_json).collect::<Vec<_>>() });
     let call = Change { method: Method::PUT, target: place.target(), body: Some(body), if_match: None };
     let Some(body) = call.send(client, place, options)? else { return Ok(()) };

@@ -143,7 +143,9 @@ fn fleet_rules(status: JsonView<'_>) -> String {
         let state = rules.text_or_dash("state");
         let what = match (state.as_str(), rules.flag("has_copy")) {
             ("in_force", _) => continue,
-            (_, Some(false)) => format!("{state}: no rules of the fleet are known here, so none of them admits a client"),
+            (_, Some(false)) => {
+                format!("{state}: no rules of the fleet are known here, so none of them admits a client")
+            }
             _ => format!("{state}: the last good rules stay in force"),
         };
         let detail = rules.text("detail").map(|detail| format!(" ({detail})")).unwrap_or_default();
