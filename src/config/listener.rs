@@ -6,36 +6,31 @@ use std::sync::Arc;
 
 use crate::addr::ListenAddr;
 use crate::config::document::{Node, Section};
-use crate::config::files::Files;
 use crate::config::fleet::Fleet;
 use crate::config::limits::limits;
 use crate::config::listen::{Listen, listen};
 use crate::config::problem::Problem;
-use crate::config::resolver::WrittenResolvers;
-use crate::config::sources::RulesOf;
+use crate::config::rule_reader::{ReadRules, RuleReader};
+use crate::config::sources::GroupScope;
 use crate::config::upstream::upstream;
-use crate::config::{
-    FleetRules, Listener, Revoke, SharedTicketKeys, Shield, SourcedFile, SourcedPath, Tls, process, sources, tls,
-};
-use crate::digest::{hex, sha256};
+use crate::config::{FleetRules, Listener, Revoke, SharedTicketKeys, Shield, SourcedPath, Tls, process, sources, tls};
 use crate::protocol::Protocol;
+use crate::source::group::GroupName;
 use crate::source::proxies::TrustedProxies;
-use crate::source::rule::{Network, NetworkError, Rule};
+use crate::source::rule::{Network, NetworkError};
 use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
 
 /// Reads the listeners and detects names and addresses that are used twice.
 #[derive(Debug)]
 pub(crate) struct Listeners<'a> {
     directory: &'a Path,
-    files: &'a mut Files,
-    /// Problems in `sources_file` files.
-    file_problems: Vec<Problem>,
+    reader: RuleReader<'a>,
+    /// The groups that rules may name.
+    groups: Vec<GroupName>,
     /// The addresses of `[admin]`.
     admin: Vec<ListenAddr>,
     /// The default of each listener's `revoke`.
     revoke: Revoke,
-    /// The resolvers that rules may need.
-    resolvers: WrittenResolvers,
     /// `[fleet]`: whether it is written, and the section if it is valid.
     fleet: (bool, Option<&'a Fleet>),
     names: Vec<String>,
@@ -46,16 +41,10 @@ pub(crate) struct Listeners<'a> {
 }
 
 impl<'a> Listeners<'a> {
-    pub(crate) fn new(
-        directory: &'a Path,
-        files: &'a mut Files,
-        admin: Vec<ListenAddr>,
-        revoke: Revoke,
-        resolvers: WrittenResolvers,
-    ) -> Self {
-        let (file_problems, names, addresses, positions) = Default::default();
+    pub(crate) fn new(reader: RuleReader<'a>, groups: Vec<GroupName>, admin: Vec<ListenAddr>, revoke: Revoke) -> Self {
+        let (names, addresses, positions) = Default::default();
         let fleet = (false, None);
-        Self { directory, files, file_problems, admin, revoke, resolvers, fleet, names, addresses, positions }
+        Self { directory: reader.directory, reader, groups, admin, revoke, fleet, names, addresses, positions }
     }
 
     /// Lets listeners use the store of a fleet.
@@ -80,7 +69,7 @@ impl<'a> Listeners<'a> {
         });
         let listeners = nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
         positions.append(&mut self.positions);
-        (listeners, self.file_problems)
+        (listeners, self.reader.into_problems())
     }
 
     fn listener(&mut self, node: &Node<'_>) -> Option<Listener> {
@@ -188,48 +177,13 @@ impl<'a> Listeners<'a> {
 
     fn sources(&mut self, section: &Section<'_>, listener: &str) -> FurtherRules {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
-        let of = RulesOf { listener, resolvers: self.resolvers };
-        let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node, of)).unwrap_or_default();
         let stored = section.get("sources_store").and_then(|node| Some((self.stored_rules(&node, listener)?, node)));
-        let file = section.get("sources_file").and_then(|node| Some((node.path(self.directory)?, node)));
-        let (file, fleet) = match (file, stored) {
-            (Some(_), Some((_, node))) => {
-                node.problem("is set beside sources_file; remove one of them");
-                (None, None)
-            }
-            (file, None) => (file, None),
-            (None, Some((path, node))) => {
-                // Missing is not empty: without a copy, the rules are not known yet.
-                let copy = self.files.read_if_present(&path).ok().flatten().map(|text| hex(&sha256(&text)));
-                let is_absent = matches!(self.files.read_if_present(&path), Ok(None));
-                if is_absent {
-                    let policy = policy_of(rules, enforcement);
-                    return FurtherRules { sources: policy, file: Some(path), fleet: Some(FleetRules { copy }) };
-                }
-                (Some((path, node)), Some(FleetRules { copy }))
-            }
-        };
-        if let Some((path, node)) = &file {
-            match sources::from_file(path, self.files, of, &rules) {
-                Ok(more) => rules.extend(more),
-                Err(problems) => {
-                    for problem in problems {
-                        match problem.position.position {
-                            Some(_) => self.file_problems.push(problem),
-                            None => {
-                                let named = SourcedFile {
-                                    path: path.clone(),
-                                    position: node.position(),
-                                    key: node.key().to_owned(),
-                                };
-                                node.problem(named.unreadable(&problem.message).message);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        FurtherRules { sources: policy_of(rules, enforcement), file: file.map(|(path, _)| path), fleet }
+        let fleet = stored.as_ref().map(|(copy, _)| FleetRules { copy: self.reader.digest_of(copy) });
+        let ReadRules { rules, file, .. } =
+            self.reader.read_with(section, listener, GroupScope::Named(&self.groups), stored);
+        let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
+        let sources = SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement };
+        FurtherRules { sources, file, fleet }
     }
 
     /// The last good copy of rules in the store of the fleet.
@@ -282,11 +236,6 @@ struct FurtherRules {
     file: Option<PathBuf>,
     /// `Some` if they are in the store of the fleet, and `file` is the last good copy.
     fleet: Option<FleetRules>,
-}
-
-fn policy_of(rules: Vec<Arc<Rule>>, enforcement: Option<Enforcement>) -> SourcePolicy {
-    let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-    SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement }
 }
 
 /// Rejects TLS on Unix sockets, and addresses without TLS that other machines can reach.

@@ -124,6 +124,10 @@ impl<'a> Reader<'a> {
         let kubeconfig = section.get("kubeconfig");
         let server = section.get("server");
         let (ca, token) = (section.get("ca"), section.get("token_file"));
+        if !cfg!(feature = "kubernetes") {
+            node.problem("needs a program with the cargo feature \"kubernetes\", and this one was built without it");
+            return None;
+        }
         match (kubeconfig, server) {
             (Some(node), None) => {
                 let further = [&ca, &token].into_iter().flatten().next();

@@ -19,6 +19,7 @@ use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
 use crate::policy::diff::{fleet, resolvers};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
+use crate::source::group::RuleOwner;
 use crate::source::trusted::{Enforcement, SourcePolicy};
 use crate::timestamp;
 use crate::token::Token;
@@ -28,8 +29,19 @@ use crate::x509::crl::key_digest;
 
 /// The settings of the process.
 pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, resolvers, fleet, listeners: _, positions: _ } =
-        config;
+    let Config {
+        file: _,
+        log,
+        state_directory,
+        admin,
+        reload,
+        drain,
+        resolvers,
+        fleet,
+        source_groups,
+        listeners: _,
+        positions: _,
+    } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let mut settings = vec![
@@ -44,8 +56,16 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
     ];
     settings.extend(resolvers::of_resolvers(resolvers));
     settings.extend(fleet.iter().flat_map(fleet::of_fleet));
+    // Without a group the setting is absent, so that the hash of such a configuration does not depend on the version.
+    let groups: Vec<_> = source_groups.iter().map(|group| group.name.to_string()).collect();
+    settings.extend((!groups.is_empty()).then(|| list("source_group", groups)));
     settings.extend(of_admin(admin.as_ref()));
     settings
+}
+
+/// The settings of a group. Rules are compared in [`super::sources`].
+pub(crate) fn of_group(config: &Config, owner: RuleOwner<'_>) -> Vec<Setting> {
+    vec![optional("sources_file", config.sources_file(owner).map(path))]
 }
 
 fn of_admin(admin: Option<&Admin>) -> Vec<Setting> {

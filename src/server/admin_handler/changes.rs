@@ -11,6 +11,7 @@ use crate::audit::admin::AdminActionKind;
 use crate::config::edit::sources::{EditError, SourcesChange, Target, apply};
 use crate::config::edit::tokens::{with_token, without_token};
 use crate::config::rule_cache::RuleCache;
+use crate::config::sources::{GroupScope, RuleScope};
 use crate::control::error::ErrorKind;
 use crate::control::request::{ChangeSources, NewToken};
 use crate::control::response::AdminResponse;
@@ -21,8 +22,12 @@ use crate::server::admin_handler::fleet::FleetWish;
 use crate::server::admin_handler::{AdminHandler, Origin};
 use crate::server::fleet::write::{RulesChange, unavailable};
 use crate::server::reload::ReloadRequest;
-use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener};
+use crate::server::reload::change::{
+    ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener, unknown_owner,
+};
 use crate::server::report;
+use crate::server::report::sources::RuleList;
+use crate::source::group::RuleOwner;
 use crate::source::id::listener_uuid;
 use crate::token::secret::TokenSecret;
 use crate::token::{Token, TokenOrigin};
@@ -36,6 +41,17 @@ pub(super) fn find_listener<'s>(current: &'s Snapshot, id: &str) -> Result<&'s A
     current.named(id).or_else(by_uuid).ok_or_else(|| unknown_listener(id, current))
 }
 
+/// Finds the rules of a listener or a group by its name, where that of a group starts with `group:`, or by its UUID.
+pub(super) fn find_rules<'s>(current: &'s Snapshot, id: &str) -> Result<RuleList<'s>, AdminResponse> {
+    let by_uuid = || {
+        let uuid = uuid::Uuid::try_parse(id).ok()?;
+        let owner = current.rule_sets().map(|(owner, _)| owner).find(|owner| listener_uuid(&owner.to_string()) == uuid);
+        RuleList::of(current, owner?)
+    };
+    let owner = RuleOwner::of(id);
+    RuleList::of(current, owner).or_else(by_uuid).ok_or_else(|| unknown_owner(owner, current))
+}
+
 impl AdminHandler {
     pub(super) fn change_sources(
         &mut self,
@@ -45,40 +61,44 @@ impl AdminHandler {
         reply: oneshot::Sender<AdminResponse>,
     ) {
         let ChangeSources { listener, change, if_match, plan, wait } = request;
-        let policy = match find_listener(current, &listener) {
-            Ok(policy) => Arc::clone(policy),
+        let name = match find_rules(current, &listener) {
+            Ok(list) => list.owner().to_string(),
             Err(response) => return drop(reply.send(response)),
         };
-        let name = policy.name.to_string();
         let requires_list_in_force = if_match.is_some();
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
         let replaces_all = matches!(change, SourcesChange::Replace(_));
-        let edit = SourcesEdit { listener: name.clone(), if_match, change: Arc::new(change) };
+        let edit = SourcesEdit { owner: name.clone(), if_match, change: Arc::new(change) };
         let (registry, resolutions) = (Arc::clone(&self.registry), Arc::clone(&self.resolutions));
-        let (before, listener) = (Arc::clone(current), name.clone());
+        let (before, owner) = (Arc::clone(current), name.clone());
+        let has_fleet_rules = current.named(&name).is_some_and(|policy| policy.has_fleet_rules);
         let respond = move |result| match result {
             ChangeResult::Planned { built, .. } => {
-                AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
+                AdminResponse::ok(report::sources::plan(&built.snapshot, &before, RuleOwner::of(&name), &registry))
             }
             ChangeResult::Applied { snapshot, affected, .. } => {
-                let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name, &snapshot) };
+                let list = match find_rules(&snapshot, &name) {
+                    Ok(list) => list,
+                    Err(response) => return response,
+                };
                 let response = match form {
                     Form::Created => {
-                        let rules = report::sources::rules_of(policy, &registry, &resolutions, &affected);
+                        let rules = report::sources::rules_of(&list, &registry, &resolutions, &affected);
                         AdminResponse::created(json!({ "rules": rules }))
                     }
                     Form::NoContent => AdminResponse::no_content(),
                 };
-                response.with_etag(&report::sources::etag(policy))
+                response.with_etag(&report::sources::etag(&list))
             }
         };
-        if policy.has_fleet_rules {
+        if has_fleet_rules {
             let edit = Box::new(move |digest| edit.clone().of_text(digest));
-            let change = RulesChange { listener, edit, has_precondition: requires_list_in_force, replaces_all, action };
+            let change =
+                RulesChange { listener: owner, edit, has_precondition: requires_list_in_force, replaces_all, action };
             return self.change_fleet_rules(change, FleetWish { plan, wait }, reply, Box::new(respond));
         }
-        let (file, action) = (ChangedFile::Sources { listener }, Some(action));
+        let (file, action) = (ChangedFile::Sources { owner }, Some(action));
         let change = FileChange { file, edit: edit.of_text(None), requires_list_in_force, plan, action };
         self.send_change(change, reply, respond);
     }
@@ -179,10 +199,10 @@ fn of_tokens(edit: Box<Edit>, action: Action) -> FileChange {
     FileChange { file: ChangedFile::Tokens, edit, requires_list_in_force: false, plan: false, action: Some(action) }
 }
 
-/// A change of the rules of a listener, which may be made more than once.
+/// A change of the rules of a listener or a group, which may be made more than once.
 #[derive(Clone)]
 struct SourcesEdit {
-    listener: String,
+    owner: String,
     if_match: Option<String>,
     change: Arc<SourcesChange>,
 }
@@ -191,10 +211,10 @@ impl SourcesEdit {
     /// The edit of a text, which must have this digest if there is one.
     fn of_text(self, digest: Option<String>) -> Box<Edit> {
         Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
-            let Self { listener, if_match, change } = self;
-            let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
+            let Self { owner, if_match, change } = self;
+            let list = find_rules(current, &owner)?;
             if let Some(wanted) = if_match
-                && wanted != report::sources::etag(policy)
+                && wanted != report::sources::etag(&list)
             {
                 let message = "the rules have changed since they were read (ETag); read them again";
                 return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
@@ -204,9 +224,13 @@ impl SourcesEdit {
             if digest.is_some_and(|digest| digest != manifest::digest(text)) {
                 return Err(unavailable("the last good copy of the rules was edited by hand"));
             }
-            let rules = policy.sources.trusted.rules();
-            let resolvers = current.config.resolvers.written();
-            let target = Target { file: path, listener: &listener, rules, resolvers };
+            let names: Vec<_> = current.groups().iter().map(|group| group.name.clone()).collect();
+            let groups = match list.owner() {
+                RuleOwner::Listener(_) => GroupScope::Named(&names),
+                RuleOwner::Group(_) => GroupScope::InGroup,
+            };
+            let scope = RuleScope { resolvers: current.config.resolvers.written(), groups };
+            let target = Target { file: path, owner: &owner, rules: list.rules(), scope };
             let edited = apply(text, &target, &change, OffsetDateTime::now_utc(), cache).map_err(edit_error)?;
             Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
         })

@@ -182,7 +182,7 @@ fn unconfirmed(response: AdminResponse, members: &[Missing]) -> AdminResponse {
 /// What a change would do here, and how many sessions it would end at all members.
 async fn plan(service: &FleetService, change: RulesChange, respond: Respond) -> AdminResponse {
     let RulesChange { listener, edit, has_precondition, action, .. } = change;
-    let file = ChangedFile::Sources { listener: listener.clone() };
+    let file = ChangedFile::Sources { owner: listener.clone() };
     let edit: Box<Edit> = edit(None);
     let requires_list_in_force = has_precondition;
     let change = FileChange { file, edit, requires_list_in_force, plan: true, action: Some(action) };

@@ -148,7 +148,7 @@ impl FleetService {
 
     /// Edits the last good copy, and judges the policy that the change leads to.
     async fn edited(&self, listener: &str, edit: Box<Edit>, has_precondition: bool) -> Result<Edited, AdminResponse> {
-        let file = ChangedFile::Sources { listener: listener.to_owned() };
+        let file = ChangedFile::Sources { owner: listener.to_owned() };
         let change = FileChange { file, edit, requires_list_in_force: has_precondition, plan: true, action: None };
         match change_file(self, change).await? {
             ChangeResult::Planned { edited, .. } => Ok(edited),
