@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
