@@ -40,12 +40,12 @@ use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
-use crate::fleet::store::StoreClient;
+use crate::fleet::store::{Request, StoreClient};
 use crate::metrics::exposition::Sources;
 use crate::metrics::exposition::endpoint::MetricsEndpoint;
 use crate::metrics::process::ProcessMetrics;
 use crate::outcome::Reason;
-use crate::policy::{Built, Snapshot};
+use crate::policy::{Built, Current, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
@@ -121,14 +121,7 @@ impl Server {
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
         let agent = Arc::<AgentState>::default();
-        let (store, store_requests) = StoreClient::new();
-        let fleet = FleetService::new(Parts {
-            store,
-            current: current.clone(),
-            registry: Arc::clone(&registry),
-            audit: audit.clone(),
-            reload_requests: reload_requests.clone(),
-        });
+        let (fleet, store_requests) = fleet_service(&current, &registry, &audit, &reload_requests);
         let tasks = Background {
             published: &published,
             registry: &registry,
@@ -398,6 +391,19 @@ impl Server {
             contain(admin_handler::PART, || self.admin_handler.handle(request, current, &state));
         }
     }
+}
+
+/// The part of the program that belongs to a fleet, and the operations that it wants performed on the store.
+fn fleet_service(
+    current: &Current,
+    registry: &Arc<ConnectionRegistry>,
+    audit: &Audit,
+    reload_requests: &mpsc::Sender<reload::ReloadRequest>,
+) -> (Arc<FleetService>, mpsc::Receiver<Request>) {
+    let (store, requests) = StoreClient::new();
+    let (current, registry, audit) = (current.clone(), Arc::clone(registry), audit.clone());
+    let reload_requests = reload_requests.clone();
+    (FleetService::new(Parts { store, current, registry, audit, reload_requests }), requests)
 }
 
 /// Runs `work` and contains a panic in it, which is recorded as an internal fault.

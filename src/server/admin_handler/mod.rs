@@ -231,8 +231,6 @@ impl AdminHandler {
             AdminRequest::Reload => return self.reload(origin, reply),
             AdminRequest::Plan { file } => return self.plan(file, &origin, current, reply),
             AdminRequest::ChangeSources(change) => return self.change_sources(change, origin, current, reply),
-            AdminRequest::ChangePins(change) => return self.change_pins(change, origin, current, reply),
-            AdminRequest::IssueCertificate(request) => return self.issue_certificate(request, origin, current, reply),
             AdminRequest::NewToken(token) => return self.new_token(token, origin, current, reply),
             AdminRequest::RevokeToken(name) => return self.revoke_token(name, origin, current, reply),
             AdminRequest::Explain { listener, source, chain } => {
@@ -253,11 +251,6 @@ impl AdminHandler {
             AdminRequest::ClientCertificates { listener } => {
                 return self.read_listener(listener, current, reply, client_certificates::list);
             }
-            AdminRequest::Fleet => return self.describe_fleet(reply),
-            AdminRequest::AcceptStore => return self.accept_store(origin, reply),
-            AdminRequest::ForgetMember(name) => return self.forget_member(name, origin, reply),
-            AdminRequest::CloseSessions(request) => return self.close_sessions(request, origin, reply),
-            AdminRequest::FleetRotation => return self.fleet_rotation(current, reply),
             AdminRequest::Rotation => {
                 return self.read(current, reply, |current, registry, _| {
                     Ok(AdminResponse::ok(report::rotation(current, registry)))
@@ -269,8 +262,32 @@ impl AdminHandler {
                 });
             }
             AdminRequest::Sessions(filter) => return self.sessions(filter, current, reply),
+            other => return self.handle_other(other, origin, current, reply),
         };
         let _ = reply.send(self.with_draining(response));
+    }
+
+    /// Handles the requests about client certificates and the fleet.
+    fn handle_other(
+        &mut self,
+        request: AdminRequest,
+        origin: Origin,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+    ) {
+        match request {
+            AdminRequest::ChangePins(change) => self.change_pins(change, origin, current, reply),
+            AdminRequest::IssueCertificate(request) => self.issue_certificate(request, origin, current, reply),
+            AdminRequest::Fleet => self.describe_fleet(reply),
+            AdminRequest::AcceptStore => self.accept_store(origin, reply),
+            AdminRequest::ForgetMember(name) => self.forget_member(name, origin, reply),
+            AdminRequest::CloseSessions(request) => self.close_sessions(request, origin, reply),
+            AdminRequest::FleetRotation => self.fleet_rotation(current, reply),
+            other => {
+                let message = format_args!("a request without a handler: {other:?}");
+                let _ = reply.send(AdminResponse::error(ErrorKind::ServerError, message));
+            }
+        }
     }
 
     fn sessions(&mut self, filter: SessionFilter, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::config::fleet::Fleet;
@@ -54,6 +55,8 @@ pub(crate) struct FleetService {
     /// Rules that this member has written to the store, to be put in force.
     applies: Mutex<VecDeque<Apply>>,
     apply_added: Notify,
+    /// Removals of chunks that no manifest names.
+    clean_ups: Mutex<JoinSet<()>>,
     /// Whether this member leaves the fleet.
     leaving: watch::Sender<Leaving>,
 }
@@ -92,6 +95,7 @@ impl FleetService {
             progress: watch::Sender::new(0),
             applies: Mutex::default(),
             apply_added: Notify::new(),
+            clean_ups: Mutex::default(),
             leaving: watch::Sender::new(Leaving::No),
         })
     }

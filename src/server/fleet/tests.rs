@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
@@ -289,7 +288,10 @@ async fn store_that_went_back_is_neither_used_nor_written() {
     let member = Member::start(&store, "a");
     member.connected().await;
     member.add(&short(1)).await.unwrap();
-    let backup = (store.content().revision, store.content().keys.clone());
+    let backup = {
+        let content = store.content();
+        (content.revision, content.keys.clone())
+    };
     member.add(&short(2)).await.unwrap();
     let writes = {
         let mut content = store.content();

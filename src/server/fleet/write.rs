@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use hyper::header::{HeaderValue, RETRY_AFTER};
@@ -206,7 +207,9 @@ impl FleetService {
     /// Removes chunks that are not named any more, in the background.
     pub(crate) fn clean_up(&self, listener: &str, manifest: &Manifest, listed: Listed) {
         let (store, manifest, listener) = (self.store.clone(), manifest.clone(), listener.to_owned());
-        tokio::spawn(async move {
+        let mut clean_ups = self.clean_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        while clean_ups.try_join_next().is_some() {}
+        clean_ups.spawn(async move {
             let removed = chunks::remove_unnamed(&store, &manifest, &listener, listed);
             let _ = fault::contained(PART, removed).await;
         });
