@@ -24,6 +24,7 @@ use crate::server::admin_handler::action::Action;
 use crate::server::fleet::chunks::{FetchError, fetch};
 use crate::server::fleet::memory::MemoryFile;
 use crate::server::fleet::status::{RulesState, RulesStatus, StoreState};
+use crate::server::fleet::write::unavailable;
 use crate::server::fleet::{FleetService, PART};
 use crate::server::reload::ReloadRequest;
 use crate::server::reload::change::{ChangeReply, ChangeResult, ChangedFile, Edit, Edited, FileChange};
@@ -122,7 +123,7 @@ impl Follower {
             *known = believed;
             is_other
         });
-        self.take_applies(&view).await;
+        self.take_applies(&view, is_believed).await;
         if !is_believed {
             return;
         }
@@ -303,12 +304,20 @@ impl Follower {
         }
     }
 
-    /// Puts rules in force that this member has written.
-    async fn take_applies(&mut self, view: &View) {
-        loop {
-            let next = self.service.applies().pop_front();
-            let Some(Apply { listener, manifest, text, action, affected, reply }) = next else { return };
+    /// Puts rules in force that this member has written, once the view has them too: an older view would undo them, and look
+    /// like a store that went back.
+    async fn take_applies(&mut self, view: &View, is_believed: bool) {
+        let waiting = std::mem::take(&mut *self.service.applies());
+        for Apply { listener, manifest, text, action, affected, reply } in waiting {
+            if !is_believed {
+                let _ = reply.send(Err(unavailable("the store of the fleet is not in use")));
+                continue;
+            }
             let newest = view.rules(&listener).and_then(|shared| Manifest::parse(&shared.value).ok());
+            if newest.as_ref().is_none_or(|newest| newest.sequence < manifest.sequence) {
+                self.service.applies().push_back(Apply { listener, manifest, text, action, affected, reply });
+                continue;
+            }
             let is_overtaken = newest.is_some_and(|newest| newest.sequence > manifest.sequence);
             let is_in_force = in_force(&self.service.policy(), &listener).as_deref() == Some(manifest.sha256());
             let result = if is_overtaken || is_in_force {
