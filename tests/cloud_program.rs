@@ -5,14 +5,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::dns_sources::STATE;
 use crate::harness::agent::SECRET;
 use crate::harness::digitalocean_api::{DigitalOceanApi, error};
+use crate::harness::kubernetes::{KubernetesApi, Seen, pod};
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{run, signal};
 use crate::harness::{Connection, Event, Listener, Portcullis, TestDir, Upstream, eventually};
+use crate::metrics::{METRICS, reaches};
 use crate::reload::ON_SIGHUP;
 
 /// An account, and a program whose listener trusts the droplets with the tag `web`.
@@ -134,7 +136,7 @@ fn failing_api_keeps_the_last_good_addresses_and_is_reported_once() {
         operated.api.fail("/v2/droplets", error(status));
         let rule = operated.await_state("stale");
         assert!(rule["detail"].as_str().unwrap().contains(&status.to_string()), "{status}: {rule}");
-        session.ask(b"goes on", b"goes on");
+        session.ask(b"continues", b"continues");
         drop(operated.session("127.0.0.7"));
         operated.api.recover();
         operated.await_state("resolved");
@@ -153,7 +155,7 @@ fn killed_agent_is_started_again_and_disturbs_nothing() {
     let agent = operated.await_successor(first);
     assert_eq!(agent["restarts"], 1, "{agent}");
     assert!(!agent["last_error"].as_str().unwrap().is_empty(), "{agent}");
-    session.ask(b"goes on", b"goes on");
+    session.ask(b"continues", b"continues");
     operated.api.droplet(8, &["web"], &[("127.0.0.8", "public")]);
     operated
         .portcullis
@@ -169,7 +171,7 @@ fn agent_that_hangs_is_replaced() {
     signal(first, "STOP");
     let agent = operated.await_successor(first);
     assert!(agent["last_error"].as_str().unwrap().contains("15s"), "{agent}");
-    session.ask(b"goes on", b"goes on");
+    session.ask(b"continues", b"continues");
     eventually("the first one is gone", || (!Path::new(&format!("/proc/{first}")).exists()).then_some(()));
 }
 
@@ -243,4 +245,51 @@ fn token_that_others_can_read_causes_a_warning() {
     check.args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory());
     let text = run(&mut check).success();
     assert!(text.contains("do.token") && !text.contains(SECRET), "{text}");
+}
+
+#[test]
+fn running_pod_is_admitted_and_its_session_ends_when_it_has_finished() {
+    let site = TestDir::new();
+    let api = KubernetesApi::start(&site);
+    api.require_token("token-1");
+    site.write("cluster.token", "token-1\n");
+    fs::set_permissions(site.path("cluster.token"), fs::Permissions::from_mode(0o600)).unwrap();
+    let pod = |name: &str, ip: &str, phase: &str| {
+        let mut pod = pod("shop", name, ip, json!({}));
+        pod["status"]["phase"] = json!(phase);
+        pod
+    };
+    api.put(&pod("web-1", "127.0.0.7", "Running"));
+    let upstream = Upstream::echo();
+    let listener = Listener::redis(&upstream).trusting(&["kubernetes:pods:shop"]);
+    let resolver = format!("server = \"{}\"\nca = \"ca.crt\"\ntoken_file = \"cluster.token\"", api.url());
+    let config = format!("{STATE}{ADMIN}{ON_SIGHUP}[resolver.kubernetes]\n{resolver}\n{listener}");
+    let portcullis = Portcullis::start(site, config);
+    portcullis.event("source.resolved", |event| event.is("source.resolved"));
+    let finishing = portcullis.client().from("127.0.0.7").connect();
+    eventually("a watch", || api.requests().iter().any(Seen::is_watch).then_some(()));
+
+    api.put(&pod("web-2", "127.0.0.8", "Running"));
+    portcullis.event("a second pod", |event| event.is("source.resolved") && event.number("addresses") == 2);
+    let mut other = portcullis.client().from("127.0.0.8").connect();
+    other.ask(b"hello", b"hello");
+
+    api.put(&pod("web-1", "127.0.0.7", "Succeeded"));
+    let ended = portcullis.ending(finishing.port());
+    assert_eq!((ended.reason(), ended.text("rule")), ("source_revoked", "kubernetes:pods:shop"));
+    other.ask(b"continues", b"continues");
+    let mut explain = executable();
+    explain.args(["explain", "--listener", "main", "--source", "127.0.0.8", "--socket"]);
+    let text = run(explain.arg(portcullis.site.path("admin.sock"))).success();
+    assert!(text.contains("127.0.0.8 is pod shop/web-2 by kubernetes:pods:shop"), "{text}");
+}
+
+#[test]
+fn metric_shows_whether_the_agent_answers() {
+    let site = TestDir::new();
+    site.write("do.token", format!("dop_v1_{SECRET}\n"));
+    let api = DigitalOceanApi::start(&site, &format!("dop_v1_{SECRET}"));
+    let upstream = Upstream::echo();
+    let config = config(&api, &upstream, &["tag:web"]).replace(ADMIN, &format!("{ADMIN}{METRICS}"));
+    reaches(&Portcullis::start(site, config), "portcullis_agent_up", 1.0);
 }

@@ -14,7 +14,7 @@ use crate::harness::prometheus::{Answer, Prometheus, exchange, request};
 use crate::harness::{Event, Listener, Portcullis, Redis, TestDir, eventually};
 
 /// `[admin]` with the metrics on a port that the kernel chooses.
-const METRICS: &str = "admin.metrics = \"127.0.0.1:0\"\n";
+pub(crate) const METRICS: &str = "admin.metrics = \"127.0.0.1:0\"\n";
 
 fn start(listeners: &str) -> Portcullis {
     let portcullis = Portcullis::start(TestDir::new(), format!("{ADMIN}{METRICS}{listeners}"));
@@ -46,7 +46,7 @@ fn samples(body: &str) -> BTreeMap<String, f64> {
 }
 
 /// Waits until a series has a value: a client may be answered before its connection is counted.
-fn reaches(portcullis: &Portcullis, series: &str, value: f64) {
+pub(crate) fn reaches(portcullis: &Portcullis, series: &str, value: f64) {
     eventually(&format!("{series} is {value}"), || (scrape(portcullis).get(series) == Some(&value)).then_some(()));
 }
 
@@ -80,8 +80,8 @@ fn every_documented_series_is_in_a_scrape_and_no_other() {
     let documented: BTreeSet<_> =
         rows.filter(|name| name.starts_with("portcullis_") || name.starts_with("process_")).collect();
     let missing: Vec<_> = documented.difference(&shown).collect();
-    // Nobody has used the API.
-    assert_eq!(missing, [&"portcullis_admin_requests_total"]);
+    // Nobody has used the API, and no cloud source is configured.
+    assert_eq!(missing, [&"portcullis_admin_requests_total", &"portcullis_agent_up"]);
     assert_eq!(shown.difference(&documented).count(), 0, "{shown:?}");
     for reason in ["untrusted_source", "upstream_unreachable", "client_certificate_revoked"] {
         let series = format!("portcullis_connections_denied_total{{listener=\"main\",reason=\"{reason}\"}}");
@@ -96,6 +96,7 @@ fn features_that_are_not_configured_have_no_series() {
     portcullis.address("main");
     let body = get(&portcullis, "/metrics").body;
     for absent in [
+        "agent",
         "tls_handshakes",
         "handshake_seconds",
         "certificate",

@@ -27,6 +27,13 @@ struct Panel {
 /// A subject that tries to be markup, and to reverse the direction of the text.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>\u{202e}gnp.exe";
 
+/// A group that only the listener `fixed` uses.
+const GROUP: &str = "[[source_group]]\nname = \"office\"\ntrusted_sources = [\"192.0.2.77\"]\n\
+                     sources_file = \"office.sources\"\n";
+
+/// No API is at the endpoint.
+const RESOLVER: &str = "[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"https://127.0.0.1:1\"\n";
+
 impl Panel {
     fn start() -> Self {
         Self::with("", None)
@@ -40,7 +47,9 @@ impl Panel {
         for listener in ["cache", "solo", "vault"] {
             site.write(&format!("{listener}.sources"), local);
         }
+        site.write("office.sources", "rule = []\n");
         site.write("ca.key", site.ca.key_pem());
+        site.write("do.token", "dop_v1_of_a_test");
         let client = |name: &str| site.ca.issue(Request::client(name));
         site.install("client", &client("panel-client"));
         site.install("hostile", &client(HOSTILE));
@@ -72,9 +81,9 @@ impl Panel {
         let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = format!(
             // A scenario edits files, and sees what a reload would change before it happens.
-            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{cache}{solo}{vault}{}{}",
+            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{RESOLVER}{GROUP}{cache}{solo}{vault}{}{}",
             admin,
-            redis_listener("fixed").trusting(&["10.0.0.0/8"]),
+            redis_listener("fixed").trusting(&["10.0.0.0/8", "group:office"]),
             orders.unwrap_or_default()
         );
         let portcullis = Portcullis::start(site, config);
@@ -134,9 +143,11 @@ scenarios! {
     revoked_token_ends_the_session
     tokens_are_created_once_and_revoked
     sources_are_added_edited_removed_and_restored
+    cloud_source_shows_why_it_is_not_resolved
     own_address_is_trusted_with_one_choice
     dangerous_lists_are_warned_about
     listener_without_a_file_explains_how_to_add_one
+    source_group_is_changed_and_added_to_a_listener
     two_people_edit_at_once
     ten_thousand_sources_are_searched
     denied_source_is_allowed_and_explained

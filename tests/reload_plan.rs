@@ -62,6 +62,11 @@ server = "https://127.0.0.1:6443"
 ca = "ca.crt" # of the cluster
 token_file = "k8s.token"
 
+[[source_group]]
+name = "shared" # of the group
+trusted_sources = ["10.250.0.0/24"] # of the group
+sources_file = "group.toml"
+
 [[listener]]
 name = "main"
 protocol = "postgres"
@@ -187,6 +192,10 @@ const CHANGES: &[Change] = &[
     ("listener.shield", "shield = \"auto\"", "shield = \"on\"", "shield"),
     ("listener.enforcement", "enforcement = \"enforce\"", "enforcement = \"observe\"", "!enforcement"),
     ("listener.ca_bundle", "ca_bundle = \"ca.crt\"", "ca_bundle = \"second.crt\"", "ca_bundle"),
+    ("source_group.name", "\"shared\" # of", "\"other\" # of", "source_group"),
+    ("source_group.trusted_sources", "\"10.250.0.0/24\"", "\"10.250.0.0/24\", \"192.0.2.9\"", "sources_added"),
+    ("source_group.trusted_sources", "\"10.250.0.0/24\"", "\"10.250.0.0/16\"", "!trusted_sources"),
+    ("source_group.sources_file", "\"group.toml\"", "\"more.toml\"", "sources_file"),
     ("listener.sources_file", "\"sources.toml\"", "\"more.toml\"", "sources_file"),
     ("listener.trusted_sources", "\"10.1.0.0/16\"", "\"10.1.0.0/16\", \"192.0.2.9\"", "sources_added"),
     ("listener.trusted_sources", "\"10.1.0.0/16\"", "\"10.0.0.0/8\"", "!trusted_sources"),
@@ -369,6 +378,7 @@ fn every_key_of_the_reference_has_a_test_change() {
 /// The base configuration, with a running program.
 fn running() -> Portcullis {
     let site = site();
+    site.write("group.toml", "rule = []\n");
     site.write("more.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
     site.write("second.crt", Authority::new("Second CA").pem());
     run(executable().args(["certs", "init", "issuing"]).current_dir(site.directory())).success();

@@ -149,6 +149,8 @@ mod shared_pins;
 mod shield;
 /// The audit file forwarded by rsyslog, and docs/SIEM.md.
 mod siem;
+/// `[[source_group]]`: sources that several listeners share.
+mod source_groups;
 /// The systemd unit: installation, start, reload.
 mod systemd_service;
 /// TLS versions, certificate selection, resumption.

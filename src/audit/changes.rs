@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::audit::event::Event;
 use crate::printable;
+use crate::source::group::RuleOwner;
 
 /// The changes of a reload: settings by value, everything else by count, name or fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,9 +30,9 @@ pub struct Changes {
 /// A configuration key whose effective value has changed. Defaults count as values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// The listener's name; `None` for a setting of the process.
+    /// The listener's name, or `group:NAME`; `None` for a setting of the process.
     pub listener: Option<String>,
-    /// The key, relative to its `[[listener]]` where it has one: `tls.client_auth`, `reload.poll`.
+    /// The key, relative to its `[[listener]]` or `[[source_group]]` where it has one: `tls.client_auth`, `reload.poll`.
     pub key: &'static str,
     /// The value before, if there was one.
     pub old: Option<String>,
@@ -49,11 +50,12 @@ impl Difference {
     }
 
     pub(crate) fn event(&self) -> Event {
-        Event::new("policy.weakened")
-            .with_some("listener", self.listener.as_deref())
-            .with("key", self.key)
-            .with("old", self.old.as_deref())
-            .with("new", self.new.as_deref())
+        let event = Event::new("policy.weakened");
+        let event = match &self.listener {
+            Some(owner) => event.with_owner(RuleOwner::of(owner)),
+            None => event,
+        };
+        event.with("key", self.key).with("old", self.old.as_deref()).with("new", self.new.as_deref())
     }
 }
 
@@ -134,6 +136,9 @@ mod tests {
         ] {
             assert_eq!(event[field], value);
         }
+        let of_group = Difference { listener: Some("group:web".to_owned()), ..difference() };
+        let event = parsed(&of_group.event());
+        assert_eq!((event.get("listener"), &event["group"]), (None, &Value::from("web")));
         let removed = Difference { listener: None, new: None, ..difference() };
         let event = parsed(&removed.event());
         assert_eq!((event.get("listener"), &event["new"]), (None, &Value::Null));

@@ -12,9 +12,10 @@ use crate::addr::{ClientAddr, ClientOrigin};
 use crate::audit::line::Line;
 use crate::outcome::{Outcome, Reason};
 use crate::printable;
+use crate::source::group::{GroupName, RuleOwner};
 use crate::source::host::HostName;
 use crate::source::rule::{Rule, Source};
-use crate::source::trusted::SourceMatch;
+use crate::source::trusted::{MatchingRule, SourceMatch};
 use crate::timestamp;
 
 /// The audit fields of a connection. Each phase adds what it learns.
@@ -135,13 +136,15 @@ impl Event {
     }
 
     pub(crate) fn of_connection(name: &'static str, fields: &ConnectionFields) -> Self {
+        let matching = fields.source_match.as_ref().and_then(SourceMatch::rule);
         Self::new(name)
             .with("listener", &*fields.listener)
             .with("source", fields.client.source())
             .with_some("source_port", fields.client.port())
             .with_some("balancer", fields.via.map(ClientAddr::source))
             .with_some("balancer_port", fields.via.and_then(ClientAddr::port))
-            .with_some("rule", fields.source_match.as_ref().and_then(SourceMatch::rule).map(ToString::to_string))
+            .with_some("rule", matching.map(|matching| matching.rule.to_string()))
+            .with_some("group", matching.and_then(MatchingRule::group).map(GroupName::as_str))
             .with_some("sni", fields.sni.as_deref())
             .with_some("tls_version", fields.tls_version)
             .with_some("cipher", fields.cipher)
@@ -150,22 +153,33 @@ impl Event {
             .with_upstream(fields.upstream.as_deref())
     }
 
-    pub(crate) fn of_rule(name: &'static str, listener: &str, rule: &Rule) -> Self {
+    pub(crate) fn of_rule(name: &'static str, owner: RuleOwner<'_>, rule: &Rule) -> Self {
         Self::new(name)
-            .with("listener", listener)
+            .with_owner(owner)
             .with("rule", rule.to_string())
             .with_some("description", rule.description.as_deref())
             .with_some("expires_at", rule.expires_at.map(timestamp::seconds))
     }
 
-    pub(crate) fn of_addresses(name: &'static str, listener: &str, host: &HostName, addresses: &[IpAddr]) -> Self {
+    pub(crate) fn of_addresses(
+        name: &'static str,
+        owner: RuleOwner<'_>,
+        host: &HostName,
+        addresses: &[IpAddr],
+    ) -> Self {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        Self::of_source(name, listener, format!("{}:{host}", Source::DNS)).with_list("addresses", &addresses)
+        Self::of_source(name, owner, format!("{}:{host}", Source::DNS)).with_list("addresses", &addresses)
     }
 
     /// About a rule, in its form `type:value`.
-    pub(crate) fn of_source(name: &'static str, listener: &str, rule: String) -> Self {
-        Self::new(name).with("listener", listener).with("rule", rule)
+    pub(crate) fn of_source(name: &'static str, owner: RuleOwner<'_>, rule: String) -> Self {
+        Self::new(name).with_owner(owner).with("rule", rule)
+    }
+
+    /// Adds `listener` or `group`.
+    pub(crate) fn with_owner(self, owner: RuleOwner<'_>) -> Self {
+        let (key, name) = owner.field();
+        self.with(key, name)
     }
 
     pub(crate) fn name(&self) -> &'static str {

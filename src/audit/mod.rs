@@ -35,6 +35,7 @@ use crate::audit::sink::{Destination, Sink};
 use crate::audit::suppression::{FloodEvent, FloodLimiter};
 use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::source::cloud::CloudSource;
+use crate::source::group::RuleOwner;
 use crate::source::host::HostName;
 use crate::source::rule::Rule;
 use crate::timestamp;
@@ -249,33 +250,38 @@ impl Audit {
         self.write(&event, Level::Warn);
     }
 
-    pub(crate) fn source_added(&self, listener: &str, rule: &Rule) {
-        self.write(&Event::of_rule("source.added", listener, rule), Level::Info);
+    pub(crate) fn source_added(&self, owner: RuleOwner<'_>, rule: &Rule) {
+        self.write(&Event::of_rule("source.added", owner, rule), Level::Info);
     }
 
-    pub(crate) fn source_removed(&self, listener: &str, rule: &Rule) {
-        self.write(&Event::of_rule("source.removed", listener, rule), Level::Info);
+    pub(crate) fn source_removed(&self, owner: RuleOwner<'_>, rule: &Rule) {
+        self.write(&Event::of_rule("source.removed", owner, rule), Level::Info);
     }
 
     /// A trusted host has resolved to new addresses.
-    pub(crate) fn addresses_added(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
-        self.write(&Event::of_addresses("source.added", listener, name, addresses), Level::Info);
+    pub(crate) fn addresses_added(&self, owner: RuleOwner<'_>, name: &HostName, addresses: &[IpAddr]) {
+        self.write(&Event::of_addresses("source.added", owner, name, addresses), Level::Info);
     }
 
     /// A host that is or was trusted no longer has these addresses.
-    pub(crate) fn addresses_removed(&self, listener: &str, name: &HostName, addresses: &[IpAddr]) {
-        self.write(&Event::of_addresses("source.removed", listener, name, addresses), Level::Info);
+    pub(crate) fn addresses_removed(&self, owner: RuleOwner<'_>, name: &HostName, addresses: &[IpAddr]) {
+        self.write(&Event::of_addresses("source.removed", owner, name, addresses), Level::Info);
     }
 
     /// The addresses of a cloud source have changed: the numbers of added, removed and all addresses.
-    pub(crate) fn source_resolved(&self, listener: &str, source: &CloudSource, [added, removed, all]: [usize; 3]) {
-        let event = Event::of_source("source.resolved", listener, source.to_string());
+    pub(crate) fn source_resolved(
+        &self,
+        owner: RuleOwner<'_>,
+        source: &CloudSource,
+        [added, removed, all]: [usize; 3],
+    ) {
+        let event = Event::of_source("source.resolved", owner, source.to_string());
         self.write(&event.with("added", added).with("removed", removed).with("addresses", all), Level::Info);
     }
 
     /// There is no newer answer about a cloud source, and its last good addresses stay in force.
-    pub(crate) fn source_stale(&self, listener: &str, source: &CloudSource, error: &str) {
-        let event = Event::of_source("source.stale", listener, source.to_string());
+    pub(crate) fn source_stale(&self, owner: RuleOwner<'_>, source: &CloudSource, error: &str) {
+        let event = Event::of_source("source.stale", owner, source.to_string());
         self.write(&event.with("error", error), Level::Warn);
     }
 

@@ -12,17 +12,21 @@ use crate::addr::ListenAddr;
 use crate::cli::client::AdminClient;
 use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
+use crate::cli::resolvers;
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
 use crate::config::admin::Admin;
 use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
 use crate::identity::trusted_clients::TrustedClients;
+use crate::policy::explain::describe_addresses;
 use crate::policy::{BindAddr, Built, ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
 use crate::resolution::cache::ResolutionCache;
 use crate::source::addresses::MAX_HOST_ADDRESSES;
+use crate::source::group::SourceGroup;
 use crate::source::rule::{Network, Origin, Rule};
+use crate::source::rule_set::RuleSet;
 use crate::timestamp;
 use crate::token::Token;
 use crate::transport::unix_socket::Access;
@@ -128,7 +132,7 @@ fn to_json(built: &Built) -> Value {
                 "dead_peer_timeout_ms": milliseconds(Some(policy.limits.dead_peer_timeout)),
             },
             "plaintext_cancel": (policy.protocol == Protocol::Postgres).then_some(policy.plaintext_cancel),
-            "sources": policy.sources.trusted.rules().iter().map(|rule| source(policy, rule)).collect::<Vec<_>>(),
+            "sources": sources(policy.sources.trusted.own()),
             "proxy_protocol": {
                 "trusted": policy.proxies.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "health_checks": policy.proxies.health_checkers().iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -145,8 +149,10 @@ fn to_json(built: &Built) -> Value {
         "state_directory": config.state_directory,
         "admin_socket": config.admin.as_ref().and_then(Admin::socket),
         "admin": config.admin.as_ref().map(|admin| admin_json(admin, &built.snapshot)),
+        "resolvers": resolvers::to_json(&config.resolvers),
         "reload": { "watch": config.reload.watch, "poll_ms": milliseconds(config.reload.poll) },
         "drain_ms": milliseconds(Some(config.drain)),
+        "source_groups": built.snapshot.groups().iter().map(|group| group_json(group, &built.snapshot)).collect::<Vec<_>>(),
         "listeners": listeners.collect::<Vec<_>>(),
         "warnings": built.warnings,
     })
@@ -191,10 +197,27 @@ fn admin_json(admin: &Admin, snapshot: &Snapshot) -> Value {
     })
 }
 
-fn source(policy: &ListenerPolicy, rule: &Rule) -> Value {
+fn group_json(group: &SourceGroup, snapshot: &Snapshot) -> Value {
+    json!({
+        "name": group.name.as_str(),
+        "listeners": users(group, snapshot),
+        "sources": sources(&group.sources),
+    })
+}
+
+/// The names of the listeners that use a group.
+fn users<'s>(group: &SourceGroup, snapshot: &'s Snapshot) -> Vec<&'s str> {
+    snapshot.users_of(group).map(|policy| &*policy.name).collect()
+}
+
+fn sources(set: &RuleSet) -> Vec<Value> {
+    set.rules().iter().map(|rule| source(set, rule)).collect()
+}
+
+fn source(set: &RuleSet, rule: &Rule) -> Value {
     let host = rule.source.host();
     let addresses = rule.source.resolvable();
-    let addresses = addresses.as_ref().map(|source| policy.sources.trusted.addresses_of(source));
+    let addresses = addresses.as_ref().map(|source| set.addresses_of(source));
     json!({
         "rule": rule.to_string(),
         "type": rule.source.kind(),
@@ -257,6 +280,8 @@ fn to_text(built: &Built, offline: bool) -> String {
         write_sources(&mut out, policy, offline);
         write_certificates(&mut out, policy);
     }
+    write_groups(&mut out, &built.snapshot, offline);
+    resolvers::write(&mut out, &built.snapshot.config.resolvers);
     if let Some(admin) = &built.snapshot.config.admin {
         write_admin(&mut out, admin, &built.snapshot);
     }
@@ -264,6 +289,16 @@ fn to_text(built: &Built, offline: bool) -> String {
         let _ = writeln!(out, "{}warning: {warning}", if index == 0 { "\n" } else { "" });
     }
     out
+}
+
+/// The source groups, and the listeners that use them.
+fn write_groups(out: &mut String, snapshot: &Snapshot, offline: bool) {
+    for group in snapshot.groups() {
+        let users = users(group, snapshot);
+        let users = if users.is_empty() { "NONE".to_owned() } else { users.join(", ") };
+        let _ = writeln!(out, "\nsource group {}\n  {:<13} {users}", group.name, "listeners");
+        write_rules(out, &group.sources, offline);
+    }
 }
 
 /// The addresses of the admin API, and what authenticates its callers.
@@ -326,10 +361,16 @@ fn write_sources(out: &mut String, policy: &ListenerPolicy, offline: bool) {
         let _ = writeln!(out, "  trusted sources (none needed): access is controlled by the permissions of the socket");
         return;
     }
+    write_rules(out, policy.sources.trusted.own(), offline);
+}
+
+fn write_rules(out: &mut String, set: &RuleSet, offline: bool) {
+    let rules = set.rules();
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MAX_RULES) {
         let is_looked_up = !offline || rule.source.cloud().is_some();
-        let addresses = if is_looked_up { policy.describe_addresses(rule) } else { String::new() };
+        let source = rule.source.resolvable().filter(|_| is_looked_up);
+        let addresses = source.map(|source| describe_addresses(set.addresses_of(&source))).unwrap_or_default();
         let _ = write!(out, "    {rule}{addresses}");
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
@@ -350,7 +391,7 @@ fn write_proxies(out: &mut String, policy: &ListenerPolicy) {
     let _ = writeln!(out, "  trusted proxies, which must send a PROXY header ({})", networks.len());
     for network in networks {
         let covers = |source: &Network| source.net().contains(&network.net());
-        let mut live = policy.sources.trusted.rules().iter().filter(|rule| rule.is_live(OffsetDateTime::now_utc()));
+        let mut live = policy.sources.trusted.live_rules(OffsetDateTime::now_utc());
         let rule = live.find(|rule| rule.source.network().is_some_and(covers));
         let own = rule.map_or("(health checks from this address are refused: no rule trusts it)".to_owned(), |rule| {
             format!("(health checks from this address are admitted by {rule})")

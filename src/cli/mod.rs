@@ -9,6 +9,7 @@ pub(crate) mod man;
 pub(crate) mod output;
 pub(crate) mod preflight;
 pub(crate) mod reachability;
+pub(crate) mod resolvers;
 pub(crate) mod run;
 pub(crate) mod token;
 
@@ -107,7 +108,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List or change the trusted sources of a listener of the running program
+    /// List or change the trusted sources of a listener or a group of the running program
     #[command(subcommand)]
     Sources(SourcesCommand),
     /// Show which sources were denied, why, and the command that would admit each

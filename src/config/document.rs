@@ -343,7 +343,8 @@ fn is_punctuation(text: &str) -> bool {
     (1..=3).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_punctuation())
 }
 
-fn suggestion(name: &str, known: &[&'static str]) -> String {
+/// The known name that was probably meant, or all of them.
+pub(crate) fn suggestion(name: &str, known: &[&str]) -> String {
     let similar = |other: &&&str| strsim::damerau_levenshtein(name, other) <= 1 + name.len() / 4;
     match known.iter().filter(similar).min_by_key(|other| strsim::damerau_levenshtein(name, other)) {
         Some(meant) => format!("did you mean \"{meant}\"?"),

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use crate::addr::ListenAddr;
 use crate::config::document::{Node, Section};
-use crate::config::files::Files;
 use crate::config::limits::limits;
 use crate::config::listen::{Listen, listen};
 use crate::config::problem::Problem;
-use crate::config::resolver::WrittenResolvers;
-use crate::config::sources::RulesOf;
+use crate::config::rule_reader::{ReadRules, RuleReader};
+use crate::config::sources::GroupScope;
 use crate::config::upstream::upstream;
-use crate::config::{Listener, Revoke, Shield, SourcedFile, SourcedPath, Tls, process, sources, tls};
+use crate::config::{Listener, Revoke, Shield, SourcedPath, Tls, process, sources, tls};
 use crate::protocol::Protocol;
+use crate::source::group::GroupName;
 use crate::source::proxies::TrustedProxies;
 use crate::source::rule::{Network, NetworkError};
 use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
@@ -23,15 +23,13 @@ use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
 #[derive(Debug)]
 pub(crate) struct Listeners<'a> {
     directory: &'a Path,
-    files: &'a mut Files,
-    /// Problems in `sources_file` files.
-    file_problems: Vec<Problem>,
+    reader: RuleReader<'a>,
+    /// The groups that rules may name.
+    groups: Vec<GroupName>,
     /// The addresses of `[admin]`.
     admin: Vec<ListenAddr>,
     /// The default of each listener's `revoke`.
     revoke: Revoke,
-    /// The resolvers that rules may need.
-    resolvers: WrittenResolvers,
     names: Vec<String>,
     /// Each address with the name of its listener.
     addresses: BTreeMap<ListenAddr, String>,
@@ -40,15 +38,9 @@ pub(crate) struct Listeners<'a> {
 }
 
 impl<'a> Listeners<'a> {
-    pub(crate) fn new(
-        directory: &'a Path,
-        files: &'a mut Files,
-        admin: Vec<ListenAddr>,
-        revoke: Revoke,
-        resolvers: WrittenResolvers,
-    ) -> Self {
+    pub(crate) fn new(reader: RuleReader<'a>, groups: Vec<GroupName>, admin: Vec<ListenAddr>, revoke: Revoke) -> Self {
         let (names, addresses, positions) = Default::default();
-        Self { directory, files, file_problems: Vec::new(), admin, revoke, resolvers, names, addresses, positions }
+        Self { directory: reader.directory, reader, groups, admin, revoke, names, addresses, positions }
     }
 
     /// Returns every valid listener, and the problems of the `sources_file` files.
@@ -68,7 +60,7 @@ impl<'a> Listeners<'a> {
         });
         let listeners = nodes.unwrap_or_default().iter().filter_map(|node| self.listener(node)).collect();
         positions.append(&mut self.positions);
-        (listeners, self.file_problems)
+        (listeners, self.reader.into_problems())
     }
 
     fn listener(&mut self, node: &Node<'_>) -> Option<Listener> {
@@ -171,32 +163,9 @@ impl<'a> Listeners<'a> {
 
     fn sources(&mut self, section: &Section<'_>, listener: &str) -> (SourcePolicy, Option<PathBuf>) {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
-        let of = RulesOf { listener, resolvers: self.resolvers };
-        let mut rules = section.get("trusted_sources").map(|node| sources::configured(&node, of)).unwrap_or_default();
-        let file = section.get("sources_file").and_then(|node| Some((node.path(self.directory)?, node)));
-        if let Some((path, node)) = &file {
-            match sources::from_file(path, self.files, of, &rules) {
-                Ok(more) => rules.extend(more),
-                Err(problems) => {
-                    for problem in problems {
-                        match problem.position.position {
-                            Some(_) => self.file_problems.push(problem),
-                            None => {
-                                let named = SourcedFile {
-                                    path: path.clone(),
-                                    position: node.position(),
-                                    key: node.key().to_owned(),
-                                };
-                                node.problem(named.unreadable(&problem.message).message);
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        let ReadRules { rules, file, .. } = self.reader.read(section, listener, GroupScope::Named(&self.groups));
         let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-        let policy = SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement };
-        (policy, file.map(|(path, _)| path))
+        (SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement }, file)
     }
 
     /// `Some(None)` if TLS is off.

@@ -15,7 +15,9 @@ pub(crate) mod problem;
 pub(crate) mod process;
 pub(crate) mod resolver;
 pub(crate) mod rule_cache;
+pub(crate) mod rule_reader;
 pub(crate) mod shown;
+pub(crate) mod source_group;
 pub(crate) mod sources;
 pub(crate) mod tls;
 pub(crate) mod upstream;
@@ -35,11 +37,15 @@ use crate::protocol::proxy_header::write;
 
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::listener::Listeners;
+use crate::config::rule_reader::RuleReader;
+use crate::config::source_group::SourceGroup;
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::limit::rate::Rate;
 use crate::permissions;
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Target, Verification};
+use crate::source::addresses::Resolvable;
+use crate::source::group::RuleOwner;
 use crate::source::proxies::TrustedProxies;
 use crate::source::trusted::SourcePolicy;
 use crate::transport::unix_socket::Access;
@@ -59,6 +65,8 @@ pub struct Config {
     pub drain: Duration,
     /// `[resolver]`: how cloud sources are resolved.
     pub resolvers: Resolvers,
+    /// `[[source_group]]`
+    pub source_groups: Vec<SourceGroup>,
     /// `[[listener]]`, at least one.
     pub listeners: Vec<Listener>,
     /// Positions of settings that can fail on this machine only: `admin.listen`, `log.audit_file`, and each address by its
@@ -407,15 +415,22 @@ impl Config {
         let mut positions: BTreeMap<_, _> = machine_settings.collect();
         let taken = admin.as_ref().map(|admin| admin.addresses().collect()).unwrap_or_default();
         let (resolvers, written) = resolver::resolvers(&root, directory, files);
-        let readers = Listeners::new(directory, files, taken, reload.revoke, written);
+        let mut reader = RuleReader::new(directory, files, written);
+        let source_groups = source_group::source_groups(&root, &mut reader);
+        let names = source_groups.iter().map(|group| group.name.clone()).collect();
+        let readers = Listeners::new(reader, names, taken, reload.revoke);
         let (listeners, mut file_problems) = readers.read(&root, &mut positions);
         root.add_misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
         root.add_misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
         root.add_misplaced_keys("write [listener.limits], below its [[listener]]", &["limits"]);
         root.add_misplaced_keys("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
         root.add_misplaced_keys(
+            "write it below a [[listener]] or a [[source_group]]",
+            &["trusted_sources", "sources_file"],
+        );
+        root.add_misplaced_keys(
             "write it below a [[listener]]",
-            &["name", "protocol", "listen", "trusted_sources", "sources_file", "ca_bundle", "shield"],
+            &["name", "protocol", "listen", "ca_bundle", "shield"],
         );
         root.add_misplaced_keys("write [resolver.digitalocean]", &["digitalocean"]);
         root.add_misplaced_keys("write [resolver.kubernetes]", &["kubernetes"]);
@@ -427,9 +442,30 @@ impl Config {
         let mut problems = document.into_problems();
         problems.append(&mut file_problems);
         problems.extend(tokens_problems);
+        let file = file.to_owned();
         let config =
-            Self { file: file.to_owned(), log, state_directory, admin, reload, drain, resolvers, listeners, positions };
+            Self { file, log, state_directory, admin, reload, drain, resolvers, source_groups, listeners, positions };
         Ok(Loaded { config, problems, named })
+    }
+
+    /// The hosts and cloud sources in the rules of all listeners and groups.
+    pub(crate) fn resolvables(&self) -> impl Iterator<Item = Resolvable> {
+        let of_listeners = self.listeners.iter().flat_map(|listener| listener.sources.trusted.resolvables());
+        let rules = self.source_groups.iter().flat_map(|group| &*group.rules);
+        of_listeners.chain(rules.filter_map(|rule| rule.source.resolvable()))
+    }
+
+    /// The `sources_file` of a listener or a group; `None` if it has none, and for an unknown owner.
+    pub(crate) fn sources_file(&self, owner: RuleOwner<'_>) -> Option<&Path> {
+        match owner {
+            RuleOwner::Listener(name) => {
+                self.listeners.iter().find(|listener| listener.name == name)?.sources_file.as_deref()
+            }
+            RuleOwner::Group(name) => {
+                let mut groups = self.source_groups.iter();
+                groups.find(|group| group.name.as_str() == name)?.sources_file.as_deref()
+            }
+        }
     }
 
     /// Returns a problem with `admin.listen`, `log.audit_file` or an address of a listener.

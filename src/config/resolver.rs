@@ -102,6 +102,10 @@ impl Reader<'_> {
         let server = section.get("server");
         let (ca, token) = (section.get("ca"), section.get("token_file"));
         section.finish();
+        if !cfg!(feature = "kubernetes") {
+            node.problem("needs a program with the cargo feature \"kubernetes\", and this one was built without it");
+            return None;
+        }
         match (kubeconfig, server) {
             (Some(node), None) => {
                 let further = [&ca, &token].into_iter().flatten().next();

@@ -26,12 +26,12 @@ pub(crate) struct RuleCache {
 }
 
 impl PartDigest {
-    /// The digest of a part of a `sources_file`. The derived UUIDs of its rules depend on the listener, and which rules are
+    /// The digest of a part of a `sources_file`. The derived UUIDs of its rules depend on their owner, and which rules are
     /// valid on the resolvers.
-    pub(crate) fn of(listener: &str, resolvers: WrittenResolvers, part: &str) -> Self {
+    pub(crate) fn of(owner: &str, resolvers: WrittenResolvers, part: &str) -> Self {
         // No name contains a null byte.
-        let mut bytes = Vec::with_capacity(listener.len().saturating_add(part.len()).saturating_add(2));
-        bytes.extend_from_slice(listener.as_bytes());
+        let mut bytes = Vec::with_capacity(owner.len().saturating_add(part.len()).saturating_add(2));
+        bytes.extend_from_slice(owner.as_bytes());
         bytes.extend_from_slice(&[0, resolvers.as_byte()]);
         bytes.extend_from_slice(part.as_bytes());
         Self(sha256(&bytes))

@@ -269,13 +269,14 @@ fn address_part(text: &str) -> Option<String> {
 
 /// Type prefixes of sources, client names, keys and addresses. Any other text before a colon may be a user name, and the text
 /// after it a password. So "app" is not among them, which many users are called.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "cn",
     "credential",
     Source::DNS,
     "droplet",
     "email",
     "env",
+    Source::GROUP,
     "ip",
     Source::IP_ADDR,
     "k8s",

@@ -1,43 +1,68 @@
-//! Trusted sources as written in the listener's table and in its `sources_file`.
+//! Trusted sources as written in the table of a listener or a group, and in its `sources_file`.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::config::document::{Document, Node, Section, limit_reported};
+use crate::config::document::{self, Document, Node, Section, limit_reported};
 use crate::config::files::Files;
 use crate::config::problem::{Position, Problem, Problems};
 use crate::config::resolver::WrittenResolvers;
 use crate::config::rule_cache::{PartDigest, RuleCache};
 use crate::config::shown;
 use crate::source::cloud::{CloudSource, Resolver};
+use crate::source::group::GroupName;
 use crate::source::host::{Host, HostName};
 use crate::source::id::{DerivedUuids, Place};
 use crate::source::rule::{Network, NetworkError, Origin, Rule, Source};
 
-/// The listener whose rules are read.
+/// The listener or the group whose rules are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RulesOf<'a> {
-    pub listener: &'a str,
-    /// The resolvers that its rules may need.
-    pub resolvers: WrittenResolvers,
+    /// The text of its [`RuleOwner`](crate::source::group::RuleOwner).
+    pub owner: &'a str,
+    pub scope: RuleScope<'a>,
 }
 
-/// Reads the rules of `trusted_sources` of a listener.
+/// What the rules may name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RuleScope<'a> {
+    /// The resolvers that the rules may need.
+    pub resolvers: WrittenResolvers,
+    pub groups: GroupScope<'a>,
+}
+
+/// The groups that rules may name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum GroupScope<'a> {
+    /// Those with these names.
+    Named(&'a [GroupName]),
+    /// None, because these are the rules of a group.
+    InGroup,
+}
+
+impl GroupScope<'_> {
+    fn has(self, name: &GroupName) -> bool {
+        matches!(self, Self::Named(names) if names.contains(name))
+    }
+}
+
+/// Reads the rules of `trusted_sources`.
 pub(crate) fn configured(list: &Node<'_>, of: RulesOf<'_>) -> Vec<Arc<Rule>> {
     let nodes = list.list("a list of trusted sources such as [\"10.0.0.0/8\"]").unwrap_or_default();
-    let mut uuids = DerivedUuids::new(of.listener, Place::Configuration, HashSet::new());
+    let mut uuids = DerivedUuids::new(of.owner, Place::Configuration, HashSet::new());
     let with_uuid = |rule: Rule| {
         let uuid = uuids.next(rule.source.kind(), &rule.written_value());
         Arc::new(Rule { uuid, ..rule })
     };
-    nodes.iter().filter_map(|node| configured_rule(node, of.resolvers)).map(with_uuid).collect()
+    nodes.iter().filter_map(|node| configured_rule(node, of.scope)).map(with_uuid).collect()
 }
 
-/// Reads the rules of a `sources_file`, or returns its problems. `configured` are the other rules of the listener.
+/// Reads the rules of a `sources_file`, or returns its problems. `configured` are the other rules of the same owner.
 pub(crate) fn from_file(
     file: &Path,
     files: &mut Files,
@@ -51,8 +76,8 @@ pub(crate) fn from_file(
     from_text(file, text, of, taken, &mut files.rules)
 }
 
-/// Reads the rules from the text of a `sources_file`, or returns its problems. `taken` are the UUIDs of other rules of the
-/// listener. Parts of the text that `cache` knows are not parsed.
+/// Reads the rules from the text of a `sources_file`, or returns its problems. `taken` are the UUIDs of other rules of the same
+/// owner. Parts of the text that `cache` knows are not parsed.
 pub(crate) fn from_text(
     file: &Path,
     text: &str,
@@ -60,7 +85,7 @@ pub(crate) fn from_text(
     mut taken: HashSet<Uuid>,
     cache: &mut RuleCache,
 ) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
-    let RulesOf { listener, resolvers } = of;
+    let RulesOf { owner, scope } = of;
     let whole_file = |message: String| vec![Problem { position: Position::file(file), key: String::new(), message }];
     if text.trim().is_empty() {
         // Editors and copies truncate a file before they write it. No client may lose access in between.
@@ -70,9 +95,12 @@ pub(crate) fn from_text(
     let (mut lines_before, mut rules_before) = (0, 0);
     let mut parsed = Vec::new();
     for part in parts(text) {
-        let digest = PartDigest::of(listener, resolvers, part);
-        // A rule that repeats a UUID is reported with its position.
-        let known = cache.get(digest).filter(|known| known.iter().all(|rule| !taken.contains(&rule.uuid)));
+        let digest = PartDigest::of(owner, scope.resolvers, part);
+        // A rule that repeats a UUID, or names an unknown group, is reported with its position.
+        let is_valid = |rule: &Arc<Rule>| {
+            !taken.contains(&rule.uuid) && rule.source.group().is_none_or(|group| scope.groups.has(group))
+        };
+        let known = cache.get(digest).filter(|known| known.iter().all(is_valid));
         if let Some(known) = known {
             taken.extend(known.iter().filter(|rule| rule.has_stated_uuid).map(|rule| rule.uuid));
             rules_before += known.len();
@@ -85,7 +113,7 @@ pub(crate) fn from_text(
             let numbered =
                 nodes.iter().enumerate().map(|(index, node)| node.with_key(format!("rule[{}]", rules_before + index)));
             let first = rules.len();
-            rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken, resolvers)).map(Arc::new));
+            rules.extend(numbered.filter_map(|node| file_rule(&node, &mut taken, scope)).map(Arc::new));
             root.finish();
             rules_before += nodes.len();
             parsed.push((digest, first..rules.len()));
@@ -99,7 +127,7 @@ pub(crate) fn from_text(
         return Err(limit_reported(problems, omitted));
     }
     rules.shrink_to_fit();
-    let mut uuids = DerivedUuids::new(listener, Place::SourcesFile, taken);
+    let mut uuids = DerivedUuids::new(owner, Place::SourcesFile, taken);
     for rule in rules.iter_mut().filter(|rule| !rule.has_stated_uuid) {
         let uuid = uuids.next(rule.source.kind(), &rule.written_value());
         if rule.uuid != uuid {
@@ -146,21 +174,21 @@ fn ends_part(rule: &str) -> bool {
     (hash >> 32) % MEAN_PART == 0
 }
 
-fn configured_rule(node: &Node<'_>, resolvers: WrittenResolvers) -> Option<Rule> {
+fn configured_rule(node: &Node<'_>, scope: RuleScope<'_>) -> Option<Rule> {
     if !node.is_table() {
-        return string_rule(node, resolvers);
+        return string_rule(node, scope);
     }
     let section = node.section("a trusted source")?;
-    let rule = table_rule(&section, Origin::Configuration, resolvers);
+    let rule = table_rule(&section, Origin::Configuration, scope);
     section.finish();
     rule
 }
 
-fn file_rule(node: &Node<'_>, taken: &mut HashSet<Uuid>, resolvers: WrittenResolvers) -> Option<Rule> {
+fn file_rule(node: &Node<'_>, taken: &mut HashSet<Uuid>, scope: RuleScope<'_>) -> Option<Rule> {
     let section = node.section("a [[rule]] table")?;
     let uuid = section.get("uuid").map(|node| uuid(&node, taken));
     let created_at = section.get("created_at").and_then(|node| node.instant());
-    let rule = table_rule(&section, Origin::SourcesFile { created_at }, resolvers);
+    let rule = table_rule(&section, Origin::SourcesFile { created_at }, scope);
     section.finish();
     let has_stated_uuid = uuid.is_some();
     Some(Rule { uuid: uuid.unwrap_or(Some(Uuid::nil()))?, has_stated_uuid, ..rule? })
@@ -175,22 +203,23 @@ fn uuid(node: &Node<'_>, taken: &mut HashSet<Uuid>) -> Option<Uuid> {
     let uuid = parsed?;
     if !taken.insert(uuid) {
         node.problem(format_args!(
-            "found \"{uuid}\", which another rule of the listener has; remove the uuid of one of them"
+            "found \"{uuid}\", which another rule of the same list has; remove the uuid of one of them"
         ));
         return None;
     }
     Some(uuid)
 }
 
-/// Reads `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"`, `"dns:db.internal"` or `"tag:backend"`.
-fn string_rule(node: &Node<'_>, resolvers: WrittenResolvers) -> Option<Rule> {
+/// Reads `"10.0.0.0/8"`, `"ip_addr:10.0.0.0/8"`, `"dns:db.internal"`, `"group:web"` or `"tag:backend"`.
+fn string_rule(node: &Node<'_>, scope: RuleScope<'_>) -> Option<Rule> {
     let text = node.text(SOURCE)?;
     let with_type = |name: &HostName| format!("write a host name as \"dns:{name}\"");
     let (source, value) = match text.split_once(':') {
         Some((Source::IP_ADDR, value)) => (network(node, value, with_type)?, value),
         Some((Source::DNS, value)) => (Source::Host(Host { name: host_name(node, value)?, refresh: REFRESH }), value),
+        Some((Source::GROUP, value)) => (group(node, value, scope.groups)?, value),
         Some((kind, value)) if CloudSource::KINDS.contains(&kind) => {
-            (cloud_source(kind, value, [node, node], resolvers)?, value)
+            (cloud_source(kind, value, [node, node], scope.resolvers)?, value)
         }
         _ => (network(node, text, with_type)?, text),
     };
@@ -201,9 +230,9 @@ fn spelling(source: &Source, written: &str) -> Option<Box<str>> {
     (source.value() != written).then(|| written.into())
 }
 
-fn table_rule(section: &Section<'_>, origin: Origin, resolvers: WrittenResolvers) -> Option<Rule> {
+fn table_rule(section: &Section<'_>, origin: Origin, scope: RuleScope<'_>) -> Option<Rule> {
     let kind = section.require("type", SOURCE_TYPE);
-    let value = section.require("value", "an IP address or network, or a host name");
+    let value = section.require("value", "an IP address or network, or a name");
     let refresh = section.get("refresh");
     let description = section.get("description").and_then(|node| node.text("a text")).map(str::to_owned);
     let expires_at = match section.get("expires_at") {
@@ -213,7 +242,7 @@ fn table_rule(section: &Section<'_>, origin: Origin, resolvers: WrittenResolvers
     };
     let kind = kind?;
     let (source, value) = match kind.text(SOURCE_TYPE)? {
-        word if refresh.is_some() && (word == Source::IP_ADDR || CloudSource::KINDS.contains(&word)) => {
+        word if refresh.is_some() && ([Source::IP_ADDR, Source::GROUP].contains(&word) || is_cloud(word)) => {
             refresh?.problem("applies to type \"dns\" only; remove it");
             return None;
         }
@@ -230,10 +259,15 @@ fn table_rule(section: &Section<'_>, origin: Origin, resolvers: WrittenResolvers
             let name = host_name(&value, text);
             (Source::Host(Host { name: name?, refresh: refresh? }), text)
         }
-        word if CloudSource::KINDS.contains(&word) => {
+        Source::GROUP => {
+            let value = value?;
+            let text = value.text(GROUP)?;
+            (group(&value, text, scope.groups)?, text)
+        }
+        word if is_cloud(word) => {
             let value = value?;
             let text = value.text(OBJECT)?;
-            (cloud_source(word, text, [&kind, &value], resolvers)?, text)
+            (cloud_source(word, text, [&kind, &value], scope.resolvers)?, text)
         }
         _ => {
             kind.expected(SOURCE_TYPE);
@@ -259,6 +293,35 @@ fn network(node: &Node<'_>, text: &str, hint: impl Fn(&HostName) -> String) -> O
 
 fn host_name(node: &Node<'_>, text: &str) -> Option<HostName> {
     text.parse().map_err(|error| node.problem(format_args!("found {}, which is {error}", node.found()))).ok()
+}
+
+/// Reads the name of a group that exists.
+fn group(node: &Node<'_>, text: &str, groups: GroupScope<'_>) -> Option<Source> {
+    let problem = |why: fmt::Arguments<'_>| node.problem(format_args!("found {}, {why}", node.found()));
+    let known = match groups {
+        GroupScope::Named(known) => known,
+        GroupScope::InGroup => {
+            problem(format_args!(
+                "but a group cannot contain a group; list its sources here, or name both in the listener"
+            ));
+            return None;
+        }
+    };
+    let name: GroupName = text.parse().map_err(|error| problem(format_args!("which is {error}"))).ok()?;
+    if known.contains(&name) {
+        return Some(Source::Group(name));
+    }
+    let names: Vec<_> = known.iter().map(GroupName::as_str).collect();
+    let fix = match names.as_slice() {
+        [] => "add one".to_owned(),
+        names => document::suggestion(name.as_str(), names),
+    };
+    problem(format_args!("but there is no [[source_group]] with this name; {fix}"));
+    None
+}
+
+fn is_cloud(kind: &str) -> bool {
+    CloudSource::KINDS.contains(&kind)
 }
 
 /// Reads a cloud source. The nodes are those of its type and of its value.
@@ -303,7 +366,8 @@ const MEAN_PART: u64 = 256;
 pub(crate) const SOURCE: &str = "an IP address or network such as \"10.1.2.3\", \"10.0.0.0/8\" or \"2001:db8::/32\"";
 const HOST_NAME: &str = "a host name such as \"db.internal\"";
 const OBJECT: &str = "the name or ID of an object such as \"backend\"";
-const SOURCE_TYPE: &str = "\"ip_addr\", \"dns\", \"droplet\", \"tag\", \"k8s\", \"app\" or \"kubernetes\"";
+const GROUP: &str = "the name of a [[source_group]] such as \"web\"";
+const SOURCE_TYPE: &str = "\"ip_addr\", \"dns\", \"group\", \"droplet\", \"tag\", \"k8s\", \"app\" or \"kubernetes\"";
 const UUID: &str = "a UUID such as \"7d444840-9dc0-41d1-b245-5ffdce74fad2\"";
 
 /// Default interval between lookups of a host.
@@ -317,7 +381,8 @@ const EMPTY: &str = "is empty or not completely written; \
 mod tests {
     use super::*;
 
-    const CACHE: RulesOf<'_> = RulesOf { listener: "cache", resolvers: WrittenResolvers::NONE };
+    const SCOPE: RuleScope<'_> = RuleScope { resolvers: WrittenResolvers::NONE, groups: GroupScope::Named(&[]) };
+    const CACHE: RulesOf<'_> = RulesOf { owner: "cache", scope: SCOPE };
 
     fn read(text: &str) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
         let directory = tempfile::tempdir().unwrap();
@@ -401,6 +466,21 @@ mod tests {
         let taken = HashSet::from(["7d444840-9dc0-41d1-b245-5ffdce74fad2".parse().unwrap()]);
         let problems = from_text(Path::new("x"), &one, CACHE, taken, &mut cache).unwrap_err();
         assert_eq!(problems[0].position.position, Some((4, 8)));
+    }
+
+    #[test]
+    fn unknown_group_is_found_in_known_text_too() {
+        let text = "[[rule]]\ntype = \"group\"\nvalue = \"web\"\n";
+        let mut cache = RuleCache::default();
+        let names = ["web".parse().unwrap(), "office".parse().unwrap()];
+        let mut read = |names: &[GroupName]| {
+            let scope = RuleScope { groups: GroupScope::Named(names), ..SCOPE };
+            from_text(Path::new("x"), text, RulesOf { scope, ..CACHE }, HashSet::new(), &mut cache)
+        };
+        assert_eq!(read(&names).unwrap()[0].to_string(), "group:web");
+        let problems = read(&names[1..]).unwrap_err();
+        assert_eq!((problems[0].key.as_str(), problems[0].position.position), ("rule[0].value", Some((3, 9))));
+        assert!(problems[0].message.ends_with("no [[source_group]] with this name; expected office"));
     }
 
     #[test]

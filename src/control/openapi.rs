@@ -179,13 +179,13 @@ fn error_schema() -> Value {
 }
 
 fn rule_schema() -> Value {
-    let kinds: Vec<_> = [Source::IP_ADDR, Source::DNS].into_iter().chain(CloudSource::KINDS).collect();
+    let kinds: Vec<_> = [Source::IP_ADDR, Source::DNS, Source::GROUP].into_iter().chain(CloudSource::KINDS).collect();
     json!({
         "type": "object",
         "required": ["type", "value"],
         "properties": {
             "type": { "type": "string", "enum": kinds },
-            "value": { "type": "string", "examples": ["203.0.113.7", "10.0.0.0/8", "backend", "pods:shop:app=web"] },
+            "value": { "type": "string", "examples": ["203.0.113.7", "10.0.0.0/8", "backend", "pods:shop:app=web", "web"] },
             "description": { "type": ["string", "null"] },
             "expires_at": { "type": ["string", "null"], "format": "date-time" },
             "ttl": { "type": "string", "examples": ["2h"] },

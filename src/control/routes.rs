@@ -46,10 +46,17 @@ pub(crate) static ROUTES: &[Route] = &[
         &["name", "protocol", "addresses", "upstream"],
     ),
     get(
+        |_| request(AdminRequest::SourceGroups),
+        "/v1/source-groups",
+        VIEWER,
+        "Lists the source groups with the listeners that use them",
+        &["source_groups"],
+    ),
+    get(
         |call| request(AdminRequest::Sources { listener: call.segment(0) }),
         "/v1/listeners/{name}/sources",
         VIEWER,
-        "Lists the trusted sources of a listener, with an ETag",
+        "Lists the trusted sources of a listener or a group, with an ETag",
         RULES,
     ),
     Route {
@@ -60,7 +67,7 @@ pub(crate) static ROUTES: &[Route] = &[
             sources::append,
             Verb::Post,
             "/v1/listeners/{name}/sources",
-            "Adds rules to the sources_file of a listener",
+            "Adds rules to the sources_file of a listener or a group",
         )
     },
     Route {
@@ -70,7 +77,7 @@ pub(crate) static ROUTES: &[Route] = &[
             sources::replace,
             Verb::Put,
             "/v1/listeners/{name}/sources",
-            "Replaces the rules in the sources_file of a listener",
+            "Replaces the rules in the sources_file of a listener or a group",
         )
     },
     Route {
@@ -79,7 +86,7 @@ pub(crate) static ROUTES: &[Route] = &[
             sources::remove,
             Verb::Delete,
             "/v1/listeners/{name}/sources/{uuid}",
-            "Removes a rule from the sources_file of a listener",
+            "Removes a rule from the sources_file of a listener or a group",
         )
     },
     get(
@@ -374,9 +381,9 @@ const PLAN: &[Parameter] = &[Parameter { name: "plan", text: "true: show what wo
 const RULES: &[&str] = &["rules"];
 const CERTIFICATE: &[&str] =
     &["subject", "issuer", "names", "not_before", "not_after", "sha256", "sessions", "file", "listeners"];
-const STATUS: &[&str] = &["version", "generation", "last_reload", "listeners"];
+const STATUS: &[&str] = &["version", "generation", "last_reload", "listeners", "source_groups"];
 const PANEL_SESSION: &[&str] = &["name", "role", "expires_at", "source", "idle_timeout_seconds", "ends_at"];
-const EXPLAIN: &[&str] = &["steps", "verdict", "reason", "rule"];
+const EXPLAIN: &[&str] = &["steps", "verdict", "reason", "rule", "group"];
 
 /// Past events of one response.
 const MAX_RECENT: usize = 1_000;

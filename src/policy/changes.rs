@@ -9,8 +9,9 @@ use time::OffsetDateTime;
 use crate::audit::changes::Changes;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::source::addresses::{Addresses, Resolvable};
+use crate::source::group::RuleOwner;
 use crate::source::rule::Rule;
-use crate::source::trusted::touched;
+use crate::source::rule_set::{RuleSet, touched};
 
 impl Snapshot {
     /// Returns the changes since `previous`. `sources` are the changes of the rules, whose comparison is expensive.
@@ -35,41 +36,35 @@ impl Snapshot {
         }
     }
 
-    /// Returns the added and removed rules of each listener.
+    /// Returns the added and removed rules of each listener and each group.
     pub fn source_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<SourceChanges<'a>> {
-        let names = self.policies.iter().chain(&previous.policies).map(|policy| &policy.name);
-        let mut names: Vec<&Arc<str>> = names.collect();
-        names.sort_unstable();
-        names.dedup();
-        let rules = |snapshot: &'a Self, name: &str| {
-            snapshot.named(name).map_or(&[][..], |policy| policy.sources.trusted.rules())
+        let mut owners: Vec<_> = self.rule_sets().chain(previous.rule_sets()).map(|(owner, _)| owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let rules = |snapshot: &'a Self, owner| snapshot.rule_set(owner).map_or(&[][..], RuleSet::rules);
+        let changes = |owner: RuleOwner<'a>| {
+            let (old, new) = (rules(previous, owner), rules(self, owner));
+            SourceChanges { owner, added: rules_without(new, old), removed: rules_without(old, new) }
         };
-        let changes = |name: &'a Arc<str>| {
-            let (old, new) = (rules(previous, name), rules(self, name));
-            SourceChanges { listener: name, added: rules_without(new, old), removed: rules_without(old, new) }
-        };
-        names.into_iter().map(changes).collect()
+        owners.into_iter().map(changes).collect()
     }
 
-    /// Returns the hosts and cloud sources whose addresses changed, by listener. One that no rule of a snapshot names has no
-    /// addresses there.
+    /// Returns the hosts and cloud sources whose addresses changed, by listener or group. One that no rule of a snapshot names
+    /// has no addresses there.
     pub fn address_changes_since<'a>(&'a self, previous: &'a Self) -> Vec<AddressChange<'a>> {
         let named = |snapshot: &'a Self| {
-            let of = |policy: &'a Arc<ListenerPolicy>| {
-                policy.sources.trusted.resolvables().map(move |source| (&*policy.name, source))
-            };
-            snapshot.policies.iter().flat_map(of)
+            let of = |(owner, set): (RuleOwner<'a>, &'a RuleSet)| set.resolvables().map(move |source| (owner, source));
+            snapshot.rule_sets().flat_map(of)
         };
-        let known = |snapshot: &'a Self, listener: &str, source: &Resolvable| {
-            let trusted = snapshot.named(listener).map(|policy| &policy.sources.trusted);
-            trusted.and_then(|trusted| trusted.known(source)).cloned().unwrap_or_default()
+        let known = |snapshot: &'a Self, owner: RuleOwner<'_>, source: &Resolvable| {
+            snapshot.rule_set(owner).and_then(|set| set.known(source)).cloned().unwrap_or_default()
         };
         let all: BTreeSet<_> = named(previous).chain(named(self)).collect();
-        let change = |(listener, source): (&'a str, Resolvable)| {
-            let (old, new) = (known(previous, listener, &source), known(self, listener, &source));
+        let change = |(owner, source): (RuleOwner<'a>, Resolvable)| {
+            let (old, new) = (known(previous, owner, &source), known(self, owner, &source));
             let without = |all: &Addresses, others: &Addresses| all.without(others).collect::<Vec<_>>();
             let (added, removed) = (without(&new, &old), without(&old, &new));
-            AddressChange { listener, source, added, removed, count: new.all().len() }
+            AddressChange { owner, source, added, removed, count: new.all().len() }
         };
         all.into_iter().map(change).filter(|change| !change.added.is_empty() || !change.removed.is_empty()).collect()
     }
@@ -84,10 +79,10 @@ impl Snapshot {
     }
 }
 
-/// The changed addresses of a host or a cloud source that a listener trusts.
+/// The changed addresses of a host or a cloud source in the rules of a listener or a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressChange<'a> {
-    pub listener: &'a str,
+    pub owner: RuleOwner<'a>,
     pub source: Resolvable,
     pub added: Vec<IpAddr>,
     /// Addresses that the source no longer has. Another rule may still trust them.
@@ -96,23 +91,23 @@ pub struct AddressChange<'a> {
     pub count: usize,
 }
 
-/// The added and removed rules of one listener.
+/// The added and removed rules of a listener or a group.
 #[derive(Clone, Debug)]
 pub struct SourceChanges<'a> {
-    listener: &'a str,
+    owner: RuleOwner<'a>,
     added: Vec<&'a Rule>,
     removed: Vec<&'a Rule>,
 }
 
-impl SourceChanges<'_> {
-    /// The added rules, each with the listener.
-    pub fn added(&self) -> impl Iterator<Item = (&str, &Rule)> {
-        self.added.iter().map(|rule| (self.listener, *rule))
+impl<'a> SourceChanges<'a> {
+    /// The added rules, each with its owner.
+    pub fn added(&self) -> impl Iterator<Item = (RuleOwner<'a>, &'a Rule)> {
+        self.added.iter().map(|rule| (self.owner, *rule))
     }
 
-    /// The removed rules, each with the listener.
-    pub fn removed(&self) -> impl Iterator<Item = (&str, &Rule)> {
-        self.removed.iter().map(|rule| (self.listener, *rule))
+    /// The removed rules, each with its owner.
+    pub fn removed(&self) -> impl Iterator<Item = (RuleOwner<'a>, &'a Rule)> {
+        self.removed.iter().map(|rule| (self.owner, *rule))
     }
 }
 
@@ -231,7 +226,7 @@ mod tests {
         assert_eq!(Changes { differences: Vec::new(), ..described }, unchanged);
         let ending = snapshot(", expires_at = 2999-01-31T00:00:00Z");
         let changes = ending.source_changes_since(&plain);
-        let [SourceChanges { listener: "db", added, removed }] = changes.as_slice() else {
+        let [SourceChanges { owner: RuleOwner::Listener("db"), added, removed }] = changes.as_slice() else {
             unreachable!("one listener: {changes:?}")
         };
         assert!(matches!(added.as_slice(), [rule] if rule.expires_at.is_some()), "{added:?}");
@@ -260,7 +255,8 @@ mod tests {
         assert_eq!((one.generation, two.generation), (2, 3));
         let ip = |last| IpAddr::from([192, 0, 2, last]);
         let (added, removed) = (vec![ip(3)], vec![ip(1)]);
-        let change = AddressChange { listener: "named", source: source.clone(), added, removed, count: 2 };
+        let change =
+            AddressChange { owner: RuleOwner::Listener("named"), source: source.clone(), added, removed, count: 2 };
         assert_eq!(two.address_changes_since(&one), [change]);
         assert_eq!(before.address_changes_since(&one)[0].removed, [ip(1), ip(2)]);
         assert_eq!(changes(&two, &before), Changes { generation: 3, ..Changes::default() });

@@ -1,6 +1,7 @@
 //! Evaluates the policy for a hypothetical connection: `portcullis explain` and `/v1/explain`.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
@@ -16,7 +17,8 @@ use crate::policy::{ListenerPolicy, Snapshot};
 use crate::printable;
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::status::ResolutionState;
-use crate::source::rule::{Rule, Source};
+use crate::source::group::GroupName;
+use crate::source::rule::Rule;
 use crate::source::trusted::SourceMatch;
 use crate::timestamp;
 use crate::transport::unix_socket::Access;
@@ -29,6 +31,8 @@ pub struct Explanation {
     refused: Option<Reason>,
     /// The rule that trusts the source, as `type:value`.
     rule: Option<String>,
+    /// The group of the rule.
+    group: Option<String>,
 }
 
 /// A connection that may come.
@@ -84,7 +88,7 @@ impl Snapshot {
             };
             return Err(ExplainError::Impossible { listener: listener.to_owned(), hint });
         }
-        let mut explanation = Explanation { steps: Vec::new(), refused: None, rule: None };
+        let mut explanation = Explanation { steps: Vec::new(), refused: None, rule: None, group: None };
         explanation.proxy(policy, client);
         explanation.source(policy, client, resolutions, now);
         if explanation.refused.is_none() {
@@ -105,6 +109,7 @@ impl Explanation {
         if let Some(fields) = answer.as_object_mut() {
             fields.extend(self.refused.map(|reason| ("reason".to_owned(), reason.code().into())));
             fields.extend(self.rule.as_ref().map(|rule| ("rule".to_owned(), rule.as_str().into())));
+            fields.extend(self.group.as_ref().map(|group| ("group".to_owned(), group.as_str().into())));
         }
         answer
     }
@@ -134,9 +139,11 @@ impl Explanation {
         let ip = client.source();
         match policy.sources.admit(client, now) {
             Ok(admitted) => match admitted.source_match() {
-                SourceMatch::Rule(rule) => {
+                SourceMatch::Rule(matching) => {
+                    let rule = &matching.rule;
                     self.rule = Some(rule.to_string());
-                    self.add("source", format_args!("{ip} is trusted by {}", describe(policy, rule)));
+                    self.group = matching.group().map(ToString::to_string);
+                    self.add("source", format_args!("{ip} is trusted by {}", describe(policy, rule, matching.group())));
                     let known = rule.source.resolvable().and_then(|source| policy.sources.trusted.known(&source));
                     if let Some(object) = client.ip().and_then(|ip| known?.object_of(ip)) {
                         self.add("source", format_args!("{ip} is {} by {rule}", printable::quoted(object)));
@@ -172,10 +179,15 @@ impl Explanation {
                     );
                 }
                 self.refused = Some(Reason::UntrustedSource);
-                let rules = policy.sources.trusted.rules().iter();
-                let resolved = rules.filter(|rule| !matches!(rule.source, Source::Network(_)));
-                for rule in resolved.take(MAX_RESOLVED) {
-                    self.add("source", format_args!("{ip} is not an address of {}", describe(policy, rule)));
+                let trusted = &policy.sources.trusted;
+                let of_listener = trusted.rules().iter().map(|rule| (rule, None));
+                let groups = trusted.groups();
+                let of_groups =
+                    groups.flat_map(|group| group.sources.rules().iter().map(|rule| (rule, Some(&group.name))));
+                let rules = of_listener.chain(of_groups);
+                let resolved = rules.filter(|(rule, _)| rule.source.resolvable().is_some());
+                for (rule, group) in resolved.take(MAX_RESOLVED) {
+                    self.add("source", format_args!("{ip} is not an address of {}", describe(policy, rule, group)));
                     self.add_state(rule, resolutions);
                 }
             }
@@ -270,25 +282,22 @@ fn revocation(policy: &ListenerPolicy, trusted_by: &TrustedBy, now: OffsetDateTi
     })
 }
 
-fn describe(policy: &ListenerPolicy, rule: &Rule) -> String {
-    let now = policy.describe_addresses(rule);
-    match &rule.description {
-        Some(description) => format!("{rule} ({}){now}", printable::field(description)),
-        None => format!("{rule}{now}"),
-    }
+/// `ip_addr:10.0.0.0/8 of group web (office)`, with the addresses of a host or a cloud source.
+fn describe(policy: &ListenerPolicy, rule: &Rule, group: Option<&GroupName>) -> String {
+    let of_group = group.map(|group| format!(" of group {group}")).unwrap_or_default();
+    let description = rule.description.as_ref().map(|text| format!(" ({})", printable::field(text)));
+    let addresses =
+        rule.source.resolvable().map(|source| describe_addresses(policy.sources.trusted.addresses_of(&source)));
+    format!("{rule}{of_group}{}{}", description.unwrap_or_default(), addresses.unwrap_or_default())
 }
 
-impl ListenerPolicy {
-    /// Describes the addresses of a host or a cloud source, to be appended to the rule; empty for a network.
-    pub fn describe_addresses(&self, rule: &Rule) -> String {
-        let Some(source) = rule.source.resolvable() else { return String::new() };
-        let all = self.sources.trusted.addresses_of(&source);
-        let shown: Vec<_> = all.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
-        match all.len().saturating_sub(shown.len()) {
-            _ if shown.is_empty() => ", NO ADDRESS".to_owned(),
-            0 => format!(", now {}", shown.join(" ")),
-            more => format!(", now {} and {more} more", shown.join(" ")),
-        }
+/// Describes the addresses of a host or a cloud source, to be appended to the rule.
+pub(crate) fn describe_addresses(all: &[IpAddr]) -> String {
+    let shown: Vec<_> = all.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
+    match all.len().saturating_sub(shown.len()) {
+        _ if shown.is_empty() => ", NO ADDRESS".to_owned(),
+        0 => format!(", now {}", shown.join(" ")),
+        more => format!(", now {} and {more} more", shown.join(" ")),
     }
 }
 

@@ -48,8 +48,10 @@ use crate::policy::builder::Builder;
 use crate::policy::builder::reader::Reader;
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::source::addresses::{AddressBook, Resolvable};
+use crate::source::group::{RuleOwner, SourceGroup};
 use crate::source::host::Host;
 use crate::source::proxies::TrustedProxies;
+use crate::source::rule_set::RuleSet;
 use crate::source::trusted::SourcePolicy;
 use crate::tls::server::ServerTls;
 use crate::tls::tickets::TicketKeys;
@@ -83,6 +85,8 @@ pub struct Snapshot {
     pub admin_tls: Option<Arc<AdminTlsPolicy>>,
     /// The rules of the `sources_file`s by their text, for the next build.
     pub(crate) known_rules: Arc<KnownRules>,
+    /// In the order of the configuration.
+    groups: Vec<Arc<SourceGroup>>,
     policies: Vec<Arc<ListenerPolicy>>,
     by_name: HashMap<Arc<str>, usize>,
     by_bind_addr: HashMap<BindAddr, usize>,
@@ -184,6 +188,7 @@ impl Snapshot {
     ) -> Result<Built, Problems> {
         let missing = if loaded.problems.is_empty() { Vec::new() } else { loaded.unreadable(files) };
         let Loaded { config, mut problems, .. } = loaded;
+        let groups = builder::groups::groups(&config, previous, book);
         let mut policies = Vec::with_capacity(config.listeners.len());
         let generation = previous.map_or(1, |snapshot| snapshot.generation + 1);
         let now = GenerationStamp { generation, at: OffsetDateTime::now_utc() };
@@ -200,8 +205,18 @@ impl Snapshot {
                 warnings: &mut warnings,
                 known_lists: &mut known_lists,
             };
-            let mut builder = Builder { listener, reader, book, now, former_metrics };
+            let mut builder = Builder { listener, reader, book, groups: &groups, now, former_metrics };
             policies.extend(builder.policy(before.map(|before| &**before)).map(Arc::new));
+        }
+        for group in &groups {
+            let mut reader = Reader {
+                owner: format!("source_group {}", group.name),
+                files,
+                problems: &mut problems,
+                warnings: &mut warnings,
+                known_lists: &mut known_lists,
+            };
+            builder::groups::warn(group, &policies, &mut reader, now.at);
         }
         let mut reader = Reader {
             owner: "resolver".to_owned(),
@@ -226,14 +241,22 @@ impl Snapshot {
         };
         let missing: Vec<_> = missing.into_iter().filter(is_new).collect();
         problems.extend(missing);
-        let snapshot = Self::of(now, config, admin_tls, policies, previous);
+        let snapshot = Self::of(now, config, admin_tls, (groups, policies), previous);
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
     /// Builds the next generation of the same configuration with the addresses in `book`; `None` if no address changed.
     pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
         let mut changed = false;
-        let policies = self.policies.iter().map(|policy| match policy.sources.trusted.with_addresses(book) {
+        let groups = self.groups.iter().map(|group| match group.sources.with_addresses(book) {
+            Some(sources) => {
+                changed = true;
+                Arc::new(SourceGroup { name: group.name.clone(), sources: Arc::new(sources) })
+            }
+            None => Arc::clone(group),
+        });
+        let groups = groups.collect::<Vec<_>>();
+        let policies = self.policies.iter().map(|policy| match policy.sources.trusted.updated(book, &groups) {
             Some(trusted) => {
                 changed = true;
                 let sources = SourcePolicy { trusted: Arc::new(trusted), ..policy.sources.clone() };
@@ -252,6 +275,7 @@ impl Snapshot {
             config,
             admin_tls,
             known_rules,
+            groups,
             policies,
             by_name,
             by_bind_addr,
@@ -262,19 +286,49 @@ impl Snapshot {
 
     /// The hosts in rules, once for each rule that names them.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.policies.iter().flat_map(|policy| policy.sources.trusted.hosts())
+        self.rule_sets().flat_map(|(_, set)| set.hosts())
     }
 
     /// The hosts and cloud sources in rules, once for each rule that names them.
     pub fn resolvables(&self) -> impl Iterator<Item = Resolvable> {
-        self.policies.iter().flat_map(|policy| policy.sources.trusted.resolvables())
+        self.rule_sets().flat_map(|(_, set)| set.resolvables())
+    }
+
+    /// The rules of each listener and each group.
+    pub fn rule_sets(&self) -> impl Iterator<Item = (RuleOwner<'_>, &RuleSet)> {
+        let of_listeners =
+            self.policies.iter().map(|policy| (RuleOwner::Listener(&policy.name), policy.sources.trusted.own()));
+        of_listeners.chain(self.groups.iter().map(|group| (group.owner(), &*group.sources)))
+    }
+
+    /// The rules of a listener or a group.
+    pub fn rule_set(&self, owner: RuleOwner<'_>) -> Option<&RuleSet> {
+        match owner {
+            RuleOwner::Listener(name) => self.named(name).map(|policy| policy.sources.trusted.own()),
+            RuleOwner::Group(name) => self.group(name).map(|group| &*group.sources),
+        }
+    }
+
+    /// All groups, in the order of the configuration.
+    pub fn groups(&self) -> &[Arc<SourceGroup>] {
+        &self.groups
+    }
+
+    /// The group with this name.
+    pub fn group(&self, name: &str) -> Option<&Arc<SourceGroup>> {
+        self.groups.iter().find(|group| group.name.as_str() == name)
+    }
+
+    /// The listeners that use a group.
+    pub fn users_of(&self, group: &SourceGroup) -> impl Iterator<Item = &Arc<ListenerPolicy>> {
+        self.policies.iter().filter(|policy| policy.sources.trusted.group(&group.name).is_some())
     }
 
     fn of(
         now: GenerationStamp,
         config: Config,
         admin_tls: Option<Arc<AdminTlsPolicy>>,
-        policies: Vec<Arc<ListenerPolicy>>,
+        (groups, policies): (Vec<Arc<SourceGroup>>, Vec<Arc<ListenerPolicy>>),
         previous: Option<&Self>,
     ) -> Self {
         let by_name: HashMap<_, _> =
@@ -291,6 +345,7 @@ impl Snapshot {
             config: Arc::new(config),
             admin_tls,
             known_rules: Arc::default(),
+            groups,
             policies,
             by_name,
             by_bind_addr,

@@ -118,14 +118,8 @@ impl Server {
     fn audit_changes(&self, snapshot: &Snapshot, current: &Snapshot) -> Changes {
         let sources = snapshot.source_changes_since(current);
         for changes in &sources {
-            changes
-                .added()
-                .take(MAX_SOURCE_EVENTS)
-                .for_each(|(listener, rule)| self.audit.source_added(listener, rule));
-            changes
-                .removed()
-                .take(MAX_SOURCE_EVENTS)
-                .for_each(|(listener, rule)| self.audit.source_removed(listener, rule));
+            changes.added().take(MAX_SOURCE_EVENTS).for_each(|(owner, rule)| self.audit.source_added(owner, rule));
+            changes.removed().take(MAX_SOURCE_EVENTS).for_each(|(owner, rule)| self.audit.source_removed(owner, rule));
         }
         self.audit_addresses(snapshot, current);
         let changes = snapshot.changes_since(current, &sources);
@@ -135,25 +129,24 @@ impl Server {
 
     fn audit_addresses(&self, snapshot: &Snapshot, current: &Snapshot) {
         let changes = snapshot.address_changes_since(current);
-        for group in changes.chunk_by(|one, next| one.listener == next.listener) {
+        for group in changes.chunk_by(|one, next| one.owner == next.owner) {
             let hosts = group.iter().filter_map(|change| Some((change, change.source.host()?)));
             let added = hosts.clone().filter(|(change, _)| !change.added.is_empty());
-            for (AddressChange { listener, added, .. }, name) in added.take(MAX_SOURCE_EVENTS) {
-                self.audit.addresses_added(listener, name, added);
+            for (AddressChange { owner, added, .. }, name) in added.take(MAX_SOURCE_EVENTS) {
+                self.audit.addresses_added(*owner, name, added);
             }
             let removed = hosts.filter(|(change, _)| !change.removed.is_empty());
-            for (AddressChange { listener, removed, .. }, name) in removed.take(MAX_SOURCE_EVENTS) {
-                self.audit.addresses_removed(listener, name, removed);
+            for (AddressChange { owner, removed, .. }, name) in removed.take(MAX_SOURCE_EVENTS) {
+                self.audit.addresses_removed(*owner, name, removed);
             }
             // A rule that was removed has its own event.
             let is_named = |change: &AddressChange<'_>| {
-                let policy = snapshot.named(change.listener);
-                policy.is_some_and(|policy| policy.sources.trusted.known(&change.source).is_some())
+                snapshot.rule_set(change.owner).is_some_and(|set| set.known(&change.source).is_some())
             };
             let cloud = group.iter().filter(|change| change.source.cloud().is_some() && is_named(change));
-            for AddressChange { listener, source, added, removed, count } in cloud.take(MAX_SOURCE_EVENTS) {
+            for AddressChange { owner, source, added, removed, count } in cloud.take(MAX_SOURCE_EVENTS) {
                 let Resolvable::Cloud(source) = source else { continue };
-                self.audit.source_resolved(listener, source, [added.len(), removed.len(), *count]);
+                self.audit.source_resolved(*owner, source, [added.len(), removed.len(), *count]);
             }
         }
     }
@@ -179,6 +172,6 @@ impl Server {
     }
 }
 
-/// Source events per listener and reload; `reload.applied` has the full counts. The limit keeps a list of 100,000 new rules
+/// Source events per listener or group and reload; `reload.applied` has the full counts. The limit keeps a list of 100,000 new rules
 /// from displacing all other events in the audit queue.
 const MAX_SOURCE_EVENTS: usize = 1_000;

@@ -32,7 +32,7 @@ pub(crate) fn task(snapshot: &Snapshot) -> Task {
     }
 }
 
-/// The cloud sources of all listeners.
+/// The cloud sources of all listeners and groups.
 pub(crate) fn sources(snapshot: &Snapshot) -> BTreeSet<CloudSource> {
     snapshot.resolvables().filter_map(|source| source.cloud().cloned()).collect()
 }
@@ -79,9 +79,9 @@ impl CloudObserver {
                 warn!(%source, %error, "cloud source is stale");
                 let current = Arc::clone(&self.current.borrow());
                 let resolvable = Resolvable::Cloud(source.clone());
-                for policy in current.listeners() {
-                    if policy.sources.trusted.resolvables().any(|named| named == resolvable) {
-                        self.audit.source_stale(&policy.name, source, &error);
+                for (owner, set) in current.rule_sets() {
+                    if set.resolvables().any(|named| named == resolvable) {
+                        self.audit.source_stale(owner, source, &error);
                     }
                 }
             }

@@ -202,7 +202,7 @@ impl ListenerShield {
             self.active = None;
             return;
         }
-        audit.shield_on(&policy.name, why, policy.sources.trusted.rules().len(), policy.shield == Shield::Auto);
+        audit.shield_on(&policy.name, why, policy.sources.trusted.count(), policy.shield == Shield::Auto);
         if self.sockets.iter().any(|socket| socket.drops.is_none()) && !self.is_uncounted {
             self.is_uncounted = true;
             info!(listener = %policy.name, "the kernel does not report packets dropped by the shield");

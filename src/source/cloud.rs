@@ -1,6 +1,8 @@
 //! Objects of a cloud or a cluster as trusted sources: droplets, tags, clusters, apps, nodes, pods and services.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -118,12 +120,44 @@ impl TryFrom<String> for CloudSource {
 }
 
 /// A tag of DigitalOcean. Its API ignores case, and shows a tag as it was first created.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 pub struct Tag(Arc<str>);
 
 impl Tag {
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The bytes by which tags are compared.
+    fn folded(&self) -> impl Iterator<Item = u8> {
+        self.0.bytes().map(|byte| byte.to_ascii_lowercase())
+    }
+}
+
+impl PartialEq for Tag {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for Tag {}
+
+impl Hash for Tag {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.folded().for_each(|byte| state.write_u8(byte));
+        state.write_u8(0xff);
+    }
+}
+
+impl Ord for Tag {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.folded().cmp(other.folded())
+    }
+}
+
+impl PartialOrd for Tag {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -288,6 +322,8 @@ const MAX_SELECTOR: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeSet, HashSet};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -344,6 +380,16 @@ mod tests {
         ] {
             assert_eq!(shown(kind, value), Err(error), "{kind}:{value}");
         }
+    }
+
+    #[test]
+    fn tags_are_compared_without_case_and_shown_as_written() {
+        let [written, other, longer] =
+            ["Web", "wEB", "web1"].map(|tag| CloudSource::parse("tag", tag).unwrap().unwrap());
+        assert_eq!(written, other);
+        assert_eq!(BTreeSet::from([written.clone(), other.clone(), longer.clone()]).len(), 2);
+        assert_eq!(HashSet::from([written.clone(), other.clone(), longer]).len(), 2);
+        assert_eq!([written.to_string(), other.to_string()], ["tag:Web", "tag:wEB"]);
     }
 
     proptest! {

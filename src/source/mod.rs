@@ -4,9 +4,11 @@
 
 pub(crate) mod addresses;
 pub(crate) mod cloud;
+pub(crate) mod group;
 pub(crate) mod host;
 pub(crate) mod id;
 pub(crate) mod packet_filter;
 pub(crate) mod proxies;
 pub(crate) mod rule;
+pub(crate) mod rule_set;
 pub(crate) mod trusted;

@@ -11,12 +11,13 @@ use uuid::Uuid;
 
 use crate::source::addresses::Resolvable;
 use crate::source::cloud::CloudSource;
+use crate::source::group::GroupName;
 use crate::source::host::Host;
 
-/// A rule that trusts a network, a host or objects of a cloud.
+/// A rule that trusts a network, a host, objects of a cloud or a group of sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Identifies the rule within its listener.
+    /// Identifies the rule within its listener or group.
     pub uuid: Uuid,
     /// Whether the file states the UUID. Otherwise it is derived from the text of the rule.
     pub has_stated_uuid: bool,
@@ -74,6 +75,8 @@ pub enum Source {
     Host(Host),
     /// Every address of some objects of a cloud or a cluster.
     Cloud(CloudSource),
+    /// Every address that a rule of a group trusts.
+    Group(GroupName),
 }
 
 impl Source {
@@ -81,6 +84,8 @@ impl Source {
     pub const IP_ADDR: &str = "ip_addr";
     /// The `type` of a host.
     pub const DNS: &str = "dns";
+    /// The `type` of a group.
+    pub const GROUP: &str = "group";
 
     /// The value of the `type` key, and the prefix in the short form `dns:db.internal`.
     pub const fn kind(&self) -> &'static str {
@@ -88,6 +93,7 @@ impl Source {
             Self::Network(_) => Self::IP_ADDR,
             Self::Host(_) => Self::DNS,
             Self::Cloud(source) => source.kind(),
+            Self::Group(_) => Self::GROUP,
         }
     }
 
@@ -97,6 +103,7 @@ impl Source {
             Self::Network(network) => network.to_string(),
             Self::Host(host) => host.name.to_string(),
             Self::Cloud(source) => source.value(),
+            Self::Group(name) => name.to_string(),
         }
     }
 
@@ -104,7 +111,7 @@ impl Source {
     pub const fn host(&self) -> Option<&Host> {
         match self {
             Self::Host(host) => Some(host),
-            Self::Network(_) | Self::Cloud(_) => None,
+            Self::Network(_) | Self::Cloud(_) | Self::Group(_) => None,
         }
     }
 
@@ -112,14 +119,22 @@ impl Source {
     pub const fn cloud(&self) -> Option<&CloudSource> {
         match self {
             Self::Cloud(source) => Some(source),
-            Self::Network(_) | Self::Host(_) => None,
+            Self::Network(_) | Self::Host(_) | Self::Group(_) => None,
         }
     }
 
-    /// The source whose addresses are looked up; `None` for a network.
+    /// The group of a `group` source.
+    pub const fn group(&self) -> Option<&GroupName> {
+        match self {
+            Self::Group(name) => Some(name),
+            Self::Network(_) | Self::Host(_) | Self::Cloud(_) => None,
+        }
+    }
+
+    /// The source whose addresses are looked up; `None` for a network or a group.
     pub fn resolvable(&self) -> Option<Resolvable> {
         match self {
-            Self::Network(_) => None,
+            Self::Network(_) | Self::Group(_) => None,
             Self::Host(host) => Some(Resolvable::Host(host.name.clone())),
             Self::Cloud(source) => Some(Resolvable::Cloud(source.clone())),
         }
@@ -129,7 +144,7 @@ impl Source {
     pub const fn network(&self) -> Option<&Network> {
         match self {
             Self::Network(network) => Some(network),
-            Self::Host(_) | Self::Cloud(_) => None,
+            Self::Host(_) | Self::Cloud(_) | Self::Group(_) => None,
         }
     }
 }
@@ -141,6 +156,7 @@ impl fmt::Display for Source {
             Self::Network(network) => write!(f, "{kind}:{network}"),
             Self::Host(host) => write!(f, "{kind}:{}", host.name),
             Self::Cloud(source) => source.fmt(f),
+            Self::Group(name) => write!(f, "{kind}:{name}"),
         }
     }
 }
@@ -150,7 +166,7 @@ impl fmt::Display for Source {
 pub enum Origin {
     /// In `trusted_sources` of the configuration.
     Configuration,
-    /// In the listener's `sources_file`.
+    /// In a `sources_file`.
     SourcesFile {
         /// When a program added the rule.
         created_at: Option<OffsetDateTime>,

@@ -4,14 +4,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use prefix_trie::PrefixMap;
+use ipnet::IpNet;
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
 use crate::source::addresses::{AddressBook, Addresses, Resolvable};
-use crate::source::host::Host;
-use crate::source::rule::{Rule, Source};
+use crate::source::group::{GroupName, SourceGroup};
+use crate::source::rule::Rule;
+use crate::source::rule_set::{Covering, MAX_WITHIN, RuleSet};
 use crate::timestamp;
 
 /// How a listener decides about client addresses.
@@ -50,7 +50,7 @@ impl SourcePolicy {
     pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Untrusted> {
         let Some(ip) = client.ip() else { return Ok(Admitted { client, source_match: SourceMatch::SocketFile }) };
         match (self.trusted.lookup(ip, now), self.enforcement) {
-            (Ok(rule), _) => Ok(Admitted { client, source_match: SourceMatch::Rule(Arc::clone(rule)) }),
+            (Ok(found), _) => Ok(Admitted { client, source_match: SourceMatch::Rule(found.to_matching()) }),
             (Err(_), Enforcement::Observe) => Ok(Admitted { client, source_match: SourceMatch::Observed }),
             (Err(untrusted), Enforcement::Enforce) => Err(untrusted),
         }
@@ -61,7 +61,7 @@ impl SourcePolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceMatch {
     /// This rule trusts it.
-    Rule(Arc<Rule>),
+    Rule(MatchingRule),
     /// No rule trusts it; `enforcement = "observe"` admits it.
     Observed,
     /// The client may open the Unix socket.
@@ -69,11 +69,47 @@ pub enum SourceMatch {
 }
 
 impl SourceMatch {
-    pub fn rule(&self) -> Option<&Arc<Rule>> {
+    pub fn rule(&self) -> Option<&MatchingRule> {
         match self {
             Self::Rule(rule) => Some(rule),
             Self::Observed | Self::SocketFile => None,
         }
+    }
+}
+
+/// The rule that matches an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatchingRule {
+    pub rule: Arc<Rule>,
+    /// The rule of the listener that names the group of `rule`; `None` if `rule` is one of the listener itself.
+    pub through: Option<Arc<Rule>>,
+}
+
+impl MatchingRule {
+    /// The group of the rule.
+    pub fn group(&self) -> Option<&GroupName> {
+        self.through.as_ref().and_then(|rule| rule.source.group())
+    }
+
+    /// When the rule no longer admits through the group, or at all.
+    pub fn expires_at(&self) -> Option<OffsetDateTime> {
+        let through = self.through.as_ref().and_then(|rule| rule.expires_at);
+        self.rule.expires_at.into_iter().chain(through).min()
+    }
+}
+
+/// A rule of the listener itself.
+impl From<Arc<Rule>> for MatchingRule {
+    fn from(rule: Arc<Rule>) -> Self {
+        Self { rule, through: None }
+    }
+}
+
+/// `ip_addr:10.0.0.0/8`, or `ip_addr:10.0.0.0/8 of group web`.
+impl fmt::Display for MatchingRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rule.fmt(f)?;
+        self.group().map_or(Ok(()), |group| write!(f, " of group {group}"))
     }
 }
 
@@ -99,173 +135,228 @@ impl Admitted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Untrusted {
     /// The expired rule with the longest prefix that covers the address.
-    pub expired: Option<Arc<Rule>>,
+    pub expired: Option<MatchingRule>,
 }
 
 impl fmt::Display for Untrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.expired.as_deref() {
-            Some(rule @ Rule { expires_at: Some(end), .. }) => {
-                write!(f, "the rule {rule} expired at {}", timestamp::seconds(*end))
-            }
-            Some(_) | None => f.write_str("no rule trusts this address"),
+        let expired = self.expired.as_ref().and_then(|expired| Some((expired, expired.rule.expires_at?)));
+        match expired {
+            Some((expired, end)) => write!(f, "the rule {expired} expired at {}", timestamp::seconds(end)),
+            None => f.write_str("no rule trusts this address"),
         }
     }
 }
 
-/// Rules, found by the longest prefix that covers an address. A host or a cloud source is stored under each of its
-/// addresses.
+/// The rules that a listener trusts: its own, and those of the groups that they name.
 ///
-/// A lookup walks one binary trie per address family. Its cost grows with the length of the matching prefix, not with the
-/// number of rules. An empty set trusts no address.
-#[derive(Default)]
+/// A group is stored once, whatever the number of its listeners.
+#[derive(Debug, Default)]
 pub struct TrustedSources {
-    rules: Vec<Arc<Rule>>,
-    /// The known addresses of the hosts and cloud sources in `rules`.
-    book: AddressBook,
-    v4: PrefixMap<Ipv4Net, Vec<Arc<Rule>>>,
-    v6: PrefixMap<Ipv6Net, Vec<Arc<Rule>>>,
+    own: Arc<RuleSet>,
+    /// Each group once, in the order of the rules that name them.
+    groups: Vec<UsedGroup>,
+}
+
+/// A group that rules of a listener name.
+#[derive(Clone, Debug)]
+struct UsedGroup {
+    group: Arc<SourceGroup>,
+    /// The rules that name the group. At least one.
+    named_by: Vec<Arc<Rule>>,
+}
+
+/// The rule that matches an address, as [`MatchingRule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundRule<'a> {
+    pub rule: &'a Arc<Rule>,
+    pub through: Option<&'a Arc<Rule>>,
+}
+
+impl FoundRule<'_> {
+    fn to_matching(self) -> MatchingRule {
+        MatchingRule { rule: Arc::clone(self.rule), through: self.through.cloned() }
+    }
 }
 
 impl TrustedSources {
-    /// Builds the set. Hosts and cloud sources have no addresses yet. If several rules name the same network or address, the first that has not
-    /// expired matches.
+    /// Builds the set without groups. Hosts and cloud sources have no addresses yet. If several rules name the same network or
+    /// address, the first that has not expired matches.
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        Self::of(rules.into_iter().map(Arc::new).collect(), AddressBook::new())
+        Self::shared(rules.into_iter().map(Arc::new).collect())
     }
 
     /// The same as [`Self::new`] with rules that other sets may share.
-    pub(crate) fn shared(rules: Vec<Arc<Rule>>) -> Self {
-        Self::of(rules, AddressBook::new())
+    pub(crate) fn shared(rules: Arc<[Arc<Rule>]>) -> Self {
+        Self { own: Arc::new(RuleSet::new(rules)), groups: Vec::new() }
     }
 
-    /// Returns the same rules with the addresses in `book`; `None` if no address changed.
+    /// The rules of a group alone.
+    pub(crate) fn of_group(group: &SourceGroup) -> Self {
+        Self { own: Arc::clone(&group.sources), groups: Vec::new() }
+    }
+
+    /// Returns the same rules with the addresses in `book` and those of the `groups` that they name; `None` if no address and
+    /// no group changed.
     #[must_use]
-    pub fn with_addresses(&self, book: &AddressBook) -> Option<Self> {
-        let entry = |source: Resolvable| book.get(&source).cloned().map(|known| (source, known));
-        let own: AddressBook = self.resolvables().filter_map(entry).collect();
-        (own != self.book).then(|| Self::of(self.rules.clone(), own))
+    pub fn updated(&self, book: &AddressBook, groups: &[Arc<SourceGroup>]) -> Option<Self> {
+        let own = self.own.with_addresses(book);
+        let used = used_groups(self.own.rules(), groups);
+        let is_same = |(one, other): (&UsedGroup, &UsedGroup)| Arc::ptr_eq(&one.group, &other.group);
+        let has_same_groups = used.len() == self.groups.len() && used.iter().zip(&self.groups).all(is_same);
+        let is_changed = own.is_some() || !has_same_groups;
+        is_changed.then(|| Self { own: own.map_or_else(|| Arc::clone(&self.own), Arc::new), groups: used })
     }
 
-    fn of(rules: Vec<Arc<Rule>>, book: AddressBook) -> Self {
-        let mut set = Self { rules: Vec::new(), book, ..Self::default() };
-        for rule in &rules {
-            match &rule.source {
-                Source::Network(network) => set.insert(network.net(), rule),
-                Source::Host(_) | Source::Cloud(_) => {
-                    let known = rule.source.resolvable().and_then(|source| set.book.get(&source).cloned());
-                    let known = known.unwrap_or_default();
-                    known.all().iter().for_each(|ip| set.insert((*ip).into(), rule));
-                }
-            }
-        }
-        Self { rules, ..set }
+    /// The rules of the listener itself.
+    pub fn own(&self) -> &RuleSet {
+        &self.own
     }
 
-    fn insert(&mut self, net: IpNet, rule: &Arc<Rule>) {
-        match net {
-            IpNet::V4(net) => self.v4.entry(net).or_default().push(Arc::clone(rule)),
-            IpNet::V6(net) => self.v6.entry(net).or_default().push(Arc::clone(rule)),
-        }
+    /// The rules of the listener itself in configuration order, including expired ones and those that name groups.
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        self.own.rules()
     }
 
-    /// The hosts in the rules, once for each rule that names them.
-    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.rules.iter().filter_map(|rule| rule.source.host())
+    /// The groups that the rules name.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<SourceGroup>> {
+        self.groups.iter().map(|used| &used.group)
     }
 
-    /// The hosts and cloud sources in the rules, once for each rule that names them.
+    /// The group with this name, if the rules name it.
+    pub fn group(&self, name: &GroupName) -> Option<&Arc<SourceGroup>> {
+        self.groups().find(|group| group.name == *name)
+    }
+
+    /// The rules of the listener itself and those of its groups.
+    pub fn all_rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.sets().flat_map(RuleSet::rules)
+    }
+
+    /// The rules of all of them that admit clients at `now`.
+    pub fn live_rules(&self, now: OffsetDateTime) -> impl Iterator<Item = &Arc<Rule>> {
+        self.live_sets(now).flat_map(RuleSet::rules).filter(move |rule| rule.is_live(now))
+    }
+
+    /// The number of rules that can match an address. A rule that names a group counts as the rules of the group.
+    pub fn count(&self) -> usize {
+        self.sets().map(|set| set.rules().len()).sum::<usize>().saturating_sub(self.naming_groups())
+    }
+
+    fn naming_groups(&self) -> usize {
+        self.groups.iter().map(|used| used.named_by.len()).sum()
+    }
+
+    fn sets(&self) -> impl Iterator<Item = &RuleSet> {
+        std::iter::once(&*self.own).chain(self.groups.iter().map(|used| &*used.group.sources))
+    }
+
+    /// The hosts and cloud sources in all rules, once for each rule that names them.
     pub fn resolvables(&self) -> impl Iterator<Item = Resolvable> {
-        self.rules.iter().filter_map(|rule| rule.source.resolvable())
+        self.sets().flat_map(RuleSet::resolvables)
     }
 
-    /// The known addresses of a host or a cloud source of this set; `None` if it has never been resolved.
+    /// The known addresses of a host or a cloud source; `None` if it has never been resolved.
     pub fn known(&self, source: &Resolvable) -> Option<&Addresses> {
-        self.book.get(source)
+        self.sets().find_map(|set| set.known(source))
     }
 
-    /// The known addresses of a host or a cloud source of this set, sorted.
+    /// The known addresses of a host or a cloud source, sorted.
     pub fn addresses_of(&self, source: &Resolvable) -> &[IpAddr] {
         self.known(source).map_or(&[], Addresses::all)
     }
 
-    /// All rules in configuration order, including expired ones.
-    pub fn rules(&self) -> &[Arc<Rule>] {
-        &self.rules
-    }
-
-    /// Returns the rule with the longest prefix that covers `ip` and has not expired at `now`.
+    /// Returns the rule with the longest prefix that covers `ip` and has not expired at `now`. Of equal prefixes, a rule of the
+    /// listener itself matches, then one of the group that is named first.
     ///
     /// # Errors
     /// [`Untrusted`] if no rule covers it.
-    pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<&Arc<Rule>, Untrusted> {
-        match ip {
-            IpAddr::V4(ip) => narrowest(self.v4.cover_values(&Ipv4Net::from(ip)), now),
-            IpAddr::V6(ip) => narrowest(self.v6.cover_values(&Ipv6Net::from(ip)), now),
+    pub fn lookup(&self, ip: IpAddr, now: OffsetDateTime) -> Result<FoundRule<'_>, Untrusted> {
+        let Covering { live, expired } = self.own.covering(ip, now);
+        let of_listener = |(length, rule)| (length, FoundRule { rule, through: None });
+        let (mut live, mut expired) = (live.map(of_listener), expired.map(of_listener));
+        for used in &self.groups {
+            let [its_live, its_expired] = used.covering(ip, now);
+            live = narrower(live, its_live);
+            expired = narrower(expired, its_expired);
+        }
+        match live {
+            Some((_, found)) => Ok(found),
+            None => Err(Untrusted { expired: expired.map(|(_, found)| found.to_matching()) }),
         }
     }
 
     /// The networks and addresses that are trusted at `now`, in no particular order.
     pub fn live_networks(&self, now: OffsetDateTime) -> impl Iterator<Item = IpNet> {
-        let is_live = move |rules: &[Arc<Rule>]| rules.iter().any(|rule| rule.is_live(now));
-        let v4 = self.v4.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V4(net));
-        v4.chain(self.v6.iter().filter(move |(_, rules)| is_live(rules)).map(|(net, _)| IpNet::V6(net)))
+        self.live_sets(now).flat_map(move |set| set.live_networks(now))
     }
 
     /// Whether a rule that has not expired at `now` trusts every address of a network.
     pub fn covers(&self, network: IpNet, now: OffsetDateTime) -> bool {
-        let is_live = |rules: &Vec<Arc<Rule>>| rules.iter().any(|rule| rule.is_live(now));
-        match network {
-            IpNet::V4(net) => self.v4.cover_values(&net).any(is_live),
-            IpNet::V6(net) => self.v6.cover_values(&net).any(is_live),
-        }
+        self.live_sets(now).any(|set| set.covers(network, now))
     }
 
     /// The networks and addresses of rules that lie within `network`, whether the rules have expired or not.
     pub fn within(&self, network: IpNet) -> Vec<IpNet> {
-        match network {
-            IpNet::V4(net) => self.v4.children(&net).map(|(net, _)| IpNet::V4(net)).take(MAX_WITHIN).collect(),
-            IpNet::V6(net) => self.v6.children(&net).map(|(net, _)| IpNet::V6(net)).take(MAX_WITHIN).collect(),
-        }
+        self.sets().flat_map(|set| set.within(network)).take(MAX_WITHIN).collect()
     }
 
     /// The earliest expiry after `now`.
     pub fn next_expiry(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
-        self.rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > now).min()
+        self.sets().filter_map(|set| set.next_expiry(now)).min()
+    }
+
+    /// The own rules, and those of each group that a rule names which has not expired at `now`.
+    fn live_sets(&self, now: OffsetDateTime) -> impl Iterator<Item = &RuleSet> {
+        let groups = self.groups.iter().filter(move |used| used.live_rule(now).is_some());
+        std::iter::once(&*self.own).chain(groups.map(|used| &*used.group.sources))
     }
 }
 
-/// The rules of `all` that may differ from those of `others`. A reload leaves rules that it does not concern the same values,
-/// usually at both ends of a list, which may be long.
-pub(crate) fn touched<'a>(all: &'a [Arc<Rule>], others: &[Arc<Rule>]) -> &'a [Arc<Rule>] {
-    let is_same = |(one, other): &(&Arc<Rule>, &Arc<Rule>)| Arc::ptr_eq(one, other);
-    let before = all.iter().zip(others).take_while(is_same).count();
-    let shorter = all.len().min(others.len()).saturating_sub(before);
-    let after = all.iter().rev().zip(others.iter().rev()).take(shorter).take_while(is_same).count();
-    all.get(before..all.len().saturating_sub(after)).unwrap_or_default()
-}
+impl UsedGroup {
+    /// A rule that names the group and has not expired at `now`.
+    fn live_rule(&self, now: OffsetDateTime) -> Option<&Arc<Rule>> {
+        self.named_by.iter().find(|rule| rule.is_live(now))
+    }
 
-/// Maximum number of networks that [`TrustedSources::within`] returns.
-const MAX_WITHIN: usize = 8;
-
-impl fmt::Debug for TrustedSources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.rules).finish()
+    /// The rules that cover `ip`: one that has not expired at `now`, and one that has. If the group no longer admits anyone,
+    /// that is the rule that names it.
+    fn covering(&self, ip: IpAddr, now: OffsetDateTime) -> [Option<(u8, FoundRule<'_>)>; 2] {
+        let Covering { live, expired } = self.group.sources.covering(ip, now);
+        let through = self.live_rule(now);
+        if through.is_some() {
+            let of_group = |(length, rule)| (length, FoundRule { rule, through });
+            return [live.map(of_group), expired.map(of_group)];
+        }
+        let naming = live.or(expired).zip(self.named_by.first());
+        [None, naming.map(|((length, _), rule)| (length, FoundRule { rule, through: None }))]
     }
 }
 
-/// Picks the matching rule from those that cover an address, given in order of increasing prefix length.
-fn narrowest<'a>(
-    covering: impl Iterator<Item = &'a Vec<Arc<Rule>>>,
-    now: OffsetDateTime,
-) -> Result<&'a Arc<Rule>, Untrusted> {
-    let mut live = None;
-    let mut expired = None;
-    for same_network in covering {
-        live = same_network.iter().find(|rule| rule.is_live(now)).or(live);
-        expired = same_network.iter().find(|rule| !rule.is_live(now)).or(expired);
+/// The one with the longer prefix; the first of equal ones.
+fn narrower<'a>(one: Option<(u8, FoundRule<'a>)>, other: Option<(u8, FoundRule<'a>)>) -> Option<(u8, FoundRule<'a>)> {
+    match (one, other) {
+        (Some(one), Some(other)) if other.0 > one.0 => Some(other),
+        (None, other) => other,
+        (one, _) => one,
     }
-    live.ok_or_else(|| Untrusted { expired: expired.cloned() })
+}
+
+/// The groups that `rules` name. The configuration names no unknown group.
+fn used_groups(rules: &[Arc<Rule>], groups: &[Arc<SourceGroup>]) -> Vec<UsedGroup> {
+    let mut used: Vec<UsedGroup> = Vec::new();
+    if groups.is_empty() {
+        return used;
+    }
+    for rule in rules {
+        let Some(name) = rule.source.group() else { continue };
+        if let Some(known) = used.iter_mut().find(|used| used.group.name == *name) {
+            known.named_by.push(Arc::clone(rule));
+        } else if let Some(group) = groups.iter().find(|group| group.name == *name) {
+            used.push(UsedGroup { group: Arc::clone(group), named_by: vec![Arc::clone(rule)] });
+        }
+    }
+    used
 }
 
 #[cfg(test)]
@@ -273,9 +364,14 @@ mod tests {
     use proptest::prelude::*;
     use time::Duration;
 
+    use std::collections::BTreeSet;
+
+    use ipnet::{Ipv4Net, Ipv6Net};
+
     use super::*;
     use crate::source::cloud::CloudSource;
-    use crate::source::rule::Origin;
+    use crate::source::host::Host;
+    use crate::source::rule::{Origin, Source};
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
@@ -301,13 +397,31 @@ mod tests {
         entries.iter().filter_map(entry).flatten().collect()
     }
 
+    fn naming(group: &str, expires_at: Option<OffsetDateTime>) -> Rule {
+        Rule { expires_at, ..Rule::of(Source::Group(group.parse().unwrap()), Origin::Configuration) }
+    }
+
+    fn group(name: &str, rules: Vec<Rule>) -> Arc<SourceGroup> {
+        let sources = Arc::new(RuleSet::new(rules.into_iter().map(Arc::new).collect()));
+        Arc::new(SourceGroup { name: name.parse().unwrap(), sources })
+    }
+
+    fn with_groups(rules: Vec<Rule>, groups: &[Arc<SourceGroup>]) -> TrustedSources {
+        TrustedSources::new(rules).updated(&AddressBook::new(), groups).unwrap()
+    }
+
+    fn found(set: &TrustedSources, ip: &str) -> Result<String, String> {
+        let found = set.lookup(ip.parse().unwrap(), NOW).map(|found| found.to_matching().to_string());
+        found.map_err(|untrusted| untrusted.to_string())
+    }
+
     fn sources(networks: &[&str]) -> TrustedSources {
         TrustedSources::new(networks.iter().map(|network| rule(network, None)))
     }
 
     fn matched(set: &TrustedSources, ip: &str) -> Option<String> {
         let client = ClientAddr::from_ip(ip.parse().unwrap());
-        set.lookup(client.ip().unwrap(), NOW).ok().map(ToString::to_string)
+        set.lookup(client.ip().unwrap(), NOW).ok().map(|found| found.rule.to_string())
     }
 
     #[test]
@@ -365,7 +479,7 @@ mod tests {
         assert_eq!(matched(&set, "192.0.2.1"), None, "the host has no addresses yet");
         let known =
             book(&[("app-internal", &[ip("192.0.2.1"), ip("10.1.2.3"), ip("2001:db8::1")]), ("else", &[ip("::1")])]);
-        let set = set.with_addresses(&known).unwrap();
+        let set = set.updated(&known, &[]).unwrap();
         for address in ["192.0.2.1", "::ffff:192.0.2.1", "10.1.2.3", "2001:db8::1"] {
             assert_eq!(matched(&set, address).as_deref(), Some("dns:app-internal"), "{address}");
         }
@@ -373,8 +487,8 @@ mod tests {
         for address in ["192.0.2.2", "2001:db8::2", "::1"] {
             assert_eq!(matched(&set, address), None, "{address}");
         }
-        assert!(set.with_addresses(&known).is_none(), "no address changed");
-        let fewer = set.with_addresses(&book(&[("app-internal", &[ip("192.0.2.9")])])).unwrap();
+        assert!(set.updated(&known, &[]).is_none(), "no address changed");
+        let fewer = set.updated(&book(&[("app-internal", &[ip("192.0.2.9")])]), &[]).unwrap();
         assert_eq!(matched(&fewer, "192.0.2.1"), None);
         assert_eq!(matched(&fewer, "10.1.2.3").as_deref(), Some("ip_addr:10.0.0.0/8"));
         assert_eq!(fewer.rules().len(), 3);
@@ -384,16 +498,62 @@ mod tests {
     fn expired_host_rule_is_named_in_the_rejection() {
         let ip: IpAddr = "192.0.2.1".parse().unwrap();
         let set = TrustedSources::new([host("app-internal", Some(NOW))]);
-        let set = set.with_addresses(&book(&[("app-internal", &[ip])])).unwrap();
+        let set = set.updated(&book(&[("app-internal", &[ip])]), &[]).unwrap();
         let untrusted = set.lookup(ip, NOW).unwrap_err();
         assert!(untrusted.to_string().contains("dns:app-internal expired"), "{untrusted}");
         assert!(set.lookup(ip, NOW - Duration::SECOND).is_ok());
+    }
+
+    #[test]
+    fn rule_of_a_group_matches_by_its_prefix_and_yields_to_an_equal_one_of_the_listener() {
+        let web = group("web", vec![rule("10.0.0.0/8", None), rule("10.1.0.0/16", None), rule("192.0.2.1", None)]);
+        let own = vec![naming("web", None), rule("10.0.0.0/8", None), rule("192.0.2.0/24", None)];
+        let set = with_groups(own, &[web, group("other", vec![rule("0.0.0.0/0", None)])]);
+        assert_eq!(found(&set, "10.2.0.1").as_deref(), Ok("ip_addr:10.0.0.0/8"));
+        assert_eq!(found(&set, "10.1.0.1").as_deref(), Ok("ip_addr:10.1.0.0/16 of group web"));
+        assert_eq!(found(&set, "192.0.2.1").as_deref(), Ok("ip_addr:192.0.2.1 of group web"));
+        assert_eq!(found(&set, "192.0.2.2").as_deref(), Ok("ip_addr:192.0.2.0/24"));
+        assert!(found(&set, "11.0.0.1").is_err(), "a group that no rule names admits no one");
+        assert_eq!((set.rules().len(), set.count(), set.groups().count()), (3, 5, 1));
+    }
+
+    #[test]
+    fn expired_rule_that_names_a_group_admits_no_one_through_it() {
+        let web = group("web", vec![rule("10.0.0.1", None), rule("10.0.0.2", Some(NOW))]);
+        let set = |rules: Vec<Rule>| with_groups(rules, std::slice::from_ref(&web));
+        let expired = set(vec![naming("web", Some(NOW))]);
+        assert!(found(&expired, "10.0.0.1").unwrap_err().starts_with("the rule group:web expired at "));
+        assert_eq!(
+            (expired.live_networks(NOW).count(), expired.covers("10.0.0.1/32".parse().unwrap(), NOW)),
+            (0, false)
+        );
+        let soon = NOW + Duration::SECOND;
+        let later = set(vec![naming("web", Some(NOW)), naming("web", Some(soon))]);
+        let trusted = later.lookup("10.0.0.1".parse().unwrap(), NOW).unwrap().to_matching();
+        assert_eq!((trusted.group().unwrap().as_str(), trusted.expires_at()), ("web", Some(soon)));
+        assert_eq!(later.next_expiry(NOW), Some(soon));
+        assert!(
+            found(&later, "10.0.0.2").unwrap_err().starts_with("the rule ip_addr:10.0.0.2 of group web expired at ")
+        );
+    }
+
+    #[test]
+    fn group_that_did_not_change_is_shared() {
+        let web = group("web", vec![rule("10.0.0.1", None)]);
+        let one = with_groups(vec![naming("web", None)], std::slice::from_ref(&web));
+        let other = with_groups(vec![naming("web", None)], std::slice::from_ref(&web));
+        assert!(Arc::ptr_eq(one.groups().next().unwrap(), other.groups().next().unwrap()));
+        assert!(one.updated(&AddressBook::new(), std::slice::from_ref(&web)).is_none());
+        let changed = group("web", vec![rule("10.0.0.2", None)]);
+        let next = one.updated(&AddressBook::new(), &[changed]).unwrap();
+        assert!(found(&next, "10.0.0.2").is_ok() && found(&next, "10.0.0.1").is_err());
     }
 
     /// The expected result of a lookup, by a scan of all rules.
     fn by_scanning<'a>(rules: &'a [Rule], book: &AddressBook, ip: IpAddr) -> Option<&'a Rule> {
         let prefix = |rule: &Rule| match &rule.source {
             Source::Network(network) => network.net().contains(&ip).then(|| network.net().prefix_len()),
+            Source::Group(_) => None,
             Source::Host(_) | Source::Cloud(_) => {
                 let longest = if ip.is_ipv4() { 32 } else { 128 };
                 let known = rule.source.resolvable().and_then(|source| book.get(&source));
@@ -453,9 +613,50 @@ mod tests {
             let entries: Vec<_> = ["a", "b", "c", "d"].into_iter().zip(known.iter().map(Vec::as_slice)).collect();
             let book = book(&entries);
             let bare = TrustedSources::new(rules.clone());
-            let set = bare.with_addresses(&book).unwrap_or(bare);
+            let set = bare.updated(&book, &[]).unwrap_or(bare);
             for ip in addresses {
-                prop_assert_eq!(set.lookup(ip, NOW).ok().map(|rule| &**rule), by_scanning(&rules, &book, ip));
+                prop_assert_eq!(set.lookup(ip, NOW).ok().map(|found| &**found.rule), by_scanning(&rules, &book, ip));
+            }
+        }
+
+        #[test]
+        fn rules_in_groups_decide_as_the_same_rules_of_the_listener(
+            own in proptest::collection::vec(crowded_rule(), 0..15),
+            web in proptest::collection::vec(crowded_rule(), 0..15),
+            office in proptest::collection::vec(crowded_rule(), 0..15),
+            ends in proptest::collection::vec(prop_oneof![Just(None), Just(Some(NOW)), Just(Some(NOW + Duration::HOUR))], 2),
+            known in proptest::collection::vec(proptest::collection::vec(crowded_address(), 0..6), 4),
+            addresses in proptest::collection::vec(crowded_address(), 1..20),
+        ) {
+            let entries: Vec<_> = ["a", "b", "c", "d"].into_iter().zip(known.iter().map(Vec::as_slice)).collect();
+            let book = book(&entries);
+            let groups = [("web", &web), ("office", &office)].map(|(name, rules)| {
+                let sources = RuleSet::new(rules.iter().cloned().map(Arc::new).collect());
+                let sources = sources.with_addresses(&book).unwrap_or(sources);
+                Arc::new(SourceGroup { name: name.parse().unwrap(), sources: Arc::new(sources) })
+            });
+            let named = [naming("web", ends[0]), naming("office", ends[1])];
+            let live = |rules: &[Rule], end: Option<OffsetDateTime>| {
+                if end.is_none_or(|end| NOW < end) { rules.to_vec() } else { Vec::new() }
+            };
+            let flat: Vec<Rule> = [own.clone(), live(&web, ends[0]), live(&office, ends[1])].concat();
+            let set = TrustedSources::new(named.into_iter().chain(own)).updated(&book, &groups).unwrap();
+            let flat_set = TrustedSources::new(flat.clone());
+            let flat_set = flat_set.updated(&book, &[]).unwrap_or(flat_set);
+            for ip in &addresses {
+                let matching = set.lookup(*ip, NOW).ok();
+                prop_assert_eq!(matching.map(|found| &**found.rule), by_scanning(&flat, &book, *ip));
+                let network = IpNet::from(*ip);
+                prop_assert_eq!(set.covers(network, NOW), flat_set.covers(network, NOW));
+            }
+            let networks = |set: &TrustedSources| set.live_networks(NOW).collect::<BTreeSet<_>>();
+            prop_assert_eq!(networks(&set), networks(&flat_set));
+            let expiry = |rules: &[Rule]| rules.iter().filter_map(|rule| rule.expires_at).filter(|end| *end > NOW).min();
+            prop_assert!(expiry(&flat).is_none_or(|end| set.next_expiry(NOW).is_some_and(|next| next <= end)));
+            let resolvables = |set: &TrustedSources| set.resolvables().collect::<BTreeSet<_>>();
+            prop_assert!(resolvables(&set).is_superset(&resolvables(&flat_set)));
+            for source in resolvables(&flat_set) {
+                prop_assert_eq!(set.known(&source), flat_set.known(&source));
             }
         }
     }

@@ -61,6 +61,22 @@ export async function sources_are_added_edited_removed_and_restored(site) {
   back.socket.destroy();
 }
 
+export async function cloud_source_shows_why_it_is_not_resolved(site) {
+  const page = await site.signedIn('operator', '#/sources/cache');
+  await row(page, '127.0.0.1').waitFor();
+  await add(page, 'tag:backend # web servers\nkubernetes:pods:shop');
+  await press(page, 'review');
+  await dialog(page).getByText('resolver.kubernetes', { exact: false }).first().waitFor();
+  await dialog(page).locator('textarea').fill('tag:backend # web servers');
+  await press(page, 'review');
+  assert.match(await plan(page), /tag:backend/);
+  await confirm(page);
+  await row(page, 'backend').waitFor();
+  const state = row(page, 'backend').locator('.c-state span').first();
+  await until('the lookup failed', async () => /127\.0\.0\.1/.test((await state.getAttribute('title')) ?? ''));
+  assert.match(await state.innerText(), /unresolved/);
+}
+
 export async function own_address_is_trusted_with_one_choice(site) {
   await site.api('operator', 'PUT', '/v1/listeners/cache/sources', { rules: [] });
   const page = await site.signedIn('operator', '#/sources/cache');
@@ -93,6 +109,43 @@ export async function listener_without_a_file_explains_how_to_add_one(site) {
   await dialog(page).locator('textarea').fill('203.0.113.9');
   await press(page, 'review');
   await dialog(page).getByText('sources_file', { exact: false }).first().waitFor();
+}
+
+export async function source_group_is_changed_and_added_to_a_listener(site) {
+  const page = await site.signedIn('operator', '#/sources/cache');
+  await row(page, '127.0.0.1').waitFor();
+  await page.locator('#listener').selectOption('group:office');
+  await row(page, '192.0.2.77').waitFor();
+  assert.match(await row(page, '192.0.2.77').innerText(), /config/);
+  await page.locator('#add-sources').click();
+  assert.equal(await dialog(page).locator('#group-choice').count(), 0, 'a group contains no group');
+  await dialog(page).locator('textarea').fill('127.0.0.2 # desk');
+  await press(page, 'review');
+  const added = await plan(page);
+  assert.match(added, /portcullis sources append '?group:office'? /);
+  assert.match(added, /\/v1\/listeners\/group(:|%3A)office\/sources/);
+  await confirm(page);
+  await row(page, '127.0.0.2').waitFor();
+  assert.match(site.read('office.sources'), /description = "desk"/);
+
+  await page.locator('#listener').selectOption('cache');
+  await row(page, '127.0.0.1').waitFor();
+  await page.locator('#add-sources').click();
+  await dialog(page).locator('[data-group="group:office"]').click();
+  assert.equal(await dialog(page).locator('textarea').inputValue(), 'group:office');
+  await press(page, 'review');
+  assert.match(await plan(page), /the sources of group:office/);
+  await confirm(page);
+  await row(page, 'office').waitFor();
+  const client = await site.client({ from: '127.0.0.2' });
+  assert.ok(client, 'the group admits the client');
+
+  await page.locator('#listener').selectOption('group:office');
+  await row(page, '127.0.0.2').locator('[data-action=remove]').click();
+  assert.match(await plan(page), /1 session ends/);
+  await confirm(page);
+  await client.ended;
+  assert.equal(await site.client({ from: '127.0.0.2' }), null);
 }
 
 export async function two_people_edit_at_once(site) {

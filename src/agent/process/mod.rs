@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream as StdStream;
 
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tracing::Level;
+use tracing_subscriber::EnvFilter;
 
 use crate::agent::frame::{FrameError, MessageReader, MessageWriter};
 use crate::agent::message::{Confinement, FromAgent, MAX_MESSAGE, ToAgent, VERSION};
@@ -46,9 +46,7 @@ pub(crate) fn run() -> Result<(), ProcessError> {
     // An error means that it is not a socket of this family.
     stream.local_addr().map_err(|_| ProcessError::NotStarted)?;
     stream.set_nonblocking(true)?;
-    // Faults only; everything else is reported to the program. An error means that a subscriber is set already.
-    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(Level::WARN);
-    let _ = log.try_init();
+    log_faults();
     let confinement = confine();
     fault::install_hook();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -59,6 +57,14 @@ pub(crate) fn run() -> Result<(), ProcessError> {
     // Do not wait for threads that resolve names.
     runtime.shutdown_background();
     result
+}
+
+/// Writes faults of this program to standard error. Libraries are silent, because what fails is reported to the program.
+fn log_faults() {
+    let own = EnvFilter::new(concat!("off,", env!("CARGO_CRATE_NAME"), "=warn"));
+    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_env_filter(own);
+    // An error means that a subscriber is set already.
+    let _ = log.try_init();
 }
 
 async fn serve(

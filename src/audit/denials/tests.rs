@@ -18,7 +18,7 @@ fn v4(number: u32) -> ConnectionFields {
 fn trusted(address: &str) -> ConnectionFields {
     let source = Source::Network("10.0.0.0/8".parse().unwrap());
     let rule = Rule::of(source, Origin::Configuration);
-    ConnectionFields { source_match: Some(SourceMatch::Rule(Arc::new(rule))), ..fields("main", address) }
+    ConnectionFields { source_match: Some(SourceMatch::Rule(Arc::new(rule).into())), ..fields("main", address) }
 }
 
 fn at(second: u64) -> OffsetDateTime {

@@ -33,6 +33,8 @@ pub enum AdminRequest {
     Listeners,
     /// One listener, by its name.
     Listener(String),
+    /// All source groups.
+    SourceGroups,
     /// Certificates, CAs and sources with their use.
     Rotation,
     /// The sessions and denied connections of the last hour.
@@ -61,16 +63,16 @@ pub enum AdminRequest {
         /// Client certificate chain, leaf first; may be empty.
         chain: Vec<CertificateDer<'static>>,
     },
-    /// The trusted sources of a listener.
+    /// The trusted sources of a listener or a group.
     Sources {
-        /// Name of the listener.
+        /// Name or UUID of the listener, or `group:NAME`.
         listener: String,
     },
-    /// Change the rules of a listener's `sources_file`.
+    /// Change the rules of a `sources_file`.
     ChangeSources(ChangeSources),
     /// The rules of a `sources_file` in the form of DigitalOcean's API.
     Firewall {
-        /// Name or UUID of the listener.
+        /// Name or UUID of the listener, or `group:NAME`.
         listener: String,
     },
     /// The certificates that clients of a listener should trust, in the form of DigitalOcean's API.
@@ -112,7 +114,7 @@ pub enum AdminRequest {
 /// A change of the rules of a `sources_file`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeSources {
-    /// Name of the listener; for DigitalOcean's API, its UUID too.
+    /// Name or UUID of the listener, or `group:NAME`.
     pub listener: String,
     pub change: SourcesChange,
     /// The entity tag that the rules must have, without quotes; `None` for any.

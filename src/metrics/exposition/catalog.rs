@@ -92,7 +92,7 @@ catalog! {
     CREDENTIAL_SESSIONS: Gauge "portcullis_credential_sessions" ["listener", "kind", "sha256"]
         "Open sessions that depend on a configured certificate.", "with certificates";
     TRUSTED_SOURCES: Gauge "portcullis_trusted_sources" ["listener"]
-        "Rules for trusted sources, including expired ones.", "";
+        "Rules for trusted sources, including expired ones and those of source groups.", "";
     SOURCE_STALE: Gauge "portcullis_source_stale" ["listener", "rule"]
         "Whether the last lookup of a source failed, so that its previous addresses are in use.", "with `dns` and cloud sources";
     SOURCE_LAST_SUCCESS: Gauge "portcullis_source_last_success_timestamp_seconds" ["listener", "rule"]

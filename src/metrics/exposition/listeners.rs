@@ -92,7 +92,7 @@ fn collect_certificates(policy: &ListenerPolicy, sessions: &CredentialSessions, 
 
 fn collect_sources(policy: &ListenerPolicy, resolutions: &ResolutionCache, families: &mut Families) {
     let trusted = &policy.sources.trusted;
-    families.set(&TRUSTED_SOURCES, [&policy.name], u64::try_from(trusted.rules().len()).unwrap_or(u64::MAX));
+    families.set(&TRUSTED_SOURCES, [&policy.name], u64::try_from(trusted.count()).unwrap_or(u64::MAX));
     let sources: BTreeSet<_> = trusted.resolvables().collect();
     for source in sources {
         let rule = source.to_string();

@@ -5,9 +5,9 @@ import { go, link } from './router.js';
 import { listeners } from './state.js';
 import { emptyState, field, select } from './widgets.js';
 
-/** A choice that opens the same view for another listener. */
-export function listenerPicker(view, name) {
-  const names = listeners().map((each) => each.name);
+/** A choice that opens the same view for another listener. `others` are offered after the listeners. */
+export function listenerPicker(view, name, others = []) {
+  const names = [...listeners().map((each) => each.name), ...others];
   if (name && !names.includes(name)) names.unshift(name);
   const choice = select(
     names.map((each) => [each, each]),

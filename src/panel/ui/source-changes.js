@@ -4,7 +4,7 @@ import { notifyChanged, send } from './api.js';
 import { changeDialog, planOf } from './changes.js';
 import { curl } from './commands.js';
 import { toast } from './dialogs.js';
-import { h, newId, replace } from './dom.js';
+import { button, h, newId, replace } from './dom.js';
 import { expiryField, FieldError } from './expiry.js';
 import { groupBy } from './filter.js';
 import { count, shellJoin, shellQuote, visibleJson } from './format.js';
@@ -22,7 +22,7 @@ import {
   sourceOf,
   unchanged,
 } from './source-rules.js';
-import { state } from './state.js';
+import { isGroup, sourceGroups, state } from './state.js';
 import { path } from './url.js';
 import { facts, field, time } from './widgets.js';
 
@@ -96,6 +96,27 @@ export function addDialog({
     replace(errors);
   });
 
+  const groups = choices || isGroup(listener) ? [] : sourceGroups();
+  const groupChoice =
+    groups.length > 0
+      ? h(
+          'div',
+          { class: 'bar', id: 'group-choice' },
+          h('span', { class: 'muted small' }, 'Add a source group:'),
+          groups.map((group) =>
+            button(
+              group,
+              () => {
+                lines.value = [...lines.value.split('\n').filter((line) => line.trim() !== ''), group].join('\n');
+                lines.dispatchEvent(new Event('input'));
+                lines.focus();
+              },
+              { kind: 'small', 'data-group': group },
+            ),
+          ),
+        )
+      : null;
+
   const choice = choices
     ? h(
         'fieldset',
@@ -135,6 +156,7 @@ export function addDialog({
         help: 'An address, a network, or TYPE:VALUE such as dns:app.internal, tag:backend or kubernetes:nodes. Text after # describes its line.',
         error: errors,
       }),
+      groupChoice,
     ),
     choices ? errors : null,
     field('Description', description, {
@@ -194,7 +216,7 @@ export function addDialog({
       },
     },
     build: ({ rules: current, etag }, input) => {
-      const groups = groupBy(input.rules, (rule) => rule.description ?? '');
+      const byDescription = groupBy(input.rules, (rule) => rule.description ?? '');
       const renewed = input.rules.filter((rule) =>
         current.some((each) => each.type === rule.type && each.value === rule.value && each.state === 'expired'),
       );
@@ -206,7 +228,7 @@ export function addDialog({
         before: current.filter(isEditable),
         renewed,
         known,
-        cli: [...groups].map(([shown, rules]) => appendCommand(listener, rules, { description: shown, ...input.end })),
+        cli: [...byDescription].map(([shown, rules]) => appendCommand(listener, rules, { description: shown, ...input.end })),
       };
     },
     plan: (change) => planWithLineErrors(change),

@@ -6,6 +6,7 @@ import { h, replace } from './dom.js';
 import { count, relative } from './format.js';
 import { planSummary, ruleLine, sessionsEnded } from './plan-parts.js';
 import { sourceOf } from './source-rules.js';
+import { isGroup } from './state.js';
 import { query } from './url.js';
 import { notice, time, untrusted } from './widgets.js';
 
@@ -28,6 +29,7 @@ export function showSourcesPlan(listener, { plan, change }) {
   const removedValues = new Set(removed.map(sourceOf));
   const isNew = (rule) => !removedValues.has(sourceOf(rule));
   const newly = added.filter(isNew);
+  const place = isGroup(listener) ? `a listener that uses ${listener}` : listener;
   const denied = h('div', {});
   if (newly.length > 0) showDenied(denied, listener, newly);
   const nodes = [
@@ -37,7 +39,7 @@ export function showSourcesPlan(listener, { plan, change }) {
           h(
             'p',
             {},
-            h('strong', {}, `After this change no client can connect to ${listener}.`),
+            h('strong', {}, `After this change no client can connect to ${place}.`),
             ' Its list of trusted sources admits nobody.',
           ),
         )
@@ -161,6 +163,9 @@ function newSources(rules, total) {
     if (rule.type === 'ip_addr') {
       return [h('code', {}, untrusted(rule.value, { label: 'address' })), size ? ` (${size} addresses)` : ''];
     }
+    if (rule.type === 'group') {
+      return ['the sources of ', h('code', {}, untrusted(sourceOf(rule), { label: 'rule' }))];
+    }
     return ['the machines of ', h('code', {}, untrusted(sourceOf(rule), { label: 'rule' }))];
   };
   return h(
@@ -181,7 +186,7 @@ async function showDenied(box, listener, rules) {
     .filter((rule) => rule.type === 'ip_addr')
     .map((rule) => parseNetwork(rule.value))
     .filter(Boolean);
-  if (networks.length === 0) return;
+  if (networks.length === 0 || isGroup(listener)) return;
   try {
     const { denials } = await get(`/v1/denials${query({ listener })}`);
     const matching = denials.filter(({ reason, last_address: address }) => {

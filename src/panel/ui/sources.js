@@ -1,4 +1,4 @@
-// The trusted sources of a listener.
+// The trusted sources of a listener or a source group.
 
 import { contains, isLoopback, parseNetwork, sortKey } from './address.js';
 import { poll } from './api.js';
@@ -10,7 +10,7 @@ import { link, remember } from './router.js';
 import { addDialog, editDialog, loadSources, removeDialog, undoDialog } from './source-changes.js';
 import { originOf, showDetails, stateOf } from './source-facts.js';
 import { isEditable, sourceOf } from './source-rules.js';
-import { can, state } from './state.js';
+import { can, isGroup, sourceGroups, state } from './state.js';
 import { counter, dataTable } from './table.js';
 import { emptyState, errorNotice, notice, pageHead, skeleton, time, untrusted } from './widgets.js';
 
@@ -134,9 +134,11 @@ export function sourcesView(page, { name, parameters }) {
           )
         : emptyState(
             'No trusted source',
-            'No client can connect to this listener. Add the first source, or look at who was denied.',
+            isGroup(listener)
+              ? 'The group admits no client. Add the first source, or look at who was denied.'
+              : 'No client can connect to this listener. Add the first source, or look at who was denied.',
             mayChange ? button('Add sources', () => openAdd(), { kind: 'primary', id: 'add-first' }) : null,
-            h('a', { class: 'button', href: link('denials', '', { listener }) }, 'Show denials'),
+            h('a', { class: 'button', href: link('denials', '', isGroup(listener) ? {} : { listener }) }, 'Show denials'),
           ),
   });
 
@@ -173,7 +175,7 @@ export function sourcesView(page, { name, parameters }) {
     : null;
   add(page, [
     pageHead('Trusted sources', 'Only these sources can connect. Every other client is closed before a byte is read.'),
-    h('div', { class: 'toolbar' }, listenerPicker('sources', listener), search.element, actions),
+    h('div', { class: 'toolbar' }, listenerPicker('sources', listener, sourceGroups()), search.element, actions),
     message,
     h('div', { class: 'bar' }, found.element, mayChange ? removeSelected : null),
     table.element,

@@ -16,4 +16,7 @@ const RANK = { viewer: 0, operator: 1, owner: 2 };
 export const can = (role) => (lookup(RANK, state.session?.role) ?? -1) >= RANK[role];
 
 export const listeners = () => state.status?.listeners ?? [];
+/** The source groups, which have rules as listeners do and are addressed as `group:NAME`. */
+export const sourceGroups = () => (state.status?.source_groups ?? []).map((each) => `group:${each.name}`);
+export const isGroup = (owner) => owner.startsWith('group:');
 export const listenerNamed = (name) => listeners().find((each) => each.name === name) ?? null;

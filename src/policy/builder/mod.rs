@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod chains;
+pub(crate) mod groups;
 pub(crate) mod issuing;
 pub(crate) mod proxies;
 pub(crate) mod reader;
@@ -28,7 +29,8 @@ use crate::policy::history::{CertificateHistory, GenerationStamp};
 use crate::policy::{BindAddr, ListenerPolicy, with_roles};
 use crate::protocol::Protocol;
 use crate::source::addresses::AddressBook;
-use crate::source::trusted::{Enforcement, SourcePolicy};
+use crate::source::group::SourceGroup;
+use crate::source::trusted::{Enforcement, SourcePolicy, TrustedSources};
 use crate::tls::server::ServerTls;
 use crate::upstream::Upstream;
 use crate::x509::certificate::Certificate;
@@ -43,6 +45,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) reader: Reader<'a>,
     /// The known addresses of the hosts and cloud sources in rules.
     pub(crate) book: &'a AddressBook,
+    /// The groups that rules name.
+    pub(crate) groups: &'a [Arc<SourceGroup>],
     /// The generation being built.
     pub(crate) now: GenerationStamp,
     /// The counters of a removed listener that had this name.
@@ -58,11 +62,11 @@ impl Builder<'_> {
         let upstream_tls = self.upstream(before, shown);
         let ca_bundle = self.ca_bundle();
         let (Server { tls, anchors, pins, issuing, inputs }, upstream_tls) = (server?, upstream_tls?);
-        self.warn_about_listener();
-        self.warn_about_proxies();
+        let sources = self.sources();
+        self.warn_about_listener(&sources.trusted);
+        self.warn_about_proxies(&sources.trusted);
         let name: Arc<str> = listener.name.as_str().into();
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
-        let sources = self.sources();
         let history =
             CertificateHistory::after(before, self.now, with_roles(server, &anchors, &pins), &sources.trusted);
         let policy = ListenerPolicy {
@@ -106,13 +110,13 @@ impl Builder<'_> {
 
     fn sources(&self) -> SourcePolicy {
         let sources = self.listener.sources.clone();
-        match sources.trusted.with_addresses(self.book) {
+        match sources.trusted.updated(self.book, self.groups) {
             Some(trusted) => SourcePolicy { trusted: Arc::new(trusted), ..sources },
             None => sources,
         }
     }
 
-    fn warn_about_listener(&mut self) {
+    fn warn_about_listener(&mut self, trusted: &TrustedSources) {
         let listener = self.listener;
         for upstream in &listener.upstream.addresses {
             if listener.listen.iter().any(|address| upstream.reaches(address)) {
@@ -122,9 +126,7 @@ impl Builder<'_> {
         }
         if listener.sources.enforcement == Enforcement::Observe {
             self.reader.warn("enforcement = \"observe\" admits untrusted sources; set \"enforce\" to reject them");
-        } else if listener.sources.trusted.rules().is_empty()
-            && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
-        {
+        } else if trusted.count() == 0 && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_))) {
             let fix = match listener.sources_file {
                 Some(_) => format!("add one with: portcullis sources append {} SOURCE", listener.name),
                 None => "add rules to trusted_sources".to_owned(),

@@ -2,9 +2,10 @@
 
 use crate::policy::builder::Builder;
 use crate::source::rule::Network;
+use crate::source::trusted::TrustedSources;
 
 impl Builder<'_> {
-    pub(crate) fn warn_about_proxies(&mut self) {
+    pub(crate) fn warn_about_proxies(&mut self, trusted: &TrustedSources) {
         let listener = self.listener;
         for network in listener.proxies.networks() {
             if is_wide(network) {
@@ -12,7 +13,7 @@ impl Builder<'_> {
                     "every host in {network} (proxy_protocol.trusted) can announce any client address; list only the load balancers"
                 ));
             }
-            let inside = listener.sources.trusted.rules().iter().find(|rule| {
+            let inside = trusted.all_rules().find(|rule| {
                 let source = rule.source.network().filter(|_| !network.is_single_address());
                 source.is_some_and(|source| network.net().contains(&source.net()))
             });

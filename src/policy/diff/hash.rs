@@ -38,9 +38,15 @@ impl Snapshot {
             add(&mut text, &policy.name, settings.iter().filter(|setting| !is_built_in(setting, listener)), &directory);
             let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
             trust.extend(of_trusted(policy.certificates()));
-            trust.sort_unstable();
-            trust.dedup();
-            trust.iter().for_each(|line| add_line(&mut text, line));
+            add_sorted(&mut text, trust);
+        }
+        let mut groups: Vec<_> = self.groups.iter().collect();
+        groups.sort_by(|one, other| one.name.cmp(&other.name));
+        for group in groups {
+            let owner = group.owner();
+            let settings = settings::of_group(&self.config, owner);
+            add(&mut text, &owner.to_string(), settings.iter(), &directory);
+            add_sorted(&mut text, group.sources.rules().iter().map(|rule| of_rule(rule)).collect());
         }
         text
     }
@@ -61,6 +67,12 @@ fn add<'a>(text: &mut String, scope: &str, settings: impl Iterator<Item = &'a Se
         add_line(text, &format!("{scope} {key} {}", values.len()));
         values.iter().for_each(|value| add_line(text, &directory.strip_from(value)));
     }
+}
+
+fn add_sorted(text: &mut String, mut lines: Vec<String>) {
+    lines.sort_unstable();
+    lines.dedup();
+    lines.iter().for_each(|line| add_line(text, line));
 }
 
 /// Each line starts with its length, so that no value can look like two.

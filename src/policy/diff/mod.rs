@@ -39,6 +39,13 @@ impl Snapshot {
                 now,
             ));
         }
+        for group in &self.groups {
+            let Some(before) = previous.group(group.name.as_str()) else { continue };
+            let owner = group.owner().to_string();
+            let files = [previous, self].map(|snapshot| settings::of_group(&snapshot.config, group.owner()));
+            differences.extend(compare(Some(&owner), &files));
+            differences.extend(sources::compare_groups(&owner, [before, group], now));
+        }
         differences
     }
 

@@ -18,6 +18,7 @@ use crate::policy::diff::resolvers;
 use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
+use crate::source::group::RuleOwner;
 use crate::source::trusted::{Enforcement, SourcePolicy};
 use crate::timestamp;
 use crate::token::Token;
@@ -27,7 +28,18 @@ use crate::x509::crl::key_digest;
 
 /// The settings of the process.
 pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
-    let Config { file: _, log, state_directory, admin, reload, drain, resolvers, listeners: _, positions: _ } = config;
+    let Config {
+        file: _,
+        log,
+        state_directory,
+        admin,
+        reload,
+        drain,
+        resolvers,
+        source_groups,
+        listeners: _,
+        positions: _,
+    } = config;
     let Log { level, format, audit_file } = log;
     let Reload { watch, poll, revoke } = reload;
     let mut settings = vec![
@@ -41,8 +53,16 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
         plain("shutdown.drain", duration(*drain)),
     ];
     settings.extend(resolvers::of_resolvers(resolvers));
+    // Without a group the setting is absent, so that the hash of such a configuration does not depend on the version.
+    let groups: Vec<_> = source_groups.iter().map(|group| group.name.to_string()).collect();
+    settings.extend((!groups.is_empty()).then(|| list("source_group", groups)));
     settings.extend(of_admin(admin.as_ref()));
     settings
+}
+
+/// The settings of a group. Rules are compared in [`super::sources`].
+pub(crate) fn of_group(config: &Config, owner: RuleOwner<'_>) -> Vec<Setting> {
+    vec![optional("sources_file", config.sources_file(owner).map(path))]
 }
 
 fn of_admin(admin: Option<&Admin>) -> Vec<Setting> {

@@ -9,11 +9,24 @@ use time::OffsetDateTime;
 
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::policy::diff::value;
+use crate::source::group::SourceGroup;
 use crate::source::rule::{Rule, Source};
-use crate::source::trusted::{TrustedSources, touched};
+use crate::source::rule_set::touched;
+use crate::source::trusted::TrustedSources;
 use crate::timestamp;
 
-/// Returns rules with a changed description, refresh interval or expiry, and rules that trust more than before.
+/// Compares the rules of a group.
+pub(crate) fn compare_groups(
+    owner: &str,
+    groups: [&SourceGroup; 2],
+    now: OffsetDateTime,
+) -> std::vec::IntoIter<Difference> {
+    let [old, new] = groups.map(TrustedSources::of_group);
+    compare(owner, [&old, &new], now)
+}
+
+/// Returns rules with a changed description, refresh interval or expiry, and rules that trust more than before. `listener` is
+/// the text of their owner.
 pub(crate) fn compare(
     listener: &str,
     [old, new]: [&TrustedSources; 2],
@@ -41,7 +54,10 @@ pub(crate) fn compare(
             Some(before) => differences.extend(altered(listener, before, rule)),
             None => match removed.get(&rule.source) {
                 Some(before) => differences.push(with_changed_expiry(listener, before, rule)),
-                None => differences.extend(widening(listener, old, &widest, rule, now)),
+                None => {
+                    let wider = wider_networks(new, rule, now).find_map(|wider| widening(old, &widest, wider, now));
+                    differences.extend(wider.map(|wider| wider.difference(listener, rule)));
+                }
             },
         }
     }
@@ -69,16 +85,46 @@ fn with_changed_expiry(listener: &str, old: &Arc<Rule>, new: &Arc<Rule>) -> Diff
     Difference { weakens, ..Difference::new(Some(listener), KEY, Some(describe(old)), Some(describe(new))) }
 }
 
-/// A new rule that trusts more than an old one: every address, a network around a trusted one, or a larger network than any
+/// A new rule that trusts more than an old one.
+struct Widening<'a> {
+    rule: &'a Rule,
+    /// The old networks that it exceeds.
+    before: Vec<IpNet>,
+}
+
+impl Widening<'_> {
+    /// `added` is the new rule of the owner: the widening one, or one that names its group.
+    fn difference(&self, listener: &str, added: &Rule) -> Difference {
+        let before: Vec<_> = self.before.iter().map(|network| format!("{}:{network}", Source::IP_ADDR)).collect();
+        let before = Some(before.join(", ")).filter(|before| !before.is_empty());
+        let after = if added.source.group().is_some() {
+            format!("{} with {}", describe(added), describe(self.rule))
+        } else {
+            describe(added)
+        };
+        Difference { weakens: true, ..Difference::new(Some(listener), KEY, before, Some(after)) }
+    }
+}
+
+/// The rules of networks that a new rule of the owner adds: itself, or those of the group that it names.
+fn wider_networks<'a>(
+    new: &'a TrustedSources,
+    rule: &'a Arc<Rule>,
+    now: OffsetDateTime,
+) -> impl Iterator<Item = &'a Arc<Rule>> {
+    let group = rule.source.group().filter(|_| rule.is_live(now)).and_then(|name| new.group(name));
+    std::iter::once(rule).chain(group.into_iter().flat_map(|group| group.sources.rules()))
+}
+
+/// Whether a rule trusts more than an old one: every address, a network around a trusted one, or a larger network than any
 /// before. Other new rules are reported as added and do not weaken, and so are hosts and cloud sources, whose addresses are
 /// not known yet. A new kind of source with many known addresses must be compared here.
-fn widening(
-    listener: &str,
+fn widening<'a>(
     old: &TrustedSources,
     widest: &WidestNetworks,
-    rule: &Arc<Rule>,
+    rule: &'a Rule,
     now: OffsetDateTime,
-) -> Option<Difference> {
+) -> Option<Widening<'a>> {
     let network = rule.source.network()?.net();
     if !rule.is_live(now) || old.covers(network, now) {
         return None;
@@ -91,9 +137,7 @@ fn widening(
         return None;
     }
     let before = if within.is_empty() { Vec::from_iter(widest) } else { within };
-    let before: Vec<_> = before.iter().map(|network| format!("{}:{network}", Source::IP_ADDR)).collect();
-    let before = Some(before.join(", ")).filter(|before| !before.is_empty());
-    Some(Difference { weakens: true, ..Difference::new(Some(listener), KEY, before, Some(describe(rule))) })
+    Some(Widening { rule, before })
 }
 
 /// The largest network of each address family that a rule trusts.

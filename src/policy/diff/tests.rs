@@ -198,3 +198,51 @@ fn durations_are_written_as_in_the_configuration() {
         assert_eq!(value::duration(Duration::from_millis(milliseconds)), text);
     }
 }
+
+/// The differences of a listener and a group that change together, as text.
+fn of_groups(before: [&str; 2], after: [&str; 2]) -> Vec<String> {
+    let dir = config_dir();
+    let config = |[own, web]: [&str; 2]| {
+        let group = format!("[[source_group]]\nname = \"web\"\ntrusted_sources = [{web}]\n");
+        dir.snapshot(format!("{group}{}", listener("db", 1001, own)), None)
+    };
+    differences(&config(after), &config(before)).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn wider_rule_in_a_group_weakens_the_group() {
+    assert_eq!(
+        of_groups(["\"group:web\"", "\"10.1.0.0/16\""], ["\"group:web\"", "\"10.1.0.0/16\", \"10.0.0.0/8\""]),
+        ["group:web trusted_sources: ip_addr:10.1.0.0/16 -> ip_addr:10.0.0.0/8 (weakens protection)"]
+    );
+    assert_eq!(
+        of_groups(["\"group:web\"", "\"10.1.0.0/16\""], ["\"group:web\"", "\"10.1.0.0/16\", \"10.2.0.1\""]),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn group_with_a_wider_rule_weakens_the_listener_that_names_it() {
+    let own = "\"10.1.0.0/16\"";
+    let with_group = "\"10.1.0.0/16\", \"group:web\"";
+    assert_eq!(
+        of_groups([own, "\"10.1.2.3\", \"10.0.0.0/8\""], [with_group, "\"10.1.2.3\", \"10.0.0.0/8\""]),
+        ["db trusted_sources: ip_addr:10.1.0.0/16 -> group:web with ip_addr:10.0.0.0/8 (weakens protection)"]
+    );
+    assert_eq!(of_groups([own, "\"10.1.2.3\""], [with_group, "\"10.1.2.3\""]), Vec::<String>::new());
+    assert_eq!(
+        of_groups([with_group, "\"10.0.0.0/8\""], ["\"10.0.0.0/9\"", "\"10.0.0.0/8\""]),
+        Vec::<String>::new(),
+        "the group trusted it before"
+    );
+}
+
+#[test]
+fn added_group_is_a_difference() {
+    let dir = config_dir();
+    let before = dir.snapshot(listener("db", 1001, "\"10.0.0.1\""), None);
+    let group = "[[source_group]]\nname = \"web\"\ntrusted_sources = [\"10.0.0.2\"]\n";
+    let after = dir.snapshot(format!("{group}{}", listener("db", 1001, "\"10.0.0.1\"")), None);
+    let shown: Vec<_> = differences(&after, &before).iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["source_group: none -> web"]);
+}

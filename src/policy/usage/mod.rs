@@ -14,7 +14,10 @@ use crate::identity::client_verifier::PresentedIdentity;
 use crate::identity::verified::{TrustedBy, VerifiedIdentity};
 use crate::policy::ListenerPolicy;
 use crate::policy::authorize::Permit;
-use crate::source::rule::{Rule, Source};
+use crate::source::group::{GroupName, SourceGroup};
+use crate::source::rule::Source;
+use crate::source::rule_set::RuleSet;
+use crate::source::trusted::MatchingRule;
 use crate::x509::certificate::{Certificate, NameDigest};
 
 /// A certificate or rule that a connection uses and that can be removed separately.
@@ -22,8 +25,10 @@ use crate::x509::certificate::{Certificate, NameDigest};
 pub enum Item {
     /// A server certificate, trust anchor or pinned client certificate, by its fingerprint.
     Certificate(Arc<str>),
-    /// All rules for this source. They are one item, whatever their expiry and description are.
+    /// All rules of the listener for this source. They are one item, whatever their expiry and description are.
     Source(Source),
+    /// All rules of a group for this source.
+    GroupSource(GroupName, Source),
 }
 
 /// The first and last use of an item, and its last users.
@@ -66,7 +71,7 @@ struct Records {
 #[derive(Clone, Debug, Default)]
 pub struct Authorization {
     /// The rule that trusts its source; `None` if something else admitted it.
-    pub rule: Option<Arc<Rule>>,
+    pub rule: Option<MatchingRule>,
     /// The verified identity, if the policy requests client certificates.
     pub identity: Option<Arc<VerifiedIdentity>>,
     /// The identity that the client presented. Kept while the policy requests none, because a later policy may request one.
@@ -115,7 +120,7 @@ impl Authorization {
 
     /// When the client must be authorized again even if no policy changes.
     pub fn until(&self) -> Option<OffsetDateTime> {
-        let rule = self.rule.as_ref().and_then(|rule| rule.expires_at);
+        let rule = self.rule.as_ref().and_then(MatchingRule::expires_at);
         let identity = self.identity.as_ref().map(|identity| identity.until);
         rule.into_iter().chain(identity).min()
     }
@@ -123,13 +128,30 @@ impl Authorization {
     /// Every item that the connection uses.
     pub fn items(&self) -> impl Iterator<Item = Item> {
         let Self { rule, identity, shown, .. } = self;
-        let rule = rule.as_ref().map(|rule| Item::Source(rule.source.clone()));
+        let [rule, through] = rule.as_ref().map_or([None, None], items_of);
         let trusted_by = identity.as_ref().map(|identity| match &identity.trusted_by {
             TrustedBy::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
             TrustedBy::Pinned => Item::Certificate(identity.certificate.sha256.as_str().into()),
         });
         let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));
-        [rule, trusted_by, shown].into_iter().flatten()
+        [rule, through, trusted_by, shown].into_iter().flatten()
+    }
+}
+
+/// The rule that matches, and for one of a group also the rule of the listener that names the group.
+fn items_of(matching: &MatchingRule) -> [Option<Item>; 2] {
+    let source = || matching.rule.source.clone();
+    match (matching.group(), &matching.through) {
+        (Some(group), Some(through)) => {
+            [Some(Item::Source(through.source.clone())), Some(Item::GroupSource(group.clone(), source()))]
+        }
+        _ => [Some(Item::Source(source())), None],
+    }
+}
+
+impl Item {
+    const fn is_rule(&self) -> bool {
+        matches!(self, Self::Source(_) | Self::GroupSource(..))
     }
 }
 
@@ -176,10 +198,24 @@ impl UseRecord {
 impl Records {
     /// Records a use of an item that was used before.
     fn note(&mut self, item: &Item, user: &LastUser) {
-        let is_rule = matches!(item, Item::Source(_));
+        let is_rule = item.is_rule();
         let may_grow = !is_rule || self.users_of_rules < MAX_USERS_OF_RULES;
         let grown = self.items.get_mut(item).is_some_and(|uses| uses.note(user, may_grow));
         self.users_of_rules += usize::from(is_rule && grown);
+    }
+
+    /// The sources of a set of rules that were used. There may be many more rules than used ones.
+    fn used_sources(&self, group: Option<&GroupName>, set: &RuleSet) -> HashSet<Source> {
+        let used = self.items.keys().filter_map(|item| match item {
+            Item::Source(source) if group.is_none() => Some(source),
+            Item::GroupSource(name, source) if group == Some(name) => Some(source),
+            Item::Certificate(_) | Item::Source(_) | Item::GroupSource(..) => None,
+        });
+        let used: HashSet<&Source> = used.collect();
+        if used.is_empty() {
+            return HashSet::new();
+        }
+        set.rules().iter().map(|rule| &rule.source).filter(|source| used.contains(source)).cloned().collect()
     }
 }
 
@@ -218,23 +254,19 @@ impl Usage {
         let certificates: HashSet<&str> =
             policy.certificates().map(|(_, certificate)| certificate.sha256.as_str()).collect();
         let mut records = self.records();
-        // There may be many more rules than used ones.
-        let used = records.items.keys().filter_map(|item| match item {
-            Item::Source(source) => Some(source),
-            Item::Certificate(_) => None,
-        });
-        let used: HashSet<&Source> = used.collect();
-        let rules = policy.sources.trusted.rules().iter().map(|rule| &rule.source);
-        let sources: HashSet<Source> = if used.is_empty() {
-            HashSet::new()
-        } else {
-            rules.filter(|source| used.contains(source)).cloned().collect()
+        let sources = records.used_sources(None, policy.sources.trusted.own());
+        let groups = policy.sources.trusted.groups();
+        let of_group = |group: &Arc<SourceGroup>| {
+            let sources = records.used_sources(Some(&group.name), &group.sources);
+            (group.name.clone(), sources)
         };
+        let of_groups: HashMap<GroupName, HashSet<Source>> = groups.map(of_group).collect();
         records.items.retain(|item, _| match item {
             Item::Certificate(sha256) => certificates.contains(&**sha256),
             Item::Source(source) => sources.contains(source),
+            Item::GroupSource(group, source) => of_groups.get(group).is_some_and(|sources| sources.contains(source)),
         });
-        let rules = records.items.iter().filter(|(item, _)| matches!(item, Item::Source(_)));
+        let rules = records.items.iter().filter(|(item, _)| item.is_rule());
         records.users_of_rules = rules.map(|(_, uses)| uses.users.len()).sum();
     }
 

@@ -2,6 +2,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::*;
 use crate::policy::fixtures::{ConfigDir, listener};
+use crate::source::rule::Rule;
 
 fn client(number: u8) -> ClientAddr {
     ClientAddr::new(([10, 0, 0, number], 1000 + u16::from(number)).into())
@@ -13,7 +14,10 @@ fn later(seconds: i64) -> OffsetDateTime {
 
 /// The authorization of a client by the first rule of a listener.
 fn authorization(listener_policy: &ListenerPolicy) -> Authorization {
-    Authorization { rule: listener_policy.sources.trusted.rules().first().cloned(), ..Authorization::default() }
+    Authorization {
+        rule: listener_policy.sources.trusted.rules().first().cloned().map(Into::into),
+        ..Authorization::default()
+    }
 }
 
 fn policy(sources: &str) -> crate::policy::Snapshot {
@@ -64,8 +68,8 @@ fn users_of_many_rules_are_bounded_and_their_times_are_kept() {
     let rule = |number: usize| {
         let [.., a, b, c] = u32::try_from(number).unwrap().to_be_bytes();
         let source = Source::Network(format!("10.{a}.{b}.{c}").parse().unwrap());
-        let rule = Rule { source, ..Rule::clone(template.rule.as_ref().unwrap()) };
-        Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() }
+        let rule = Rule { source, ..Rule::clone(&template.rule.as_ref().unwrap().rule) };
+        Authorization { rule: Some(Arc::new(rule).into()), ..Authorization::default() }
     };
     let most = MAX_USERS_OF_RULES + 100;
     for number in 0..most {

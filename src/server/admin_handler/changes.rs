@@ -11,6 +11,7 @@ use crate::audit::admin::AdminActionKind;
 use crate::config::edit::sources::{EditError, SourcesChange, Target, apply};
 use crate::config::edit::tokens::{with_token, without_token};
 use crate::config::rule_cache::RuleCache;
+use crate::config::sources::{GroupScope, RuleScope};
 use crate::control::error::ErrorKind;
 use crate::control::request::{ChangeSources, NewToken};
 use crate::control::response::AdminResponse;
@@ -18,8 +19,12 @@ use crate::policy::{ListenerPolicy, Snapshot};
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::{AdminHandler, Origin};
 use crate::server::reload::ReloadRequest;
-use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener};
+use crate::server::reload::change::{
+    ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener, unknown_owner,
+};
 use crate::server::report;
+use crate::server::report::sources::RuleList;
+use crate::source::group::RuleOwner;
 use crate::source::id::listener_uuid;
 use crate::token::secret::TokenSecret;
 use crate::token::{Token, TokenOrigin};
@@ -33,6 +38,17 @@ pub(super) fn find_listener<'s>(current: &'s Snapshot, id: &str) -> Result<&'s A
     current.named(id).or_else(by_uuid).ok_or_else(|| unknown_listener(id, current))
 }
 
+/// Finds the rules of a listener or a group by its name, where that of a group starts with `group:`, or by its UUID.
+pub(super) fn find_rules<'s>(current: &'s Snapshot, id: &str) -> Result<RuleList<'s>, AdminResponse> {
+    let by_uuid = || {
+        let uuid = uuid::Uuid::try_parse(id).ok()?;
+        let owner = current.rule_sets().map(|(owner, _)| owner).find(|owner| listener_uuid(&owner.to_string()) == uuid);
+        RuleList::of(current, owner?)
+    };
+    let owner = RuleOwner::of(id);
+    RuleList::of(current, owner).or_else(by_uuid).ok_or_else(|| unknown_owner(owner, current))
+}
+
 impl AdminHandler {
     pub(super) fn change_sources(
         &mut self,
@@ -42,49 +58,55 @@ impl AdminHandler {
         reply: oneshot::Sender<AdminResponse>,
     ) {
         let ChangeSources { listener, change, if_match, plan } = request;
-        let policy = match find_listener(current, &listener) {
-            Ok(policy) => Arc::clone(policy),
+        let name = match find_rules(current, &listener) {
+            Ok(list) => list.owner().to_string(),
             Err(response) => return drop(reply.send(response)),
         };
-        let name = policy.name.to_string();
         let requires_list_in_force = if_match.is_some();
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
-        let listener = name.clone();
+        let owner = name.clone();
         let edit: Box<Edit> =
             Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
-                let policy = current.named(&listener).ok_or_else(|| unknown_listener(&listener, current))?;
+                let list = find_rules(current, &owner)?;
                 if let Some(wanted) = if_match
-                    && wanted != report::sources::etag(policy)
+                    && wanted != report::sources::etag(&list)
                 {
                     let message = "the rules have changed since they were read (ETag); read them again";
                     return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
                 }
-                let rules = policy.sources.trusted.rules();
-                let resolvers = current.config.resolvers.written();
-                let target = Target { file: path, listener: &listener, rules, resolvers };
+                let names: Vec<_> = current.groups().iter().map(|group| group.name.clone()).collect();
+                let groups = match list.owner() {
+                    RuleOwner::Listener(_) => GroupScope::Named(&names),
+                    RuleOwner::Group(_) => GroupScope::InGroup,
+                };
+                let scope = RuleScope { resolvers: current.config.resolvers.written(), groups };
+                let target = Target { file: path, owner: &owner, rules: list.rules(), scope };
                 let edited = apply(text_of(path, content)?, &target, &change, OffsetDateTime::now_utc(), cache)
                     .map_err(edit_error)?;
                 Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
             });
-        let file = ChangedFile::Sources { listener: name.clone() };
+        let file = ChangedFile::Sources { owner: name.clone() };
         let (registry, resolutions) = (Arc::clone(&self.registry), Arc::clone(&self.resolutions));
         let before = Arc::clone(current);
         let change = FileChange { file, edit, requires_list_in_force, plan, action };
         self.send_change(change, reply, move |result| match result {
             ChangeResult::Planned { built, .. } => {
-                AdminResponse::ok(report::sources::plan(&built.snapshot, &before, &name, &registry))
+                AdminResponse::ok(report::sources::plan(&built.snapshot, &before, RuleOwner::of(&name), &registry))
             }
             ChangeResult::Applied { snapshot, affected, .. } => {
-                let Some(policy) = snapshot.named(&name) else { return unknown_listener(&name, &snapshot) };
+                let list = match find_rules(&snapshot, &name) {
+                    Ok(list) => list,
+                    Err(response) => return response,
+                };
                 let response = match form {
                     Form::Created => {
-                        let rules = report::sources::rules_of(policy, &registry, &resolutions, &affected);
+                        let rules = report::sources::rules_of(&list, &registry, &resolutions, &affected);
                         AdminResponse::created(json!({ "rules": rules }))
                     }
                     Form::NoContent => AdminResponse::no_content(),
                 };
-                response.with_etag(&report::sources::etag(policy))
+                response.with_etag(&report::sources::etag(&list))
             }
         });
     }

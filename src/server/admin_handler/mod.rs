@@ -32,12 +32,13 @@ use crate::printable;
 use crate::proxy::listener::Listeners;
 use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
-use crate::server::admin_handler::changes::find_listener;
+use crate::server::admin_handler::changes::{find_listener, find_rules};
 use crate::server::counts::{Count, Counts};
 use crate::server::history::History;
 use crate::server::reload;
 use crate::server::reload::{ReloadReply, ReloadRequest};
 use crate::server::report;
+use crate::server::report::sources::RuleList;
 use crate::session::registry::ConnectionRegistry;
 use crate::source::id::listener_uuid;
 use crate::timestamp::seconds;
@@ -202,6 +203,7 @@ impl AdminHandler {
                 }
                 Err(response) => response,
             },
+            AdminRequest::SourceGroups => source_groups(current),
             AdminRequest::Events { filter, recent, follow } => {
                 let reader = self.audit.recent_events().reader(recent, filter);
                 AdminResponse::events(if follow { reader } else { reader.of_the_past() })
@@ -234,13 +236,9 @@ impl AdminHandler {
                 return self.handle_in_background(reply, explained);
             }
             // These can be long.
-            AdminRequest::Sources { listener } => return self.read_listener(listener, current, reply, sources),
-            AdminRequest::Firewall { listener } => return self.read_listener(listener, current, reply, firewall),
-            AdminRequest::CaBundle { listener } => {
-                return self.read_listener(listener, current, reply, |policy, _, _| {
-                    report::certificates::ca_bundle(policy).map(AdminResponse::ok)
-                });
-            }
+            AdminRequest::Sources { listener } => return self.read_rules(listener, current, reply, sources),
+            AdminRequest::Firewall { listener } => return self.read_rules(listener, current, reply, firewall),
+            AdminRequest::CaBundle { listener } => return self.read_listener(listener, current, reply, ca_bundle),
             AdminRequest::CaBundleFile { listener } => {
                 return self.read_listener(listener, current, reply, |policy, _, _| {
                     report::certificates::ca_bundle_file(policy)
@@ -307,6 +305,19 @@ impl AdminHandler {
         });
     }
 
+    /// The same for a request about the rules of a listener or a group.
+    fn read_rules(
+        &mut self,
+        id: String,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+        report: RulesReport,
+    ) {
+        self.read(current, reply, move |current, registry, resolutions| {
+            Ok(report(&find_rules(current, &id)?, registry, resolutions))
+        });
+    }
+
     fn with_draining(&self, response: AdminResponse) -> AdminResponse {
         with_draining(response, self.draining)
     }
@@ -331,6 +342,7 @@ impl AdminHandler {
             "descriptors": report::descriptors(&listeners.descriptors()),
             "faults": record::recent().iter().map(fault_json).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
+            "source_groups": report::sources::groups(current),
             "removed_listeners": counts.of_removed_listeners(current),
             // For a caller that wants to trust itself.
             "your_address": origin.caller.source(),
@@ -351,7 +363,7 @@ impl AdminHandler {
             "upstreams": report::upstreams(policy),
             "client_auth": policy.client_auth().to_string(),
             "enforcement": policy.sources.enforcement.to_string(),
-            "trusted_sources": policy.sources.trusted.rules().len(),
+            "trusted_sources": policy.sources.trusted.count(),
             "next_certificate_expiry": report::certificates::next_expiry(policy),
             "shield": report::shield(&listeners.shield(policy)),
             "dns_sources": report::dns_sources(policy, &self.resolutions),
@@ -441,22 +453,27 @@ impl AdminHandler {
 type ListenerReport =
     fn(&ListenerPolicy, &ConnectionRegistry, &ResolutionCache) -> Result<AdminResponse, AdminResponse>;
 
-fn sources(
-    policy: &ListenerPolicy,
-    registry: &ConnectionRegistry,
-    resolutions: &ResolutionCache,
-) -> Result<AdminResponse, AdminResponse> {
-    let body = report::sources::list(policy, registry, resolutions);
-    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
+/// Reports about the rules of one listener or group.
+type RulesReport = fn(&RuleList<'_>, &ConnectionRegistry, &ResolutionCache) -> AdminResponse;
+
+fn sources(list: &RuleList<'_>, registry: &ConnectionRegistry, resolutions: &ResolutionCache) -> AdminResponse {
+    AdminResponse::ok(report::sources::list(list, registry, resolutions)).with_etag(&report::sources::etag(list))
 }
 
-fn firewall(
+fn firewall(list: &RuleList<'_>, _: &ConnectionRegistry, _: &ResolutionCache) -> AdminResponse {
+    AdminResponse::ok(report::sources::firewall(list)).with_etag(&report::sources::etag(list))
+}
+
+fn source_groups(current: &Snapshot) -> AdminResponse {
+    AdminResponse::ok(json!({ "source_groups": report::sources::groups(current) }))
+}
+
+fn ca_bundle(
     policy: &ListenerPolicy,
     _: &ConnectionRegistry,
     _: &ResolutionCache,
 ) -> Result<AdminResponse, AdminResponse> {
-    let body = report::sources::firewall(policy);
-    Ok(AdminResponse::ok(body).with_etag(&report::sources::etag(policy)))
+    report::certificates::ca_bundle(policy).map(AdminResponse::ok)
 }
 
 async fn in_background(work: impl FnOnce() -> AdminResponse + Send + 'static) -> AdminResponse {

@@ -23,12 +23,14 @@ use crate::server::admin_handler::action::Action;
 use crate::server::pins;
 use crate::server::reload::build_from;
 use crate::server::report;
+use crate::server::report::sources::RuleList;
+use crate::source::group::RuleOwner;
 
 /// A file that the API may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ChangedFile {
-    /// The `sources_file` of a listener.
-    Sources { listener: String },
+    /// The `sources_file` of a listener or a group, given by the text of its [`RuleOwner`].
+    Sources { owner: String },
     /// `[admin] tokens_file`.
     Tokens,
     /// The file of `client_certificates` of a listener that holds a certificate, or that is to hold it.
@@ -134,13 +136,14 @@ impl ChangedFile {
     /// The path by the configuration in force.
     fn path(&self, current: &Snapshot) -> Result<PathBuf, AdminResponse> {
         match self {
-            Self::Sources { listener } => {
-                let configured = current.config.listeners.iter().find(|configured| configured.name == *listener);
-                let configured = configured.ok_or_else(|| unknown_listener(listener, current))?;
-                configured.sources_file.clone().ok_or_else(|| {
+            Self::Sources { owner } => {
+                let owner = RuleOwner::of(owner);
+                current.rule_set(owner).ok_or_else(|| unknown_owner(owner, current))?;
+                let (kind, name) = owner.field();
+                current.config.sources_file(owner).map(Path::to_owned).ok_or_else(|| {
                     let message = format_args!(
-                        "listener {listener} has no sources_file, so its sources can be changed in the configuration only; \
-                         add sources_file = \"{listener}.sources\" to the listener, create the file with \"rule = []\", and reload"
+                        "{kind} {name} has no sources_file, so its sources can be changed in the configuration only; \
+                         add sources_file = \"{name}.sources\" to the {kind}, create the file with \"rule = []\", and reload"
                     );
                     AdminResponse::conflict(message)
                 })
@@ -213,7 +216,10 @@ impl ChangedFile {
     /// The entity tag of the list that the file belongs to, if it has one.
     fn etag(&self, snapshot: &Snapshot) -> Option<String> {
         match self {
-            Self::Sources { listener } => snapshot.named(listener).map(|policy| report::sources::etag(policy)),
+            Self::Sources { owner } => {
+                let list = RuleList::of(snapshot, RuleOwner::of(owner));
+                list.map(|list| report::sources::etag(&list))
+            }
             Self::Pin { listener, .. } => {
                 snapshot.named(listener).map(|policy| report::client_certificates::etag(policy))
             }
@@ -372,6 +378,19 @@ fn cannot_be_written(path: &Path, error: &io::Error) -> AdminResponse {
 
 /// Only the program reads a new file.
 const NEW_FILE_MODE: u32 = 0o600;
+
+/// The response about the sources of an unknown listener or group.
+pub(crate) fn unknown_owner(owner: RuleOwner<'_>, current: &Snapshot) -> AdminResponse {
+    match owner {
+        RuleOwner::Listener(name) => unknown_listener(name, current),
+        RuleOwner::Group(name) => {
+            let names: Vec<String> = current.groups().iter().map(|group| group.owner().to_string()).collect();
+            let known = if names.is_empty() { "none; add a [[source_group]]".to_owned() } else { names.join(", ") };
+            let message = format_args!("there is no source group {name:?}; source groups: {known}");
+            AdminResponse::error(ErrorKind::NotFound, message)
+        }
+    }
+}
 
 pub(crate) fn unknown_listener(listener: &str, current: &Snapshot) -> AdminResponse {
     let names: Vec<&str> = current.listeners().iter().map(|policy| &*policy.name).collect();

@@ -152,8 +152,7 @@ pub(crate) fn build_from(
 fn resolve(loaded: &Loaded, previous: Option<&Snapshot>, resolutions: &ResolutionCache) -> Lookup {
     let Loaded { config, problems, .. } = loaded;
     // An invalid configuration does not wait for the resolver.
-    let listeners = if problems.is_empty() { config.listeners.as_slice() } else { &[] };
-    let sources = listeners.iter().flat_map(|listener| listener.sources.trusted.resolvables()).collect();
+    let sources = if problems.is_empty() { config.resolvables().collect() } else { BTreeSet::new() };
     let known: HashSet<&HostName> = previous.into_iter().flat_map(Snapshot::hosts).map(|host| &host.name).collect();
     dns::find(&sources, &known, resolutions, &CacheFile::new(&config.state_directory, &config.file))
 }

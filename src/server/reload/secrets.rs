@@ -19,6 +19,11 @@ reload = { watch = true, poll = "30s", revoke = "disconnect" }
 resolver = { digitalocean = { token_file = "do.token", endpoint = "https://api.digitalocean.com", ca = "ca.crt", refresh = "60s", addresses = "all" }, kubernetes = { kubeconfig = "kubeconfig", server = "https://10.0.0.1:6443", ca = "ca.crt", token_file = "k8s.token" } }
 shutdown = { drain = "30s" }
 
+[[source_group]]
+name = "web"
+trusted_sources = ["10.40.0.0/16"]
+sources_file = "orders.sources"
+
 [[listener]]
 name = "orders"
 protocol = "postgres"
@@ -31,6 +36,8 @@ trusted_sources = [
     "10.1.2.3",
     { type = "ip_addr", value = "203.0.113.7", description = "the office", expires_at = 2036-01-31T00:00:00Z },
     { type = "dns", value = "localhost", refresh = "30s" },
+    "group:web",
+    { type = "group", value = "web" },
 ]
 sources_file = "orders.sources"
 ca_bundle = "ca.crt"

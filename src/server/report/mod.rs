@@ -32,8 +32,9 @@ use crate::session::registry::state::SessionInfo;
 use crate::session::registry::{ConnectionRegistry, LiveConnection, Session};
 use crate::session::revocation;
 use crate::shield::ShieldStatus;
-use crate::source::addresses::Resolvable;
+use crate::source::group::{GroupName, RuleOwner};
 use crate::source::rule::Rule;
+use crate::source::trusted::MatchingRule;
 use crate::timestamp::seconds;
 use crate::upstream::endpoint::health::{Dial, UpstreamHealth};
 use crate::upstream::endpoint::{ConfiguredAddress, EndpointStatus};
@@ -64,10 +65,12 @@ fn is_selected(live: &LiveConnection, listed: &SessionInfo, filter: &SessionFilt
 fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
     let SessionInfo { state, opened_at, session } = listed;
     let certificate = session.authorization.identity.as_ref().map(|identity| &identity.certificate);
+    let matching = session.authorization.rule.as_ref();
     let facts = json!({
         "state": state.code(),
         "half_closed_by": state.half_closed_by(),
-        "rule": session.authorization.rule.as_ref().map(ToString::to_string),
+        "rule": matching.map(|matching| matching.rule.to_string()),
+        "group": matching.and_then(MatchingRule::group).map(GroupName::as_str),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
         "opened_at": seconds(*opened_at),
     });
@@ -148,9 +151,8 @@ pub(crate) fn upstream_health(policy: &ListenerPolicy) -> &'static str {
 /// The `dns` sources of a listener with their addresses and the state of their resolution.
 pub(crate) fn dns_sources(policy: &ListenerPolicy, resolutions: &ResolutionCache) -> Vec<Value> {
     let trusted = &policy.sources.trusted;
-    let hosts: BTreeSet<_> = trusted.hosts().map(|host| &host.name).collect();
-    let sources = hosts.into_iter().take(MAX_LISTED).map(|name| {
-        let source = Resolvable::Host(name.clone());
+    let hosts: BTreeSet<_> = trusted.resolvables().filter(|source| source.host().is_some()).collect();
+    let sources = hosts.into_iter().take(MAX_LISTED).map(|source| {
         let status = resolutions.status(&source);
         json!({
             "rule": source.to_string(),
@@ -410,9 +412,11 @@ fn relaying(live: &LiveConnection) -> Option<SessionInfo> {
     live.listed().filter(|listed| listed.state.is_relaying())
 }
 
-/// Rules with the listener they belong to.
-fn rules<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)>) -> Vec<Value> {
-    rules.take(MAX_LISTED).map(|(listener, rule)| json!({ "listener": listener, "rule": rule.to_string() })).collect()
+/// Rules with the listener or the group they belong to.
+fn rules<'a>(rules: impl Iterator<Item = (RuleOwner<'a>, &'a Rule)>) -> Vec<Value> {
+    let one =
+        |(owner, rule): (RuleOwner<'_>, &Rule)| json!({ "listener": owner.to_string(), "rule": rule.to_string() });
+    rules.take(MAX_LISTED).map(one).collect()
 }
 
 /// The certificates of `one` that `other` does not have at the same listener in the same role.

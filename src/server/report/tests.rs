@@ -17,7 +17,7 @@ fn policy(dir: &ConfigDir, sources: &str) -> Snapshot {
 
 fn register(registry: &Arc<ConnectionRegistry>, snapshot: &Snapshot) -> ConnectionGuard {
     let policy = snapshot.named("db").unwrap();
-    let rule = policy.sources.trusted.rules().first().cloned();
+    let rule = policy.sources.trusted.rules().first().cloned().map(Into::into);
     let guard = registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
     guard.activate(Authorization { rule, ..Authorization::default() });
     guard

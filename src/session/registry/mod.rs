@@ -281,7 +281,7 @@ mod tests {
     fn until(end: OffsetDateTime) -> Authorization {
         let source = Source::Network("127.0.0.1".parse().unwrap());
         let rule = Rule { expires_at: Some(end), ..Rule::of(source, Origin::Configuration) };
-        Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() }
+        Authorization { rule: Some(Arc::new(rule).into()), ..Authorization::default() }
     }
 
     #[tokio::test]

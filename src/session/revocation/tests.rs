@@ -169,7 +169,7 @@ fn expired(registry: &Arc<ConnectionRegistry>) -> ConnectionGuard {
     let expires_at = Some(OffsetDateTime::UNIX_EPOCH);
     let rule = Rule { expires_at, ..Rule::of(source, Origin::Configuration) };
     let guard = registry.enter("db".into(), untrusted());
-    guard.activate(Authorization { rule: Some(Arc::new(rule)), ..Authorization::default() });
+    guard.activate(Authorization { rule: Some(Arc::new(rule).into()), ..Authorization::default() });
     guard
 }
 

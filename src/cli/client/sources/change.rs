@@ -13,6 +13,7 @@ use crate::cli::client::reply::Reply;
 use crate::cli::client::sources::rule::GivenRule;
 use crate::cli::client::sources::{Place, Plan, plan};
 use crate::cli::{Failure, hint, print, print_json};
+use crate::source::group::RuleOwner;
 use crate::timestamp;
 
 /// Rules to add, and what they have in common.
@@ -102,19 +103,32 @@ pub(crate) fn report(client: &AdminClient, place: &Place, text: &str) -> Result<
         return Ok(());
     }
     print(text)?;
-    let listener = client.get(&format!("/v1/listeners/{}", encoded(&place.listener)))?;
-    let view = JsonView(&listener);
-    if view.number("trusted_sources") == 0 && view.text("enforcement").as_deref() == Some("enforce") {
-        let listener = &place.listener;
-        hint(&format!(
-            "warning: {listener} has no trusted source, so no one can connect now; add one with \
-             portcullis sources append {listener} TYPE:VALUE"
-        ));
-    }
+    let owner = &place.listener;
+    let effect = match RuleOwner::of(owner) {
+        RuleOwner::Listener(name) if !has_source(client, name)? => "so no one can connect now",
+        RuleOwner::Group(name) if !has_rule(client, name)? => "so no one is admitted through it now",
+        RuleOwner::Listener(_) | RuleOwner::Group(_) => return Ok(()),
+    };
+    hint(&format!(
+        "warning: {owner} has no trusted source, {effect}; add one with portcullis sources append {owner} TYPE:VALUE"
+    ));
     Ok(())
 }
 
-/// A request that changes the sources of a listener.
+/// Whether a listener admits anyone.
+fn has_source(client: &AdminClient, name: &str) -> Result<bool, Failure> {
+    let listener = client.get(&format!("/v1/listeners/{}", encoded(name)))?;
+    let view = JsonView(&listener);
+    Ok(view.number("trusted_sources") > 0 || view.text("enforcement").as_deref() != Some("enforce"))
+}
+
+fn has_rule(client: &AdminClient, name: &str) -> Result<bool, Failure> {
+    let groups = client.get("/v1/source-groups")?;
+    let mut groups = JsonView(&groups).list("source_groups");
+    Ok(groups.any(|group| group.text("name").as_deref() == Some(name) && group.number("rules") > 0))
+}
+
+/// A request that changes the sources of a listener or a group.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) method: Method,

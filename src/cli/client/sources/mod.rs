@@ -1,4 +1,4 @@
-//! `portcullis sources`: lists and changes the trusted sources of a listener.
+//! `portcullis sources`: lists and changes the trusted sources of a listener or a group.
 
 pub(crate) mod change;
 pub(crate) mod edit;
@@ -20,17 +20,17 @@ use crate::cli::{Failure, parse_positive_duration_text};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SourcesCommand {
-    /// List the trusted sources of a listener with their use
+    /// List the trusted sources of a listener or a group with their use
     List {
         #[command(flatten)]
         place: Place,
     },
-    /// Add rules to the sources_file of a listener
+    /// Add rules to the sources_file of a listener or a group
     #[command(long_about = APPEND)]
     Append(Box<AppendArgs>),
-    /// Change description and expiry of a rule in the sources_file of a listener; its sessions stay open
+    /// Change description and expiry of a rule in the sources_file of a listener or a group; its sessions stay open
     Edit(Box<EditArgs>),
-    /// Remove rules from the sources_file of a listener; sessions that only they admit are closed
+    /// Remove rules from the sources_file of a listener or a group; sessions that only they admit are closed
     Remove {
         #[command(flatten)]
         place: Place,
@@ -43,7 +43,7 @@ pub(crate) enum SourcesCommand {
         #[command(flatten)]
         plan: Plan,
     },
-    /// Replace all rules in the sources_file of a listener
+    /// Replace all rules in the sources_file of a listener or a group
     #[command(group(ArgGroup::new("replacement").args(["rules", "rule_options", "none"]).required(true).multiple(true)))]
     Replace {
         #[command(flatten)]
@@ -103,12 +103,12 @@ pub(crate) struct EditArgs {
     plan: Plan,
 }
 
-/// The listener, and how to reach its program.
+/// The listener or the group, and how to reach its program.
 #[derive(Debug, Args)]
 pub(crate) struct Place {
     #[command(flatten)]
     pub(crate) running: Running,
-    /// Name of the listener
+    /// Name of the listener, or group:NAME for a source group
     #[arg(value_name = "LISTENER")]
     pub(crate) listener: String,
     /// Print JSON instead of text
@@ -118,7 +118,7 @@ pub(crate) struct Place {
 
 #[derive(Debug, Args)]
 pub(crate) struct Rules {
-    /// Rules such as dns:app.internal, tag:backend or kubernetes:pods:shop; an address or network needs no type
+    /// Rules such as dns:app.internal, group:web, tag:backend or kubernetes:pods:shop; an address or network needs no type
     #[arg(value_name = "TYPE:VALUE")]
     rules: Vec<GivenRule>,
     /// The same as the arguments; may be repeated or separated by commas
@@ -144,7 +144,7 @@ impl Place {
         AdminClient::find(&self.running)
     }
 
-    /// The path of the listener's sources.
+    /// The path of the sources.
     pub(crate) fn target(&self) -> String {
         format!("/v1/listeners/{}/sources", encoded(&self.listener))
     }
@@ -192,7 +192,7 @@ const NO_ADDRESS: &str = "--my-address: the program does not know an address of 
                           use --url, or write the address";
 
 const APPEND: &str = "\
-Add rules to the sources_file of a listener. They are in force when the command ends. A rule that is there already stays as it is.
+Add rules to the sources_file of a listener or a group. They are in force when the command ends. A rule that is there already stays as it is.
 
 A CI runner admits itself for two hours with `portcullis sources append LISTENER --my-address --ttl 2h --url URL`. It needs no \
 clean-up: the rule and its sessions end after that time.";

@@ -63,7 +63,7 @@ fn to_text(body: &Value, denials: Option<&Value>, now: OffsetDateTime) -> String
         line(&mut out, "agent", &self::agent(agent, now));
     }
     let _ = write!(out, "{}\n{}", faults(status, now), listeners(status, denials, now));
-    let _ = write!(out, "{}{}", upstreams(status, now), dns_sources(status, now));
+    let _ = write!(out, "{}{}{}", upstreams(status, now), source_groups(status), dns_sources(status, now));
     let _ = write!(out, "{}{}", cloud_sources(status, now), shields(status, now));
     out
 }
@@ -119,6 +119,22 @@ fn last_reload(reload: JsonView<'_>, now: OffsetDateTime) -> String {
         Some("rejected") => format!("REJECTED{when}; the previous policy stays in force:"),
         result => format!("{}{when}", result.unwrap_or(DASH)),
     }
+}
+
+/// The source groups and the listeners that use them.
+fn source_groups(status: JsonView<'_>) -> String {
+    let mut table = Table::new(["SOURCE GROUP", "RULES", "LISTENERS"]);
+    let mut has_rows = false;
+    for group in status.list("source_groups") {
+        has_rows = true;
+        let listeners = Some(group.texts("listeners").join(", ")).filter(|names| !names.is_empty());
+        table.row([
+            group.text_or_dash("name"),
+            group.number("rules").to_string(),
+            listeners.unwrap_or_else(|| DASH.to_owned()),
+        ]);
+    }
+    if has_rows { format!("\n{}", table.render("")) } else { String::new() }
 }
 
 /// The health and role of each upstream address, and its last dial.

@@ -25,10 +25,9 @@ use crate::config::edit::sources::plan::{Current, Fate, Given, Plan};
 use crate::config::edit::sources::table::Entry;
 use crate::config::edit::sources::text::LineBreak;
 use crate::config::problem::Problems;
-use crate::config::resolver::WrittenResolvers;
 use crate::config::rule_cache::RuleCache;
 use crate::config::sources;
-use crate::config::sources::RulesOf;
+use crate::config::sources::{RuleScope, RulesOf};
 use crate::source::rule::{Origin, Rule};
 
 /// A rule of a request.
@@ -69,17 +68,16 @@ pub enum SourcesChange {
     Remove(Vec<Uuid>),
 }
 
-/// The listener whose `sources_file` is edited.
+/// The listener or the group whose `sources_file` is edited.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
     /// For error messages.
     pub file: &'a Path,
-    /// Its name.
-    pub listener: &'a str,
-    /// The rules of the listener. Those of the file are ignored; their text counts.
+    /// The text of its [`RuleOwner`](crate::source::group::RuleOwner).
+    pub owner: &'a str,
+    /// All its rules. Those of the file are ignored; their text counts.
     pub rules: &'a [Arc<Rule>],
-    /// The resolvers that rules may need.
-    pub resolvers: WrittenResolvers,
+    pub scope: RuleScope<'a>,
 }
 
 /// The result of a change.
@@ -105,7 +103,7 @@ pub(crate) enum EditError {
         message: String,
     },
     /// [`SourcesChange::Remove`] of a rule that does not exist.
-    #[error("no rule of the listener has the UUID {0}")]
+    #[error("there is no rule with the UUID {0}")]
     UnknownUuid(Uuid),
     /// [`SourcesChange::Remove`] of a rule of the configuration file.
     #[error("the rule with the UUID {0} is in the configuration file; remove it there")]
@@ -134,7 +132,7 @@ pub(crate) fn apply(
     if let SourcesChange::Append(new) = change
         && certainly_lacks(text, new)
     {
-        let sources = request::sources(new, target.resolvers)?;
+        let sources = request::sources(new, target.scope)?;
         let given: Vec<Given<'_>> = new.iter().zip(&sources).collect();
         let plan = target.current(&[], now).append(&given);
         let mut edited = text.to_owned();
@@ -145,7 +143,7 @@ pub(crate) fn apply(
         SourcesChange::Append(new) | SourcesChange::Replace(new) => new.as_slice(),
         SourcesChange::Remove(_) => &[],
     };
-    let sources = request::sources(new, target.resolvers)?;
+    let sources = request::sources(new, target.scope)?;
     let given: Vec<Given<'_>> = new.iter().zip(&sources).collect();
     let rules = target.read(text, cache)?;
     let current = target.current(&rules, now);
@@ -165,7 +163,7 @@ impl<'a> Target<'a> {
     fn read(&self, text: &str, cache: &mut RuleCache) -> Result<Vec<Arc<Rule>>, EditError> {
         let configured = self.rules.iter().filter(|rule| rule.origin == Origin::Configuration);
         let taken = configured.map(|rule| rule.uuid).collect();
-        let of = RulesOf { listener: self.listener, resolvers: self.resolvers };
+        let of = RulesOf { owner: self.owner, scope: self.scope };
         let read = sources::from_text(self.file, text, of, taken, cache);
         read.or_else(|problems| match Problems::unless_any(problems, Vec::new()) {
             Ok(none) => Ok(none),

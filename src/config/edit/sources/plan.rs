@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::config::edit::sources::table::{Entry, Update};
 use crate::config::edit::sources::{EditError, Field, NewRule, request};
 use crate::source::cloud::CloudSource;
+use crate::source::group::GroupName;
 use crate::source::rule::{Origin, Rule, Source};
 
 /// What happens to the rules of the file.
@@ -36,7 +37,7 @@ pub(crate) enum Fate<'a> {
 pub(crate) struct Current<'a> {
     /// The rules of the file, in its order.
     pub(crate) rules: &'a [Arc<Rule>],
-    /// Rules of the listener. Those of other origins than the configuration are ignored.
+    /// All rules of the owner. Those of other origins than the configuration are ignored.
     pub(crate) configured: &'a [Arc<Rule>],
     pub(crate) now: OffsetDateTime,
 }
@@ -250,6 +251,7 @@ enum Canonical<'a> {
     Network(IpNet),
     Host(&'a str),
     Cloud(&'a CloudSource),
+    Group(&'a GroupName),
 }
 
 fn canonical(source: &Source) -> Canonical<'_> {
@@ -257,5 +259,6 @@ fn canonical(source: &Source) -> Canonical<'_> {
         Source::Network(network) => Canonical::Network(network.net()),
         Source::Host(host) => Canonical::Host(host.name.as_str()),
         Source::Cloud(source) => Canonical::Cloud(source),
+        Source::Group(name) => Canonical::Group(name),
     }
 }

@@ -8,17 +8,16 @@ use time::OffsetDateTime;
 use crate::config::edit::sources::table::Entry;
 use crate::config::edit::sources::{EditError, Field, NewRule};
 use crate::config::problem::Problem;
-use crate::config::resolver::WrittenResolvers;
 use crate::config::rule_cache::RuleCache;
 use crate::config::sources;
-use crate::config::sources::RulesOf;
+use crate::config::sources::{RuleScope, RulesOf};
 use crate::source::rule::Source;
 
 /// Returns the source of each rule.
 ///
 /// # Errors
 /// [`EditError::Invalid`] for the first rule that is not valid.
-pub(crate) fn sources(rules: &[NewRule], resolvers: WrittenResolvers) -> Result<Vec<Source>, EditError> {
+pub(crate) fn sources(rules: &[NewRule], scope: RuleScope<'_>) -> Result<Vec<Source>, EditError> {
     if rules.is_empty() {
         return Ok(Vec::new());
     }
@@ -40,7 +39,7 @@ pub(crate) fn sources(rules: &[NewRule], resolvers: WrittenResolvers) -> Result<
     let read = sources::from_text(
         Path::new(""),
         &text,
-        RulesOf { listener: "", resolvers },
+        RulesOf { owner: "", scope },
         HashSet::new(),
         &mut RuleCache::default(),
     )

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use time::Duration;
 
 use super::*;
+use crate::config::resolver::WrittenResolvers;
+use crate::config::sources::GroupScope;
 use crate::timestamp;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(20_000));
@@ -12,7 +14,8 @@ const PAST: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 const FUTURE: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::days(30_000));
 
 fn target<'a>(rules: &'a [Arc<Rule>]) -> Target<'a> {
-    Target { file: Path::new("sources.toml"), listener: "cache", rules, resolvers: WrittenResolvers::NONE }
+    let scope = RuleScope { resolvers: WrittenResolvers::NONE, groups: GroupScope::Named(&[]) };
+    Target { file: Path::new("sources.toml"), owner: "cache", rules, scope }
 }
 
 fn read(text: &str) -> Vec<Rule> {
@@ -216,7 +219,10 @@ fn invalid_rule_is_described_for_the_caller() {
             kind("droplet", "123"),
             "rules[1].type: a source of type \"droplet\" needs [resolver.digitalocean]; add [resolver.digitalocean]",
         ),
-        (kind("ipaddr", "10.0.0.1"), "rules[1].type: found \"ipaddr\", expected \"ip_addr\", \"dns\", \"droplet\""),
+        (
+            kind("ipaddr", "10.0.0.1"),
+            "rules[1].type: found \"ipaddr\", expected \"ip_addr\", \"dns\", \"group\", \"droplet\"",
+        ),
         (kind("ip\n[[rule]]\0", "10.0.0.1"), "rules[1].type: found "),
         (new("10.0.0.1\0"), "rules[1].value: contains the control character U+0000; remove it"),
         (new(&"a".repeat(256)), "rules[1].value: has 256 characters; shorten it to at most 255"),
