@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::agent::client::secret::read_password;
-use crate::agent::store::PART;
+use crate::agent::store::engine::PART;
 use crate::agent::store::etcd::failure::{Failure, Kind};
 use crate::fault;
 use crate::fleet::settings::EtcdSettings;

@@ -7,7 +7,7 @@ use tokio::time::{Instant, interval_at, sleep_until};
 
 use crate::agent::kubernetes::collection::{Collection, Events, advance};
 use crate::agent::kubernetes::failure::Failure;
-use crate::agent::store::RELIST;
+use crate::agent::store::engine::RELIST;
 use crate::agent::store::kubernetes::KubernetesEngine;
 use crate::agent::store::kubernetes::lifetimes::Lifetimes;
 use crate::agent::store::kubernetes::object::{Kind, Object, Part, Place, shared_selector};
