@@ -47,7 +47,6 @@ mod clock;
 /// The agent with a double of DigitalOcean's API.
 mod cloud_do;
 /// Sources of the Kubernetes API: lists, watches, and their failures.
-#[cfg(feature = "kubernetes")]
 mod cloud_kubernetes;
 /// The whole program with an agent: sources come into force, and stay when the agent or its API fails.
 mod cloud_program;
@@ -87,10 +86,8 @@ mod file_watcher;
 #[cfg(feature = "etcd")]
 mod fleet;
 /// The store of a fleet in etcd, with the agent.
-#[cfg(feature = "etcd")]
 mod fleet_store;
 /// The store of a fleet in a Kubernetes API, with the agent.
-#[cfg(feature = "kubernetes")]
 mod fleet_store_kubernetes;
 /// `max_handshakes`.
 mod handshake_limit;

@@ -66,10 +66,23 @@ pub(crate) fn resolvers(root: &Section<'_>, directory: &Path, files: &mut Files)
     let Some(section) = root.section("resolver") else { return (reader.found, WrittenResolvers::NONE) };
     let (digitalocean, kubernetes) = (section.get("digitalocean"), section.get("kubernetes"));
     let written = WrittenResolvers { digitalocean: digitalocean.is_some(), kubernetes: kubernetes.is_some() };
+    let digitalocean =
+        digitalocean.filter(|node| require_feature(node, "digitalocean", cfg!(feature = "digitalocean")));
     reader.found.digitalocean = digitalocean.and_then(|node| reader.digitalocean(&node));
+    let kubernetes = kubernetes.filter(|node| require_feature(node, "kubernetes", cfg!(feature = "kubernetes")));
     reader.found.kubernetes = kubernetes.and_then(|node| reader.kubernetes(&node));
     section.finish();
     (reader.found, written)
+}
+
+/// Reports a problem with the value if this program lacks the cargo feature that it needs. Returns whether it is built in.
+pub(crate) fn require_feature(node: &Node<'_>, feature: &str, is_built_in: bool) -> bool {
+    if !is_built_in {
+        node.problem(format_args!(
+            "this program was built without the cargo feature \"{feature}\"; build it with --features {feature}"
+        ));
+    }
+    is_built_in
 }
 
 /// Reads how APIs are reached, for `[resolver]` and for `[fleet]`.
@@ -124,10 +137,6 @@ impl<'a> Reader<'a> {
         let kubeconfig = section.get("kubeconfig");
         let server = section.get("server");
         let (ca, token) = (section.get("ca"), section.get("token_file"));
-        if !cfg!(feature = "kubernetes") {
-            node.problem("needs a program with the cargo feature \"kubernetes\", and this one was built without it");
-            return None;
-        }
         match (kubeconfig, server) {
             (Some(node), None) => {
                 let further = [&ca, &token].into_iter().flatten().next();
@@ -279,6 +288,20 @@ const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::document::Document;
+
+    #[test]
+    fn section_without_its_cargo_feature_is_a_problem() {
+        let document = Document::new(Path::new("x.toml"), "[resolver]\ndigitalocean = {}\n");
+        let tree = document.parse().unwrap();
+        let node = document.root(tree.get_ref()).section("resolver").unwrap().get("digitalocean").unwrap();
+        assert!(require_feature(&node, "digitalocean", true));
+        assert!(!require_feature(&node, "digitalocean", false));
+        let problems: Vec<_> = document.into_problems().iter().map(ToString::to_string).collect();
+        let expected = "x.toml:2:16: resolver.digitalocean: this program was built without the cargo feature \"digitalocean\"; \
+                        build it with --features digitalocean";
+        assert_eq!(problems, [expected]);
+    }
 
     #[test]
     fn url_is_https_without_user_query_and_fragment() {

@@ -15,8 +15,8 @@ use rustls::pki_types::pem::PemObject as _;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::agent::client::secret::read_password;
-use crate::agent::store::PART;
+use crate::agent::client::password::read_password;
+use crate::agent::store::engine::PART;
 use crate::agent::store::etcd::failure::{Failure, Kind};
 use crate::fault;
 use crate::fleet::settings::EtcdSettings;

@@ -16,12 +16,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch as latest};
 use tokio::time::{sleep, timeout};
 
+use crate::agent::store::engine::{End, Engine};
 use crate::agent::store::etcd::connection::{Connected, Connector};
 use crate::agent::store::etcd::failure::{Failure, Kind};
 use crate::agent::store::etcd::hold::Leases;
 use crate::agent::store::etcd::keys::Root;
 use crate::agent::store::news::News;
-use crate::agent::store::{End, Engine};
 use crate::fleet::settings::EtcdSettings;
 use crate::fleet::store::{Operation, Outcome, SHARED};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use etcd_client::{WatchOptions, WatchResponse, WatchStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::agent::store::RELIST;
+use crate::agent::store::engine::RELIST;
 use crate::agent::store::etcd::EtcdEngine;
 use crate::agent::store::etcd::connection::{Connected, MAX_RECEIVED};
 use crate::agent::store::etcd::failure::{Failure, Kind};

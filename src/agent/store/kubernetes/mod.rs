@@ -18,11 +18,11 @@ use tokio::sync::{Notify, OnceCell};
 use crate::agent::kubernetes::collection::Collection;
 use crate::agent::kubernetes::connection::Connection;
 use crate::agent::kubernetes::failure::{Failure, FailureKind};
+use crate::agent::store::engine::{End, Engine};
 use crate::agent::store::kubernetes::lifetimes::Lifetimes;
 use crate::agent::store::kubernetes::object::{Kind, Object};
 use crate::agent::store::kubernetes::request::Requests;
 use crate::agent::store::news::News;
-use crate::agent::store::{End, Engine};
 use crate::fleet::store::{Operation, Outcome};
 use crate::resolution::settings::KubernetesSettings;
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use kube::core::WatchEvent;
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until};
 
 use crate::agent::kubernetes::collection::{Collection, Events, advance};
 use crate::agent::kubernetes::failure::Failure;
-use crate::agent::store::RELIST;
+use crate::agent::store::engine::RELIST;
 use crate::agent::store::kubernetes::KubernetesEngine;
 use crate::agent::store::kubernetes::lifetimes::Lifetimes;
 use crate::agent::store::kubernetes::object::{Kind, Object, Part, Place, shared_selector};
@@ -50,7 +50,7 @@ impl KubernetesEngine {
             }
         }
         news.synced(&cluster, revision).await;
-        let mut expiry = interval(EXPIRY_INTERVAL);
+        let mut expiry = interval_at(Instant::now() + EXPIRY_INTERVAL, EXPIRY_INTERVAL);
         loop {
             let (followed, event) = tokio::select! {
                 event = maps.next(self) => (&mut maps, event?),
@@ -139,10 +139,12 @@ impl Followed {
                     if let Some(opened_at) = self.opened_at {
                         sleep_until(opened_at + MIN_WATCH).await;
                     }
-                    self.opened_at = Some(Instant::now());
                     let opened = self.collection.watch(&engine.connection, &self.version, WATCH_SECONDS).await;
                     let what = format!("watch {}", self.collection.objects);
-                    self.events.insert(opened.map_err(|failure| failure.while_doing(&what))?)
+                    let opened = opened.map_err(|failure| failure.while_doing(&what))?;
+                    // An attempt that was dropped is repeated at once.
+                    self.opened_at = Some(Instant::now());
+                    self.events.insert(opened)
                 }
             };
             match events.next().await? {
