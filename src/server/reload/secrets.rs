@@ -270,8 +270,7 @@ fn content_of_an_invalid_file_is_never_printed() {
     let directory = tempfile::tempdir().unwrap();
     let key = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2+hunter2\n-----END PRIVATE KEY-----\n";
     for content in [key, "hunter2", "hunter2 = \"hunter2", "[[rule]]\ntype = \"ip_addr\"\nvalue = hunter2\n"] {
-        for name in
-            [
+        for name in [
             "server.key",
             "right.txt",
             "tickets.keys",
