@@ -4,102 +4,28 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustls::HandshakeKind;
+use rustls::version::TLS13;
 use serde_json::{Value, json};
 
-use crate::harness::api::{Api, ApiReply};
 use crate::harness::etcd::Etcd;
-use crate::harness::portcullis::{ADMIN, executable};
-use crate::harness::program::{Outcome, command, run, run_with_input};
-use crate::harness::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
+use crate::harness::fleet::{Member, SOURCES, listener, rules};
+use crate::harness::portcullis::executable;
+use crate::harness::program::{command, run, run_with_input};
+use crate::harness::{Listener, TestDir, Upstream, eventually};
 
-const SOURCES: &str = "/v1/listeners/main/sources";
-
-struct Member(Portcullis);
-
-impl Member {
-    fn start(etcd: &Etcd, name: &str, upstream: &Upstream) -> Self {
-        Self::start_in(TestDir::new(), etcd, name, &listener(upstream))
-    }
-
-    fn start_in(site: TestDir, etcd: &Etcd, name: &str, listener: &Listener) -> Self {
-        site.write("fleet.key", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n");
-        let config = format!(
-            "{ADMIN}state.directory = \"state\"\n[fleet]\nname = \"prod\"\nmember = \"{name}\"\nstore = \"etcd\"\n\
-             key_file = \"fleet.key\"\n[fleet.etcd]\nendpoints = [\"{}\"]\n{listener}",
-            etcd.url()
-        );
-        let member = Self(Portcullis::start(site, config));
-        member.0.address("main");
-        member
-    }
-
-    fn api(&self) -> Api {
-        Api::at_socket(self.0.site.path("admin.sock"))
-    }
-
-    fn append(&self, value: &str) -> ApiReply {
-        self.api().post(SOURCES, &rules(&[value]))
-    }
-
-    fn command(&self, arguments: &[&str]) -> Outcome {
-        let mut command = executable();
-        run(command.args(arguments).arg("--socket").arg(self.0.site.path("admin.sock")))
-    }
-
-    /// The sources of the fleet, sorted.
-    fn values(&self) -> Vec<String> {
-        let rules = self.api().get(SOURCES).expect(200);
-        let rules = rules["rules"].as_array().unwrap();
-        assert!(rules.iter().all(|rule| rule["origin"] == "fleet"), "{rules:?}");
-        let mut values: Vec<_> = rules.iter().map(|rule| rule["value"].as_str().unwrap().to_owned()).collect();
-        values.sort();
-        values
-    }
-
-    fn has(&self, values: &[&str]) {
-        eventually(&format!("the rules are {values:?}"), || (self.values() == values).then_some(()));
-    }
-
-    fn fleet(&self) -> Value {
-        self.api().get("/v1/fleet").expect(200)
-    }
-
-    fn await_store(&self, state: &str) {
-        eventually(&format!("the store is {state}"), || (self.fleet()["store"]["state"] == state).then_some(()));
-    }
-
-    fn await_members(&self, live: usize, unknown: usize) {
-        let count = |fleet: &Value, state: &str| {
-            fleet["members"].as_array().unwrap().iter().filter(|member| member["state"] == state).count()
-        };
-        eventually(&format!("{live} live and {unknown} unknown members"), || {
-            let fleet = self.fleet();
-            (count(&fleet, "live") == live && count(&fleet, "unknown") == unknown).then_some(())
-        });
-    }
-
-    fn session(&self, ip: &str) -> Connection {
-        let mut session = self.0.client().from(ip).connect();
-        session.ask(b"hello", b"hello");
-        session
-    }
-
-    fn admits(&self, ip: &str) -> bool {
-        self.0.client().from(ip).try_connect().is_ok()
-    }
+fn start(etcd: &Etcd, name: &str, upstream: &Upstream) -> Member {
+    start_in(TestDir::new(), etcd, name, &listener(upstream))
 }
 
-fn listener(upstream: &Upstream) -> Listener {
-    Listener::tcp(upstream).trusting(&[]).key("sources_store = \"fleet\"")
-}
-
-fn rules(values: &[&str]) -> Value {
-    json!({ "rules": values.iter().map(|value| json!({ "type": "ip_addr", "value": value })).collect::<Vec<_>>() })
+fn start_in(site: TestDir, etcd: &Etcd, name: &str, listener: &Listener) -> Member {
+    let store = format!("store = \"etcd\"\n[fleet.etcd]\nendpoints = [\"{}\"]\n", etcd.url());
+    Member::start(site, name, &store, listener)
 }
 
 /// Two members of one fleet.
 fn pair(etcd: &Etcd, upstream: &Upstream) -> [Member; 2] {
-    let members = ["a", "b"].map(|name| Member::start(etcd, name, upstream));
+    let members = ["a", "b"].map(|name| start(etcd, name, upstream));
     members.iter().for_each(|member| member.await_members(2, 0));
     members
 }
@@ -162,7 +88,7 @@ fn changes_at_two_members_at_the_same_time_are_all_kept() {
 #[test]
 fn without_the_store_the_last_good_rules_stay_and_changes_are_refused_in_time() {
     let (mut etcd, upstream) = (Etcd::start(), Upstream::echo());
-    let member = Member::start(&etcd, "a", &upstream);
+    let member = start(&etcd, "a", &upstream);
     member.await_store("up");
     member.append("127.0.0.7").expect(201);
     etcd.kill();
@@ -177,10 +103,7 @@ fn without_the_store_the_last_good_rules_stay_and_changes_are_refused_in_time() 
     assert!(member.admits("127.0.0.7"));
     member.0.event("the store is down", |event| event.is("fleet.store_down"));
 
-    let Member(mut portcullis) = member;
-    portcullis.stop();
-    let site = std::mem::replace(&mut portcullis.site, TestDir::new());
-    let restarted = Member::start_in(site, &etcd, "a", &listener(&upstream));
+    let restarted = start_in(member.stop(), &etcd, "a", &listener(&upstream));
     assert!(restarted.admits("127.0.0.7"), "from the last good copy");
     etcd.run();
     etcd.ready();
@@ -242,7 +165,7 @@ fn accepted_store_that_was_wiped_gets_the_last_good_rules_back() {
 #[test]
 fn removed_rules_key_is_missing_and_not_empty_and_the_next_change_writes_it_again() {
     let (etcd, upstream) = (Etcd::start(), Upstream::echo());
-    let member = Member::start(&etcd, "a", &upstream);
+    let member = start(&etcd, "a", &upstream);
     member.await_store("up");
     member.append("127.0.0.7").expect(201);
     etcd.etcdctl(&["del", "--prefix", "/portcullis/prod/shared/rules/"]);
@@ -318,7 +241,7 @@ fn sessions_of_a_source_are_counted_and_closed_at_all_members() {
 #[test]
 fn rules_that_are_not_valid_at_a_member_leave_its_last_good_ones() {
     let (etcd, upstream) = (Etcd::start(), Upstream::echo());
-    let member = Member::start(&etcd, "a", &upstream);
+    let member = start(&etcd, "a", &upstream);
     member.await_store("up");
     member.append("127.0.0.7").expect(201);
     let key = "/portcullis/prod/shared/rules/main";
@@ -342,9 +265,9 @@ fn rules_that_are_not_valid_at_a_member_leave_its_last_good_ones() {
 #[test]
 fn second_process_with_the_name_of_a_member_is_not_counted() {
     let (etcd, upstream) = (Etcd::start(), Upstream::echo());
-    let first = Member::start(&etcd, "a", &upstream);
+    let first = start(&etcd, "a", &upstream);
     first.await_members(1, 0);
-    let second = Member::start(&etcd, "a", &upstream);
+    let second = start(&etcd, "a", &upstream);
     second.0.event("the name is taken", |event| event.is("fleet.member_duplicate"));
     assert_eq!(second.fleet()["duplicate"], true);
     assert_eq!(first.fleet()["duplicate"], false);
@@ -370,10 +293,12 @@ fn long_list_comes_into_force_at_every_member() {
 }
 
 #[test]
-fn ticket_of_one_member_is_valid_at_another() {
+fn ticket_of_one_member_resumes_the_session_at_another() {
     let (etcd, upstream) = (Etcd::start(), Upstream::echo());
     let listener = Listener::tcp(&upstream).trusting(&["127.0.0.0/8"]).tls("ticket_keys = \"fleet\"");
-    let members = ["a", "b"].map(|name| Member::start_in(TestDir::new(), &etcd, name, &listener));
+    let first = TestDir::new();
+    let second = first.with_same_certificate();
+    let members = [("a", first), ("b", second)].map(|(name, site)| start_in(site, &etcd, name, &listener));
     for member in &members {
         eventually("the ticket keys are shared", || (member.fleet()["tickets"]["sequence"] == 1).then_some(()));
     }
@@ -384,6 +309,16 @@ fn ticket_of_one_member_is_valid_at_another() {
         .each_ref()
         .map(|member| fs::read_to_string(member.0.site.path("state/fleet/prod/tickets.json")).unwrap());
     assert_eq!(copies[0], copies[1]);
+    let mut client = members[0].0.client().speaking(&TLS13);
+    for (member, expected) in [
+        (&members[0], HandshakeKind::Full),
+        (&members[1], HandshakeKind::Resumed),
+        (&members[0], HandshakeKind::Resumed),
+    ] {
+        client.go_to(member.0.address("main"));
+        let connection = client.attempt().1.unwrap();
+        assert_eq!(connection.tls().handshake_kind(), Some(expected));
+    }
 }
 
 #[test]

@@ -85,6 +85,9 @@ mod file_watcher;
 /// Members of a fleet over etcd.
 #[cfg(feature = "etcd")]
 mod fleet;
+/// Members of a fleet over a Kubernetes API.
+#[cfg(feature = "kubernetes")]
+mod fleet_kubernetes;
 /// The store of a fleet in etcd, with the agent.
 mod fleet_store;
 /// The store of a fleet in a Kubernetes API, with the agent.

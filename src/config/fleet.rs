@@ -10,8 +10,9 @@ use hyper::Uri;
 use crate::config::SourcedFile;
 use crate::config::document::{Node, Section};
 use crate::config::files::Files;
-use crate::config::resolver::{self, Resolvers, transposed};
+use crate::config::resolver::{self, Resolvers, WrittenResolvers, transposed};
 use crate::fleet::settings::{Engine, EtcdSettings, Identity, Login, StoreSettings};
+use crate::source::cloud::Resolver;
 
 /// `[fleet]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,13 +50,13 @@ impl Fleet {
 }
 
 /// Reads `[fleet]`. `state` is the directory of last good answers, and `resolvers` has the connection to Kubernetes that the
-/// fleet uses if it names none.
+/// fleet uses if it names none; `written` says whether that section exists, valid or not.
 pub(crate) fn fleet(
     root: &Section<'_>,
     directory: &Path,
     state: &Path,
     files: &mut Files,
-    resolvers: &Resolvers,
+    (resolvers, written): (&Resolvers, WrittenResolvers),
 ) -> Option<Fleet> {
     let section = root.section("fleet")?;
     let name = section.require("name", NAME).and_then(|node| name(&node));
@@ -68,7 +69,7 @@ pub(crate) fn fleet(
     };
     let key_file = section.get("key_file").map(|node| node.named_file(directory));
     let ticket_rotation = section.get("ticket_rotation").map(|node| rotation(&node));
-    let store = section.require("store", "\"etcd\" or \"kubernetes\"").and_then(|node| node.choice(&STORES));
+    let store = section.require("store", "\"etcd\" or \"kubernetes\"").and_then(|node| store(&node));
     let mut reader = resolver::Reader::new(directory, files);
     let mut certificates = Vec::new();
     let engine = match store {
@@ -79,7 +80,7 @@ pub(crate) fn fleet(
         }
         Some(Store::Kubernetes) => {
             unused(section.get("etcd").as_ref(), "kubernetes");
-            kubernetes(&section, &mut reader, resolvers)
+            kubernetes(&section, &mut reader, resolvers, written)
         }
         None => {
             let _ = ["etcd", "kubernetes"].map(|key| section.get(key));
@@ -105,6 +106,28 @@ pub(crate) fn fleet(
 enum Store {
     Etcd,
     Kubernetes,
+}
+
+impl Store {
+    /// The cargo feature that this program lacks for the store.
+    const fn missing_feature(self) -> Option<&'static str> {
+        match self {
+            Self::Etcd if cfg!(not(feature = "etcd")) => Some("etcd"),
+            Self::Kubernetes if cfg!(not(feature = "kubernetes")) => Some("kubernetes"),
+            Self::Etcd | Self::Kubernetes => None,
+        }
+    }
+}
+
+fn store(node: &Node<'_>) -> Option<Store> {
+    let store = node.choice(&STORES)?;
+    if let Some(feature) = store.missing_feature() {
+        node.problem(format_args!(
+            "needs a program with the cargo feature \"{feature}\", and this one was built without it"
+        ));
+        return None;
+    }
+    Some(store)
 }
 
 fn unused(section: Option<&Node<'_>>, store: &str) {
@@ -237,10 +260,17 @@ fn prefix(node: &Node<'_>) -> Option<String> {
     is_prefix.then(|| text.to_owned())
 }
 
-fn kubernetes(fleet: &Section<'_>, reader: &mut resolver::Reader<'_>, resolvers: &Resolvers) -> Option<Engine> {
+fn kubernetes(
+    fleet: &Section<'_>,
+    reader: &mut resolver::Reader<'_>,
+    resolvers: &Resolvers,
+    written: WrittenResolvers,
+) -> Option<Engine> {
     let known = resolvers.kubernetes.clone();
+    // An invalid [resolver.kubernetes] has been reported, and is the connection all the same.
+    let has_resolver = written.has(Resolver::Kubernetes);
     let Some(node) = fleet.get("kubernetes") else {
-        if known.is_none() {
+        if !has_resolver {
             fleet
                 .require("kubernetes", "[fleet.kubernetes], which is empty inside a cluster, or [resolver.kubernetes]");
         }
@@ -249,10 +279,7 @@ fn kubernetes(fleet: &Section<'_>, reader: &mut resolver::Reader<'_>, resolvers:
     let section = node.section("a table, which is empty inside a cluster")?;
     let namespace = section.get("namespace").map(|node| namespace(&node));
     let names_one = CONNECTION.map(|key| section.get(key)).iter().any(Option::is_some);
-    let connection = match known {
-        Some(known) if !names_one => Some(known),
-        _ => reader.connection(&node, &section),
-    };
+    let connection = if has_resolver && !names_one { known } else { reader.connection(&node, &section) };
     section.finish();
     Some(Engine::Kubernetes { namespace: transposed(namespace)?, connection: connection? })
 }

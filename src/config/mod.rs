@@ -437,7 +437,7 @@ impl Config {
         let mut positions: BTreeMap<_, _> = machine_settings.collect();
         let taken = admin.as_ref().map(|admin| admin.addresses().collect()).unwrap_or_default();
         let (resolvers, written) = resolver::resolvers(&root, directory, files);
-        let fleet = fleet::fleet(&root, directory, &state_directory, files, &resolvers);
+        let fleet = fleet::fleet(&root, directory, &state_directory, files, (&resolvers, written));
         let mut reader = RuleReader::new(directory, files, written);
         let source_groups = source_group::source_groups(&root, &mut reader);
         let names = source_groups.iter().map(|group| group.name.clone()).collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::fleet::settings::StoreSettings;
 use crate::fleet::store::{COMMANDS, EPOCH, MAX_KEY, MAX_VALUE, RULES, StoreEvent, TICKETS};
 
 /// The value of a shared key.
@@ -30,11 +31,27 @@ pub(crate) enum Reach {
 /// The shared keys at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
+    /// The store that was seen.
+    store: Option<Arc<StoreSettings>>,
     pub(crate) reach: Reach,
     keys: Arc<BTreeMap<String, Shared>>,
 }
 
 impl View {
+    /// A store of which nothing has been heard yet.
+    pub(crate) fn unheard(store: Arc<StoreSettings>) -> Self {
+        Self { store: Some(store), ..Self::default() }
+    }
+
+    /// Whether this is a view of that store. A view of another one says nothing about it.
+    pub(crate) fn is_of(&self, store: &StoreSettings) -> bool {
+        self.store.as_deref() == Some(store)
+    }
+
+    fn with(&self, reach: Reach, keys: Arc<BTreeMap<String, Shared>>) -> Self {
+        Self { store: self.store.clone(), reach, keys }
+    }
+
     /// The manifest of a listener's rules.
     pub(crate) fn rules(&self, listener: &str) -> Option<&Shared> {
         self.keys.get(&format!("{RULES}{listener}"))
@@ -88,16 +105,16 @@ impl Collector {
             StoreEvent::Synced { .. } if self.is_full => {
                 let error =
                     format!("the store has more than {MAX_KEYS} shared keys or {} MiB of them", MAX_BYTES >> 20);
-                Some(View { reach: Reach::Down { error }, keys: Arc::clone(&known.keys) })
+                Some(known.with(Reach::Down { error }, Arc::clone(&known.keys)))
             }
             // What was reported before the first listing is not complete.
             StoreEvent::Synced { .. } if !self.has_listing => None,
             StoreEvent::Synced { cluster, revision } => {
                 let is_same = *known.keys == self.keys;
                 let keys = if is_same { Arc::clone(&known.keys) } else { Arc::new(self.keys.clone()) };
-                Some(View { reach: Reach::Up { cluster, revision }, keys })
+                Some(known.with(Reach::Up { cluster, revision }, keys))
             }
-            StoreEvent::Down { error } => Some(View { reach: Reach::Down { error }, keys: Arc::clone(&known.keys) }),
+            StoreEvent::Down { error } => Some(known.with(Reach::Down { error }, Arc::clone(&known.keys))),
         }
     }
 

@@ -50,7 +50,7 @@ pub(crate) async fn supervised_agent(
         let (cloud, fleet) = observers.clone();
         let report = move |report| match report {
             Report::Observation(source, observation) => cloud.observe(&source, observation),
-            Report::Store(event) => fleet.observe(event),
+            Report::Store(store, event) => fleet.observe(&store, event),
         };
         supervisor::run(task.clone(), requests.clone(), report, Arc::clone(&state))
     };

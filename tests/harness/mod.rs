@@ -9,6 +9,7 @@ pub(crate) mod digitalocean;
 pub(crate) mod digitalocean_api;
 pub(crate) mod dns;
 pub(crate) mod etcd;
+pub(crate) mod fleet;
 pub(crate) mod guide;
 pub(crate) mod haproxy;
 pub(crate) mod hosts;

@@ -20,6 +20,7 @@ use crate::agent::state::{AgentState, Phase};
 use crate::agent::supervisor::check::{KnownSources, MessageRate, is_within_limits};
 use crate::agent::supervisor::child::{AgentProcess, Program};
 use crate::agent::supervisor::requests::{Requests, StoreDialogue, StoreViolation, fail};
+use crate::fleet::settings::StoreSettings;
 use crate::fleet::store::{Request, StoreEvent};
 use crate::printable;
 use crate::resolution::observation::Observation;
@@ -30,8 +31,8 @@ use crate::source::cloud::CloudSource;
 pub(crate) enum Report {
     /// A result for a source of the task.
     Observation(CloudSource, Observation),
-    /// News of the store of the task.
-    Store(StoreEvent),
+    /// News of a store. After a change of the configuration, it may be the former one.
+    Store(Arc<StoreSettings>, StoreEvent),
 }
 
 /// Supervises the agent until the task channel is closed. `report` receives what the agent reports of the task's sources and of
@@ -174,10 +175,10 @@ impl<O: Fn(Report)> Supervisor<'_, O> {
         let process = agent.id();
         let mut dialogue = Dialogue::new(&task);
         let served = self.serve(&mut agent, &mut dialogue, &task).await;
-        if dialogue.store.has_store() {
+        if let Some(store) = dialogue.store.store().cloned() {
             let error = "the agent that reaches the store has ended";
             dialogue.store.fail(error);
-            (self.report)(Report::Store(StoreEvent::Down { error: error.to_owned() }));
+            (self.report)(Report::Store(store, StoreEvent::Down { error: error.to_owned() }));
         }
         match served {
             Ok(release) => {
@@ -318,7 +319,7 @@ impl Dialogue {
 
     /// Checks a message, and returns the report in it.
     fn receive(&mut self, message: FromAgent, length: usize) -> Result<Option<Report>, AgentError> {
-        let most = self.known.max_messages() + if self.store.has_store() { check::MAX_STORE_MESSAGES } else { 0 };
+        let most = self.known.max_messages() + if self.store.store().is_some() { check::MAX_STORE_MESSAGES } else { 0 };
         if !self.rate.allows(length, most, Instant::now()) {
             return Err(AgentError::Flood { most });
         }
@@ -334,7 +335,10 @@ impl Dialogue {
                 self.known.answered(number);
                 Ok(None)
             }
-            FromAgent::StoreNews(event) => Ok(Some(Report::Store(self.store.report(event)?))),
+            FromAgent::StoreNews(event) => {
+                let (store, event) = self.store.report(event)?;
+                Ok(Some(Report::Store(store, event)))
+            }
             FromAgent::StoreReply { number, outcome } => Ok(self.store.answer(number, outcome).map(|()| None)?),
             FromAgent::Observed { source, observation } => {
                 if !is_within_limits(&observation) {

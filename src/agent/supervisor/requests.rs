@@ -33,7 +33,7 @@ impl Requests {
 #[derive(Debug, Default)]
 pub(super) struct StoreDialogue {
     /// The store of the task.
-    settings: Option<StoreSettings>,
+    settings: Option<Arc<StoreSettings>>,
     /// A listing has begun, and the store has not been reported as down since.
     is_listed: bool,
     last_number: u64,
@@ -75,21 +75,24 @@ pub(crate) enum StoreViolation {
 
 impl StoreDialogue {
     pub(super) fn new(settings: Option<&StoreSettings>) -> Self {
-        Self { settings: settings.cloned(), ..Self::default() }
+        Self { settings: settings.cloned().map(Arc::new), ..Self::default() }
     }
 
     /// Whether the agent can continue with the store of this task. What it reports does not name its store, so another store
     /// needs another agent.
     pub(super) fn can_continue_with(&self, settings: Option<&StoreSettings>) -> bool {
-        self.settings.is_none() || self.settings.as_ref() == settings
+        self.settings.is_none() || self.settings.as_deref() == settings
     }
 
     pub(super) fn replace(&mut self, settings: Option<&StoreSettings>) {
-        self.settings = settings.cloned();
+        if self.settings.as_deref() != settings {
+            self.settings = settings.cloned().map(Arc::new);
+        }
     }
 
-    pub(super) const fn has_store(&self) -> bool {
-        self.settings.is_some()
+    /// The store of the task, to which all reports belong.
+    pub(super) const fn store(&self) -> Option<&Arc<StoreSettings>> {
+        self.settings.as_ref()
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -135,10 +138,8 @@ impl StoreDialogue {
     ///
     /// # Errors
     /// If the agent may not send it.
-    pub(super) fn report(&mut self, event: StoreEvent) -> Result<StoreEvent, StoreViolation> {
-        if self.settings.is_none() {
-            return Err(StoreViolation::NoStore);
-        }
+    pub(super) fn report(&mut self, event: StoreEvent) -> Result<(Arc<StoreSettings>, StoreEvent), StoreViolation> {
+        let store = self.settings.clone().ok_or(StoreViolation::NoStore)?;
         if !is_valid(&event) {
             return Err(StoreViolation::InvalidReport);
         }
@@ -150,7 +151,7 @@ impl StoreDialogue {
             }
             StoreEvent::Changed { .. } | StoreEvent::Synced { .. } => {}
         }
-        Ok(event)
+        Ok((store, event))
     }
 
     /// When the oldest request has to be answered.

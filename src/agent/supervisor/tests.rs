@@ -187,7 +187,7 @@ impl Supervised {
     async fn event(&mut self) -> StoreEvent {
         loop {
             let report = timeout(Duration::from_secs(60), self.reports.recv()).await.expect("it comes in time");
-            if let Some(Report::Store(event)) = report {
+            if let Some(Report::Store(_, event)) = report {
                 return event;
             }
         }
@@ -327,6 +327,22 @@ async fn requests_are_answered_by_the_agent() {
     }
     while let Some(outcome) = requests.join_next().await {
         assert!(matches!(outcome, Ok(Outcome::Entries(_))), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn report_names_the_store_to_which_it_belongs() {
+    let mut supervised = Supervised::start_with("good", store_task("prod"));
+    supervised.synced().await;
+    supervised.task.send(store_task("test")).unwrap();
+    loop {
+        let report = timeout(Duration::from_secs(60), supervised.reports.recv()).await.expect("it comes in time");
+        let Some(Report::Store(store, event)) = report else { continue };
+        let fleet = if matches!(event, StoreEvent::Down { .. }) { "prod" } else { "test" };
+        assert_eq!(store.fleet, fleet, "{event:?}");
+        if matches!(event, StoreEvent::Synced { .. }) {
+            return;
+        }
     }
 }
 

@@ -25,7 +25,7 @@ impl FleetService {
     /// The response to the caller.
     pub(crate) async fn accept(&self, action: Action) -> Result<Value, AdminResponse> {
         let fleet = fleet_of(self)?;
-        let view = self.view.borrow().clone();
+        let view = self.view_of(&fleet.store);
         if !matches!(view.reach, Reach::Up { .. }) {
             return Err(self.no_store());
         }

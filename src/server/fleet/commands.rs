@@ -28,7 +28,8 @@ pub(crate) async fn run(service: Arc<FleetService>) {
             let mut done = HashSet::new();
             let mut believed = service.believed.subscribe();
             loop {
-                let view = believed.borrow_and_update().clone();
+                believed.mark_unchanged();
+                let view = service.believed_view_of(&fleet.store);
                 if let Some(view) = view {
                     carry_out_all(&service, &fleet, &view, &mut done).await;
                 }

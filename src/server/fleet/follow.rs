@@ -115,7 +115,7 @@ impl Follower {
 
     async fn follow(&mut self) {
         self.retry = None;
-        let view = self.service.view.borrow().clone();
+        let view = self.service.view_of(&self.fleet.store);
         let is_believed = self.judge(&view);
         let believed = is_believed.then(|| view.clone());
         self.service.believed.send_if_modified(|known| {

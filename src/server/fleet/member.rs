@@ -94,7 +94,7 @@ impl Member {
 
     /// Holds the name of the member.
     async fn hold(&mut self) {
-        if self.service.believed.borrow().is_none() {
+        if self.service.believed_view_of(&self.fleet.store).is_none() {
             return;
         }
         let (key, value) = (format!("{ALIVE}{}", self.fleet.member), self.service.instance.clone());
@@ -137,7 +137,7 @@ impl Member {
 
     /// Writes what this member has in force, if that has changed.
     async fn put_state(&mut self) {
-        if !self.holds || self.service.believed.borrow().is_none() {
+        if !self.holds || self.service.believed_view_of(&self.fleet.store).is_none() {
             return;
         }
         let mut state = self.state().await;
@@ -179,7 +179,7 @@ impl Member {
 
     /// Lists the members for the metrics.
     async fn list(&self) {
-        if self.service.believed.borrow().is_some()
+        if self.service.believed_view_of(&self.fleet.store).is_some()
             && let Ok(roster) = self.service.list_members().await
         {
             self.service.lock().roster = roster;

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::config::fleet::Fleet;
+use crate::fleet::settings::StoreSettings;
 use crate::fleet::store::{StoreClient, StoreEvent};
 use crate::fleet::view::{Collector, View};
 use crate::policy::{Current, Snapshot};
@@ -119,6 +120,17 @@ impl FleetService {
         self.progress.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// What the agent has last reported of this store.
+    fn view_of(&self, store: &StoreSettings) -> View {
+        let view = self.view.borrow();
+        if view.is_of(store) { view.clone() } else { View::default() }
+    }
+
+    /// The same, while the store answers and is believed.
+    fn believed_view_of(&self, store: &StoreSettings) -> Option<View> {
+        self.believed.borrow().clone().filter(|view| view.is_of(store))
+    }
+
     /// Notes the state of the store. Returns whether it is another one than before.
     fn enter(&self, store: StoreState) -> bool {
         let is_other = self.lock().store != store;
@@ -131,10 +143,9 @@ impl FleetService {
         is_other
     }
 
-    /// Forgets a store, because the configuration names another one or none.
+    /// Forgets what was concluded from a store, because the section has changed. What the agent has reported stays: it does
+    /// not report it again if the store is the same.
     fn forget(&self) {
-        *self.collector() = Collector::default();
-        self.view.send_replace(View::default());
         self.believed.send_replace(None);
         self.update(|status| *status = FleetStatus::default());
     }
@@ -180,10 +191,15 @@ impl FleetService {
 pub(crate) struct FleetObserver(pub(crate) Arc<FleetService>);
 
 impl FleetObserver {
-    pub(crate) fn observe(&self, event: StoreEvent) {
-        let known = self.0.view.borrow().clone();
-        let view = self.0.collector().apply(event, &known);
-        if let Some(view) = view {
+    pub(crate) fn observe(&self, store: &Arc<StoreSettings>, event: StoreEvent) {
+        let mut collector = self.0.collector();
+        let mut known = self.0.view.borrow().clone();
+        if !known.is_of(store) {
+            *collector = Collector::default();
+            known = View::unheard(Arc::clone(store));
+            self.0.view.send_replace(known.clone());
+        }
+        if let Some(view) = collector.apply(event, &known) {
             self.0.view.send_replace(view);
         }
     }

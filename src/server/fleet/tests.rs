@@ -31,6 +31,8 @@ struct Content {
     writes: usize,
     /// The next write of a manifest is performed and not answered.
     loses_an_answer: bool,
+    /// Changes are not reported.
+    is_silent: bool,
 }
 
 impl Content {
@@ -64,16 +66,16 @@ impl Content {
     }
 
     fn report(&self, event: &StoreEvent) {
-        self.members.iter().for_each(|member| member.observe(event.clone()));
+        self.members.iter().filter(|_| !self.is_silent).for_each(|member| member.receive(event.clone()));
     }
 
     /// Lists the shared keys, as an agent does that has connected.
     fn list(&self, member: &FleetObserver) {
-        member.observe(StoreEvent::Listing);
+        member.receive(StoreEvent::Listing);
         for Entry { key, value, version } in self.with_prefix("shared/") {
-            member.observe(StoreEvent::Changed { key, value: Some(value), version });
+            member.receive(StoreEvent::Changed { key, value: Some(value), version });
         }
-        member.observe(self.synced());
+        member.receive(self.synced());
     }
 
     fn perform(&mut self, operation: Operation) -> Outcome {
@@ -104,6 +106,13 @@ impl Content {
                 }
             }
         }
+    }
+}
+
+impl FleetObserver {
+    /// Takes over an event of the store of the configuration.
+    fn receive(&self, event: StoreEvent) {
+        self.observe(&Arc::new(self.0.policy().config.fleet.as_ref().unwrap().store.clone()), event);
     }
 }
 
@@ -158,14 +167,10 @@ impl Member {
         tasks.spawn(follow::run(Arc::clone(&service)));
         tasks.spawn(member::run(Arc::clone(&service)));
         let observer = FleetObserver(Arc::clone(&service));
-        let connected = store.clone();
-        tasks.spawn(async move {
-            // The follower forgets what was reported before it started.
-            sleep(Duration::from_millis(200)).await;
-            let mut content = connected.content();
-            content.list(&observer);
-            content.members.push(observer);
-        });
+        let mut content = store.content();
+        content.list(&observer);
+        content.members.push(observer);
+        drop(content);
         Self { service, _dir: dir, _tasks: tasks }
     }
 
@@ -314,4 +319,43 @@ async fn store_that_went_back_is_neither_used_nor_written() {
     let accepted = member.service.accept(action).await.unwrap();
     assert_eq!(accepted["epoch"], 1);
     member.until("the rules of the backup are in force", |_| member.rules() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_event_of_the_former_store_is_not_taken_for_one_of_the_new_store() {
+    let store = MemoryStore::default();
+    let member = Member::start(&store, "a");
+    member.connected().await;
+    member.add(&short(1)).await.unwrap();
+    let observer = FleetObserver(Arc::clone(&member.service));
+    let mut former = member.service.policy().config.fleet.as_ref().unwrap().store.clone();
+    former.fleet = "former".to_owned();
+    let former = Arc::new(former);
+    let synced = StoreEvent::Synced { cluster: "former".to_owned(), revision: 1 };
+    for event in [StoreEvent::Listing, synced] {
+        observer.observe(&former, event);
+    }
+    member.until("the store is not used", |service| service.believed.borrow().is_none()).await;
+    observer.receive(store.content().synced());
+    assert!(member.service.believed.borrow().is_none(), "without a listing of the new store");
+    store.content().list(&observer);
+    member.connected().await;
+    assert_eq!((member.service.status().store, member.rules()), (StoreState::Up, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn change_that_the_agent_does_not_report_is_answered_in_time_and_comes_into_force_later() {
+    let store = MemoryStore::default();
+    let member = Member::start(&store, "a");
+    member.connected().await;
+    store.content().is_silent = true;
+    let change = timeout(Duration::from_secs(10), member.add(&short(1))).await;
+    assert_eq!(change.expect("an answer within 10 s"), Err(503));
+    assert_eq!(member.rules(), 0);
+    {
+        let mut content = store.content();
+        content.is_silent = false;
+        content.list(&content.members[0].clone());
+    }
+    member.until("the change is in force", |_| member.rules() == 1).await;
 }

@@ -35,7 +35,8 @@ pub(crate) async fn run(service: Arc<FleetService>) {
             let mut ticks = interval(CHECK_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                let view = believed.borrow_and_update().clone();
+                believed.mark_unchanged();
+                let view = service.believed_view_of(&fleet.store);
                 if let Some(view) = view {
                     rotate(&service, &fleet, &view).await;
                 }

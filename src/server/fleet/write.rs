@@ -73,11 +73,11 @@ impl FleetService {
     /// # Errors
     /// The response to the caller. Status 503 if the store cannot be used now.
     pub(crate) async fn change_rules(&self, change: RulesChange) -> Result<(ChangeResult, Written), AdminResponse> {
-        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let (deadline, limit) = (Instant::now() + WRITE_TIMEOUT, Instant::now() + ANSWER_TIMEOUT);
         let RulesChange { listener, edit, has_precondition, replaces_all, action } = change;
         loop {
             let fleet = self.policy().config.fleet.clone().ok_or_else(|| unavailable("there is no fleet any more"))?;
-            let (view, base) = self.newest_base(&listener, replaces_all, deadline).await?;
+            let (view, base) = self.newest_base(&fleet, &listener, replaces_all, deadline).await?;
             let Edited { content, affected } =
                 self.edited(&listener, edit(base.sha256.clone()), has_precondition).await?;
             let text = String::from_utf8(content.unwrap_or_default())
@@ -90,7 +90,9 @@ impl FleetService {
                 manifest.sequence = base.sequence;
                 None
             } else {
-                match self.swap(&listener, &encoded, &base).await.map_err(unavailable)? {
+                let swapped = timeout_at(limit, self.swap(&listener, &encoded, &base)).await;
+                let swapped = swapped.map_err(|_| unavailable("the store of the fleet does not answer in time"))?;
+                match swapped.map_err(unavailable)? {
                     Swapped::Done(listed) => Some(listed),
                     Swapped::Conflict if has_precondition => return Err(changed_meanwhile()),
                     Swapped::Conflict => {
@@ -107,7 +109,11 @@ impl FleetService {
             let (reply, result) = oneshot::channel();
             self.applies().push_back(Apply { listener, manifest, text, action, affected, reply });
             self.apply_added.notify_one();
-            let result = result.await.unwrap_or_else(|_| Err(unavailable("the fleet was reconfigured")));
+            // The change comes into force when the agent reports it, which this member still waits for after the answer.
+            let result = timeout_at(limit, result).await.map_err(|_| {
+                unavailable("the change is in the store, and the store has not reported it to this member in time")
+            })?;
+            let result = result.unwrap_or_else(|_| Err(unavailable("the fleet was reconfigured")));
             return result.map(|result| (result, written)).map_err(|response| not_here(&response));
         }
     }
@@ -115,6 +121,7 @@ impl FleetService {
     /// Waits until the newest rules are in force here, and returns what a change of them replaces.
     async fn newest_base(
         &self,
+        fleet: &Fleet,
         listener: &str,
         replaces_all: bool,
         deadline: Instant,
@@ -123,7 +130,8 @@ impl FleetService {
         let mut believed = self.believed.subscribe();
         loop {
             progress.mark_unchanged();
-            let view = believed.borrow_and_update().clone().ok_or_else(|| self.no_store())?;
+            believed.mark_unchanged();
+            let view = self.believed_view_of(&fleet.store).ok_or_else(|| self.no_store())?;
             let status = self.lock().rules.get(listener).cloned().unwrap_or_default();
             let base = Base::of(&view, listener, status.sequence)?;
             let is_newest = base.sha256.is_none() || base.sha256 == in_force(&self.policy(), listener);
@@ -283,5 +291,8 @@ fn not_here(response: &AdminResponse) -> AdminResponse {
     unavailable(format_args!("the change is in the store, and not in force at this member yet: {why}"))
 }
 
-/// Time to find the newest rules, within the 10 s in which a change is answered. An operation of the store has its own limit.
+/// Time to find the newest rules. An operation of the store has its own limit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Time for all that depends on the store, within the 10 s in which a change is answered.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(9);
