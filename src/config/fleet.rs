@@ -10,7 +10,7 @@ use hyper::Uri;
 use crate::config::SourcedFile;
 use crate::config::document::{Node, Section};
 use crate::config::files::Files;
-use crate::config::resolver::{self, Resolvers, WrittenResolvers, transposed};
+use crate::config::resolver::{self, Resolvers, WrittenResolvers, require_feature, transposed};
 use crate::fleet::settings::{Engine, EtcdSettings, Identity, Login, StoreSettings};
 use crate::source::cloud::Resolver;
 
@@ -108,26 +108,13 @@ enum Store {
     Kubernetes,
 }
 
-impl Store {
-    /// The cargo feature that this program lacks for the store.
-    const fn missing_feature(self) -> Option<&'static str> {
-        match self {
-            Self::Etcd if cfg!(not(feature = "etcd")) => Some("etcd"),
-            Self::Kubernetes if cfg!(not(feature = "kubernetes")) => Some("kubernetes"),
-            Self::Etcd | Self::Kubernetes => None,
-        }
-    }
-}
-
 fn store(node: &Node<'_>) -> Option<Store> {
     let store = node.choice(&STORES)?;
-    if let Some(feature) = store.missing_feature() {
-        node.problem(format_args!(
-            "needs a program with the cargo feature \"{feature}\", and this one was built without it"
-        ));
-        return None;
-    }
-    Some(store)
+    let is_built_in = match store {
+        Store::Etcd => require_feature(node, "etcd", cfg!(feature = "etcd")),
+        Store::Kubernetes => require_feature(node, "kubernetes", cfg!(feature = "kubernetes")),
+    };
+    is_built_in.then_some(store)
 }
 
 fn unused(section: Option<&Node<'_>>, store: &str) {
