@@ -98,6 +98,12 @@ impl AdminHandler {
                 RulesChange { listener: owner, edit, has_precondition: requires_list_in_force, replaces_all, action };
             return self.change_fleet_rules(change, FleetWish { plan, wait }, reply, Box::new(respond));
         }
+        if wait.is_some() {
+            let message = format_args!(
+                "{owner} has no sources_store = \"fleet\", so its rules are those of this member only; leave out wait"
+            );
+            return drop(reply.send(AdminResponse::conflict(message)));
+        }
         let (file, action) = (ChangedFile::Sources { owner }, Some(action));
         let change = FileChange { file, edit: edit.of_text(None), requires_list_in_force, plan, action };
         self.send_change(change, reply, respond);

@@ -100,6 +100,10 @@ impl AdminHandler {
         let filter = CloseFilter { listener, source: source.map(|source| source.to_string()), client };
         let action =
             origin.action(AdminActionKind::SessionsClose, filter.listener.clone(), Some(shown(&filter, fleet)));
+        if !fleet && wait.is_some() {
+            let message = "wait is for the members of a fleet; add fleet=true, or leave it out";
+            return drop(reply.send(AdminResponse::error(ErrorKind::Unprocessable, message)));
+        }
         if !fleet {
             let response = match close(&self.registry, &filter) {
                 Ok(closed) => {
