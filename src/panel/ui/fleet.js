@@ -220,7 +220,8 @@ function forgetDialog({ member, last_seen: seen }) {
       h('p', {}, 'It was last seen ', time(seen, { empty: 'at an unknown time' }), '.'),
       notice(
         'warn',
-        h('p', {}, 'Forget a member only if it is gone for good. If it still runs, it may serve clients with old rules.'),
+        h('p', {}, 'Forget a member only if it is gone for good.'),
+        h('p', {}, 'If it still runs, it may serve clients, and no command waits for it any more.'),
       ),
     ],
     change: {
