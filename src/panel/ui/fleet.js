@@ -111,7 +111,7 @@ export function fleetView(page) {
     if (signature === shownStore) return;
     shownStore = signature;
     const hasFocus = store.contains(document.activeElement);
-    replace(store, storeCard(fleet, mayChange));
+    replace(store, h('div', { class: 'stack' }, storeCard(fleet, mayChange)));
     if (hasFocus) store.querySelector('#accept-store')?.focus();
   }
 
@@ -190,7 +190,7 @@ function storeCard({ name, member, duplicate, store, rules, tickets }, mayChange
     facts([
       ['Fleet', untrusted(name, { label: 'name' })],
       ['This member', untrusted(member, { label: 'name' })],
-      ['State', [pill(lookup(STORE_STATES, state) ?? 'idle', state), since ? [' since ', time(since)] : null]],
+      ['State', [pill(lookup(STORE_STATES, state) ?? 'idle', state), since ? [' since ', time(since, { mode: 'full' })] : null]],
       ['Engine', engine],
       ['Revision', revision === null ? 'unknown' : String(revision)],
       ...Object.entries(rules ?? {}).map(([listener, shared]) => [
