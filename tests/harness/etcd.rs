@@ -123,6 +123,10 @@ impl Etcd {
         self.process = None;
     }
 
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").0.id()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         self.process.as_ref().expect("it runs").signal(name);
     }
