@@ -232,6 +232,36 @@ fn rejected_token_is_reported_and_a_new_one_is_used() {
     member.append("127.0.0.8").expect(201);
 }
 
+#[test]
+fn reload_with_another_fleet_section_continues_at_once() {
+    let (cluster, upstream) = (Cluster::new(), Upstream::echo());
+    let member = cluster.member(TestDir::new(), "a", &listener(&upstream));
+    member.await_store("up");
+    member.append("127.0.0.7").expect(201);
+    let file = member.0.site.path("portcullis.toml");
+    let change = |from: &str, to: &str| {
+        let text = fs::read_to_string(&file).unwrap().replace(from, to);
+        assert!(member.0.reconfigure(text).is("reload.applied"));
+    };
+    // The store is the same, and is not listed again.
+    change("member = \"a\"", "member = \"b\"");
+    eventually("the other name is in the fleet", || {
+        member.fleet()["members"].as_array().unwrap().iter().any(|member| member["member"] == "b").then_some(())
+    });
+    member.append("127.0.0.8").expect(201);
+    // Another fleet has no rules yet, and those of the former one are not taken for its own.
+    change("name = \"prod\"", "name = \"test\"");
+    eventually("the other store is up", || {
+        let fleet = member.fleet();
+        (fleet["name"] == "test" && fleet["store"]["state"] == "up").then_some(())
+    });
+    member.has(&[]);
+    member.append("127.0.0.9").expect(201);
+    member.has(&["127.0.0.9"]);
+    change("name = \"test\"", "name = \"prod\"");
+    member.has(&["127.0.0.7", "127.0.0.8"]);
+}
+
 /// A right: API group, resource, verb.
 type Right = (String, String, String);
 
