@@ -26,6 +26,8 @@ pub(crate) enum Suspicion {
     WentBack { known: u64, seen: u64 },
     /// It has lost an acceptance, although its revision is not lower.
     LostEpoch { known: u64, seen: u64 },
+    /// It has more acceptances than operators can have made.
+    StrangeEpoch { known: u64, seen: u64 },
     /// It has lost changes of a listener's rules, although its revision is not lower.
     LostRules { listener: String, known: u64, seen: u64 },
 }
@@ -42,6 +44,9 @@ impl fmt::Display for Suspicion {
                     f,
                     "the rules of {listener} in the store have number {seen}, and this member had number {known} in force"
                 )
+            }
+            Self::StrangeEpoch { known, seen } => {
+                write!(f, "the store has {seen} acceptances, and this member knows of {known}")
             }
             Self::LostEpoch { known, seen } => {
                 write!(
@@ -60,6 +65,10 @@ impl Position {
     /// # Errors
     /// Why the store must not be believed.
     pub(crate) fn check(known: Option<&Self>, seen: &Self) -> Result<(), Suspicion> {
+        let epoch = known.map_or(0, |known| known.epoch);
+        if is_strange(epoch, seen.epoch) {
+            return Err(Suspicion::StrangeEpoch { known: epoch, seen: seen.epoch });
+        }
         let Some(known) = known else { return Ok(()) };
         if seen.epoch > known.epoch {
             return Ok(());
@@ -76,6 +85,14 @@ impl Position {
         Ok(())
     }
 }
+
+/// Whether a store has so many acceptances that none could follow.
+pub(crate) const fn is_strange(known: u64, seen: u64) -> bool {
+    seen > known.saturating_add(MAX_STEP)
+}
+
+/// Acceptances that a member may have missed.
+const MAX_STEP: u64 = 1000;
 
 #[cfg(test)]
 mod tests {

@@ -118,6 +118,11 @@ impl Manifest {
         &self.sha256
     }
 
+    /// The length of the text in bytes.
+    pub(crate) const fn length(&self) -> usize {
+        self.length
+    }
+
     /// The digests of the chunks, in order; none if the manifest has the text.
     pub(crate) fn chunks(&self) -> &[String] {
         match &self.content {

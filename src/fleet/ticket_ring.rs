@@ -114,7 +114,14 @@ impl Ring {
     /// # Errors
     /// If one of them cannot be read.
     pub(crate) fn unseal(&self, keys: &SealingKeys, fleet: &str) -> Result<Vec<Zeroizing<Vec<u8>>>, UnsealError> {
-        self.keys().map(|key| keys.unseal(&key.sealed, &purpose(fleet))).collect()
+        self.keys().map(|key| keys.unseal(&key.sealed, &purpose(fleet, &key.created_at))).collect()
+    }
+
+    /// How old the keys are.
+    pub(crate) fn age(&self) -> RingAge {
+        let made = |key: &RingKey| timestamp::parse(&key.created_at).map_or(i64::MIN, |at| at.unix_timestamp());
+        let encrypting = self.encrypting().and_then(|index| self.keys.get(index)).map_or(i64::MIN, made);
+        RingAge { encrypting, oldest: self.keys.iter().map(made).min().unwrap_or(i64::MIN) }
     }
 
     /// The position of the newest key that encrypts.
@@ -129,8 +136,12 @@ impl Ring {
 
     /// The next step, if one is due. `is_everywhere` tells whether every member that lives has this ring.
     pub(crate) fn due(&self, now: OffsetDateTime, rotation: Duration, is_everywhere: bool) -> Option<Step> {
-        let age =
-            |at: &str| timestamp::parse(at).map_or(Duration::ZERO, |at| (now - at).try_into().unwrap_or_default());
+        // A time far ahead is that of a member with a wrong clock, and must not stop the rotation until then.
+        let age = |at: &str| match timestamp::parse(at).map(|at| now - at) {
+            Some(age) if age < -CLOCK_TOLERANCE => Duration::MAX,
+            Some(age) => age.try_into().unwrap_or_default(),
+            None => Duration::ZERO,
+        };
         let encrypting = self.encrypting()?;
         if let (Some(next), 1..) = (self.keys.first(), encrypting) {
             let is_due = is_everywhere || age(&next.created_at) >= PATIENCE;
@@ -164,9 +175,26 @@ impl Ring {
     }
 }
 
-/// What ticket keys are sealed for, so that those of another fleet are not accepted.
-pub(crate) fn purpose(fleet: &str) -> String {
-    format!("ticket keys of fleet {fleet}")
+/// What a ticket key is sealed for, so that those of another fleet are not accepted, and none is made younger.
+pub(crate) fn purpose(fleet: &str, created_at: &str) -> String {
+    format!("ticket key of fleet {fleet} created at {created_at}")
+}
+
+/// How old the keys of a ring are, in seconds since 1970. Both times only grow, unless retired keys come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RingAge {
+    /// When the key that encrypts was made.
+    encrypting: i64,
+    /// When the oldest key was made.
+    oldest: i64,
+}
+
+impl RingAge {
+    /// Whether a ring of this age may follow one of age `known`.
+    pub(crate) const fn may_follow(self, known: Self) -> bool {
+        self.encrypting >= known.encrypting && self.oldest >= known.oldest
+    }
 }
 
 const FORMAT: u32 = 1;
@@ -176,6 +204,9 @@ const MAX_KEYS: usize = 16;
 
 /// A member that is alive has a new ring within a second. One that has lost the store must not stop the rotation.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// By how much the clocks of members may differ.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::minutes(5);
 
 /// How long a ticket is accepted ([`crate::tls::tickets`]).
 const LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
@@ -198,6 +229,20 @@ mod tests {
         let due = ring.due(now, ROTATION, is_everywhere);
         let after = due.and_then(|due| ring.after(due, now, || Some(name.to_owned())));
         (due, after.unwrap_or_else(|| ring.clone()))
+    }
+
+    #[test]
+    fn retired_keys_do_not_come_back_and_a_clock_ahead_does_not_stop_the_rotation() {
+        let first = Ring::first("one".to_owned(), NOW);
+        let added = first.after(Step::Add, NOW + Span::hours(12), || Some("two".to_owned())).unwrap();
+        let promoted = added.after(Step::Promote, NOW + Span::hours(12), || None).unwrap();
+        let retired = promoted.after(Step::Retire, NOW + Span::hours(24), || None).unwrap();
+        let rings = [&first, &added, &promoted, &retired];
+        assert!(rings.windows(2).all(|pair| pair[1].age().may_follow(pair[0].age())));
+        assert!(!promoted.age().may_follow(retired.age()), "it has a retired key again");
+        assert!(!first.age().may_follow(promoted.age()), "an older key encrypts again");
+        let ahead = Ring::first("one".to_owned(), NOW + Span::days(365));
+        assert_eq!(ahead.due(NOW, ROTATION, true), Some(Step::Add));
     }
 
     #[test]

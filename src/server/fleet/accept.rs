@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::fault;
+use crate::fleet::guard::is_strange;
 use crate::fleet::roster::Liveness;
 use crate::fleet::store::{EPOCH, Expected, MEMBERS, Operation, Outcome, TICKETS};
 use crate::fleet::view::{Reach, View};
@@ -45,7 +46,8 @@ impl FleetService {
             }
         }
         let known = self.status().position.map_or(0, |position| position.epoch);
-        let epoch = view.epoch().max(known).saturating_add(1);
+        let seen = Some(view.epoch()).filter(|seen| !is_strange(known, *seen)).unwrap_or_default();
+        let epoch = seen.max(known).saturating_add(1);
         let version = view.epoch_key().map(|shared| Expected::Version(shared.version.clone()));
         let (key, value) = (EPOCH.to_owned(), epoch.to_string());
         let put = Operation::Put { key, value, expected: version.unwrap_or(Expected::Absent), seconds: None };

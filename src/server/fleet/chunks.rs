@@ -12,8 +12,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::fault;
 use crate::fleet::chunks::split;
@@ -40,6 +42,19 @@ pub(crate) async fn fetch(
     manifest: &Manifest,
     known: Option<Arc<[u8]>>,
 ) -> Result<String, FetchError> {
+    // Other listeners wait for it.
+    match timeout(FETCH_TIMEOUT, fetch_chunks(store, listener, manifest, known)).await {
+        Ok(fetched) => fetched,
+        Err(_) => Err(FetchError::Unavailable(format!("they did not arrive within {FETCH_TIMEOUT:?}"))),
+    }
+}
+
+async fn fetch_chunks(
+    store: &StoreClient,
+    listener: &str,
+    manifest: &Manifest,
+    known: Option<Arc<[u8]>>,
+) -> Result<String, FetchError> {
     let mut chunks = match known {
         Some(known) if !manifest.chunks().is_empty() => blocking(move || split_known(&known)).await?,
         _ => BTreeMap::new(),
@@ -48,13 +63,22 @@ pub(crate) async fn fetch(
         manifest.chunks().iter().filter(|digest| !chunks.contains_key(*digest)).cloned().collect();
     wanted.sort_unstable();
     wanted.dedup();
+    // More than the manifest says is another text, and would only take memory.
+    let mut room = manifest.length();
     for group in wanted.chunks(MAX_KEYS) {
         let keys = group.iter().map(|digest| key(listener, digest)).collect();
         match store.perform(Operation::Get { keys }).await {
             Outcome::Entries(entries) => {
                 let prefix = key(listener, "");
-                let named = |Entry { key, value, .. }: Entry| Some((key.strip_prefix(&prefix)?.to_owned(), value));
-                chunks.extend(entries.into_iter().filter_map(named));
+                for Entry { key, value, .. } in entries {
+                    let Some(left) = room.checked_sub(value.len()) else {
+                        return Err(FetchError::Invalid("the chunks are longer than the manifest says".to_owned()));
+                    };
+                    room = left;
+                    if let Some(digest) = key.strip_prefix(&prefix) {
+                        chunks.insert(digest.to_owned(), value);
+                    }
+                }
             }
             other => return Err(FetchError::Unavailable(failure(&other))),
         }
@@ -143,6 +167,9 @@ pub(crate) fn failure(outcome: &Outcome) -> String {
         }
     }
 }
+
+/// How long the chunks of one list may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Chunks that are written at the same time.
 const MAX_WRITES: usize = 8;

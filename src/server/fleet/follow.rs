@@ -17,6 +17,7 @@ use crate::fault;
 use crate::fleet::guard::Position;
 use crate::fleet::known::{AppliedRules, Known};
 use crate::fleet::manifest::Manifest;
+use crate::fleet::ticket_ring::Ring;
 use crate::fleet::view::{Reach, View};
 use crate::policy::Snapshot;
 use crate::policy::builder::fleet::open;
@@ -211,7 +212,7 @@ impl Follower {
         let known = self.copy(&policy, listener).await;
         match fetch(&self.service.store, listener, &manifest, known).await {
             Ok(text) => {
-                if let Err(response) = self.put_in_force(rules_of(listener), text, None).await {
+                if let Err(response) = self.put_rules_in_force(listener, &manifest, text, None).await {
                     self.wait(listener, manifest.sha256(), REJECTED_RETRY);
                     self.reject_rules(listener, &message_of(&response));
                 } else {
@@ -227,6 +228,31 @@ impl Follower {
                 self.reject_rules(listener, &error);
             }
         }
+    }
+
+    /// Puts rules in force. They are remembered first: after a crash in between, a store that has lost them is refused.
+    async fn put_rules_in_force(
+        &mut self,
+        listener: &str,
+        manifest: &Manifest,
+        text: String,
+        action: Option<Action>,
+    ) -> Result<Arc<Snapshot>, AdminResponse> {
+        let before = self.known.rules.insert(listener.to_owned(), self.applied(manifest));
+        self.save(None).await;
+        let result = self.put_in_force(rules_of(listener), text, action).await;
+        if result.is_err() {
+            match before {
+                Some(before) => drop(self.known.rules.insert(listener.to_owned(), before)),
+                None => drop(self.known.rules.remove(listener)),
+            }
+        }
+        result
+    }
+
+    fn applied(&self, manifest: &Manifest) -> AppliedRules {
+        let (sequence, sha256) = (manifest.sequence, manifest.sha256().to_owned());
+        AppliedRules { epoch: self.known.epoch(), sequence, sha256 }
     }
 
     /// The text in force, whose chunks need not be read again.
@@ -246,9 +272,8 @@ impl Follower {
     }
 
     fn note_applied(&mut self, listener: &str, manifest: &Manifest) {
-        let applied = AppliedRules { sequence: manifest.sequence, sha256: manifest.sha256().to_owned() };
         self.failed.remove(listener);
-        self.known.rules.insert(listener.to_owned(), applied);
+        self.known.rules.insert(listener.to_owned(), self.applied(manifest));
         if self.set_rules(listener, RulesState::InForce, manifest.sequence, None) {
             info!(listener, sequence = manifest.sequence, by = manifest.written_by, "rules of the fleet are in force");
         }
@@ -271,8 +296,16 @@ impl Follower {
         let policy = self.service.policy();
         let (Some(keys), Some(shared)) = (&policy.fleet_secrets.keys, view.tickets()) else { return };
         let opened = open(shared.value.as_bytes(), keys, self.fleet.name());
+        let opened = opened.and_then(|opened| match Ring::parse(&shared.value).map(|ring| ring.age()) {
+            Ok(age) if self.known.may_use(age) => Ok((opened, age)),
+            Ok(_) => Err(format!("retired keys are back in the store; {ACCEPT}")),
+            Err(error) => Err(error.to_string()),
+        });
         let (sequence, tickets) = match opened {
-            Ok(opened) => opened,
+            Ok((opened, age)) => {
+                self.known.tickets = Some((self.known.epoch(), age));
+                opened
+            }
             Err(error) => {
                 let is_other = self.service.lock().tickets_error.as_ref() != Some(&error);
                 if is_other {
@@ -324,7 +357,7 @@ impl Follower {
                 action.write(&self.service.audit);
                 Ok(self.service.policy())
             } else {
-                self.put_in_force(rules_of(&listener), text, Some(action)).await
+                self.put_rules_in_force(&listener, &manifest, text, Some(action)).await
             };
             if result.is_ok() && !is_overtaken {
                 self.note_applied(&listener, &manifest);
@@ -378,6 +411,7 @@ impl Follower {
         let position = |known: &Known| known.position.as_ref().map(|at| (at.cluster.clone(), at.epoch));
         let instance = self.service.instance.clone();
         let is_same = self.saved.rules == self.known.rules
+            && self.saved.tickets == self.known.tickets
             && position(&self.saved) == position(&self.known)
             && self.saved_view.has_same_keys(&view)
             && self.saved.instance == instance;
@@ -385,12 +419,19 @@ impl Follower {
             return;
         }
         self.known.instance = instance;
+        self.save(Some(view)).await;
+    }
+
+    /// Writes the memory file, which then has everything of `view`.
+    async fn save(&mut self, view: Option<View>) {
         let (memory, known) = (self.memory.clone(), self.known.clone());
         let written = fault::contained_blocking(PART, move || memory.write(&known)).await;
         match written.unwrap_or_else(|fault| Err(fault.to_string())) {
             Ok(()) => {
                 self.saved = self.known.clone();
-                self.saved_view = view;
+                if let Some(view) = view {
+                    self.saved_view = view;
+                }
             }
             Err(error) => {
                 warn!(%error, "a restart could not detect a store that was restored");

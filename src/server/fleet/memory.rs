@@ -26,9 +26,18 @@ impl MemoryFile {
     pub(crate) fn read(&self) -> Result<Known, String> {
         match read_private(&self.0) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|_| self.unusable("it is damaged")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.has_copies() => {
+                Err(self.unusable("it is missing beside last good copies"))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
             Err(error) => Err(self.unusable(&error.to_string())),
         }
+    }
+
+    /// Whether a last good copy is in the directory.
+    fn has_copies(&self) -> bool {
+        let entries = self.0.parent().map(std::fs::read_dir);
+        entries.is_some_and(|entries| entries.is_ok_and(|mut entries| entries.next().is_some()))
     }
 
     fn unusable(&self, why: &str) -> String {

@@ -19,6 +19,7 @@ use crate::fleet::view::View;
 use crate::policy::Snapshot;
 use crate::server::fleet::FleetService;
 use crate::server::fleet::chunks::failure;
+use crate::timestamp;
 use crate::tls::tickets::KEY_LENGTH;
 
 /// Whether a listener uses the ticket keys of the fleet.
@@ -54,7 +55,8 @@ async fn rotate(service: &FleetService, fleet: &Fleet, view: &View) {
     let policy = service.policy();
     let Some(keys) = policy.fleet_secrets.keys.as_ref().filter(|_| are_used(&policy)) else { return };
     let now = OffsetDateTime::now_utc();
-    let new_key = || sealed_key(keys, fleet.name());
+    let created_at = timestamp::seconds(now);
+    let new_key = || sealed_key(keys, fleet.name(), &created_at);
     let (ring, expected) = match view.tickets() {
         None => (new_key().map(|key| Ring::first(key, now)), Expected::Absent),
         Some(shared) => {
@@ -86,10 +88,10 @@ async fn rotate(service: &FleetService, fleet: &Fleet, view: &View) {
     }
 }
 
-fn sealed_key(keys: &SealingKeys, fleet: &str) -> Option<String> {
+fn sealed_key(keys: &SealingKeys, fleet: &str, created_at: &str) -> Option<String> {
     let mut key = Zeroizing::new([0; KEY_LENGTH]);
     rand::fill(key.as_mut()).ok()?;
-    keys.seal(key.as_slice(), &purpose(fleet))
+    keys.seal(key.as_slice(), &purpose(fleet, created_at))
 }
 
 /// How often the age of the keys is compared with `ticket_rotation`.
