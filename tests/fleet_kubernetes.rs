@@ -186,10 +186,10 @@ fn ticket_keys_are_sealed_in_a_secret_and_a_ticket_is_valid_at_every_member() {
         assert_eq!(connection.tls().handshake_kind(), Some(expected));
     }
 
-    let stranger = TestDir::new();
-    stranger.write("fleet.key", format!("{}\n", STANDARD.encode([7; 32])));
-    let stranger = cluster.member(stranger, "c", &listener);
-    stranger.0.event("the keys cannot be unsealed", |event| event.is("fleet.key_wrong"));
+    let other = TestDir::new();
+    other.write("fleet.key", format!("{}\n", STANDARD.encode([7; 32])));
+    let other = cluster.member(other, "c", &listener);
+    other.0.event("the keys cannot be unsealed", |event| event.is("fleet.key_wrong"));
 }
 
 #[test]
