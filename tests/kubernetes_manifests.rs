@@ -31,13 +31,23 @@ fn validate(files: &[PathBuf]) {
 #[test]
 fn manifests_are_valid() {
     let mut files = resources(&packaged("gateway/base"));
-    let listed: Vec<_> = fs::read_dir(packaged("gateway/base")).unwrap().flatten().map(|entry| entry.path()).collect();
-    let unlisted = listed.iter().filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
-    let unlisted: Vec<_> =
-        unlisted.filter(|path| !files.contains(path) && !path.ends_with("kustomization.yaml")).collect();
-    assert!(unlisted.is_empty(), "not in the kustomization: {unlisted:?}");
     files.push(packaged("redis-sidecar.yaml"));
     validate(&files);
+}
+
+#[test]
+fn kustomizations_name_every_manifest_beside_them() {
+    for directory in ["gateway/base", "gateway/cert-manager"] {
+        let directory = packaged(directory);
+        let named = resources(&directory);
+        let absent: Vec<_> = named.iter().filter(|path| !path.is_file()).collect();
+        assert!(absent.is_empty(), "in a kustomization and not there: {absent:?}");
+        let beside: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let manifests = beside.iter().filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+        let unnamed: Vec<_> =
+            manifests.filter(|path| !path.ends_with("kustomization.yaml") && !named.contains(path)).collect();
+        assert!(unnamed.is_empty(), "in no kustomization: {unnamed:?}");
+    }
 }
 
 #[test]

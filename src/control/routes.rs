@@ -67,7 +67,7 @@ pub(crate) static ROUTES: &[Route] = &[
             sources::append,
             Verb::Post,
             "/v1/listeners/{name}/sources",
-            "Adds rules to the sources_file of a listener or a group",
+            "Adds rules to a listener or a group, in its sources_file or in the store of the fleet",
         )
     },
     Route {
@@ -77,7 +77,7 @@ pub(crate) static ROUTES: &[Route] = &[
             sources::replace,
             Verb::Put,
             "/v1/listeners/{name}/sources",
-            "Replaces the rules in the sources_file of a listener or a group",
+            "Replaces the rules of a listener or a group in its sources_file or in the store of the fleet",
         )
     },
     Route {
@@ -86,7 +86,7 @@ pub(crate) static ROUTES: &[Route] = &[
             sources::remove,
             Verb::Delete,
             "/v1/listeners/{name}/sources/{uuid}",
-            "Removes a rule from the sources_file of a listener or a group",
+            "Removes a rule of a listener or a group from its sources_file or from the store of the fleet",
         )
     },
     get(

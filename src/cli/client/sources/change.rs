@@ -1,7 +1,5 @@
 //! `portcullis sources append` and `sources replace`.
 
-use std::fmt::Write as _;
-
 use hyper::Method;
 use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
@@ -92,13 +90,12 @@ pub(crate) fn replace(
     let body = json!({ "rules": rules.iter().map(GivenRule::in_json).collect::<Vec<_>>() });
     let call = Change { method: Method::PUT, target: place.target(), body: Some(body), if_match: None };
     let Some(body) = call.send(client, place, options)? else { return Ok(()) };
-    let mut text = format!("{}: the sources_file now has ", place.listener);
-    let _ = match rules {
-        [] => writeln!(text, "no rules"),
-        [rule] => writeln!(text, "1 rule: {rule}"),
-        rules => writeln!(text, "{} rules", rules.len()),
+    let count = match rules {
+        [] => "no rules".to_owned(),
+        [rule] => format!("1 rule ({rule})"),
+        rules => format!("{} rules", rules.len()),
     };
-    report(client, place, &text)?;
+    report(client, place, &format!("{}: now has {count} besides those of the configuration\n", place.listener))?;
     confirm(&body, &place.listener)
 }
 

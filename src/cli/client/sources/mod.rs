@@ -30,12 +30,12 @@ pub(crate) enum SourcesCommand {
         #[command(flatten)]
         place: Place,
     },
-    /// Add rules to the sources_file of a listener or a group
+    /// Add rules to a listener or a group, in its sources_file or in the store of the fleet
     #[command(long_about = APPEND)]
     Append(Box<AppendArgs>),
-    /// Change description and expiry of a rule in the sources_file of a listener or a group; its sessions stay open
+    /// Change description and expiry of a rule of a listener or a group; its sessions stay open
     Edit(Box<EditArgs>),
-    /// Remove rules from the sources_file of a listener or a group; sessions that only they admit are closed
+    /// Remove rules from a listener or a group; sessions that only they admit are closed
     Remove {
         #[command(flatten)]
         place: Place,
@@ -48,14 +48,14 @@ pub(crate) enum SourcesCommand {
         #[command(flatten)]
         options: Options,
     },
-    /// Replace all rules in the sources_file of a listener or a group
+    /// Replace all rules of a listener or a group in its sources_file or in the store of the fleet
     #[command(group(ArgGroup::new("replacement").args(["rules", "rule_options", "none"]).required(true).multiple(true)))]
     Replace {
         #[command(flatten)]
         place: Place,
         #[command(flatten)]
         rules: Rules,
-        /// Remove all rules, so that the sources_file admits nobody
+        /// Remove all of them, so that only rules of the configuration admit clients
         #[arg(long, conflicts_with_all = ["rules", "rule_options"])]
         none: bool,
         #[command(flatten)]
@@ -225,7 +225,7 @@ const NO_ADDRESS: &str = "--my-address: the program does not know an address of 
                           use --url, or write the address";
 
 const APPEND: &str = "\
-Add rules to the sources_file of a listener or a group. They are in force when the command ends. A rule that is there already stays as it is.
+Add rules to a listener or a group, in its sources_file or in the store of the fleet. They are in force when the command ends. A rule that is there already stays as it is.
 
 A CI runner admits itself for two hours with `portcullis sources append LISTENER --my-address --ttl 2h --url URL`. It needs no \
 clean-up: the rule and its sessions end after that time.";

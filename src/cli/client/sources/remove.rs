@@ -128,7 +128,7 @@ impl<'a> Split<'a> {
                     format!("nothing was {done}: {selector} is in the configuration file; edit it there and reload")
                 }
                 Some(_) => {
-                    format!("nothing was {done}: {selector} is not in the sources_file; edit it where it is set")
+                    format!("nothing was {done}: {selector} cannot be changed by commands; edit it where it is set")
                 }
                 None => format!("nothing was {done}: there is no rule {selector}; see portcullis sources list"),
             });

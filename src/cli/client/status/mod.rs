@@ -98,7 +98,7 @@ fn descriptors(status: JsonView<'_>, now: OffsetDateTime) -> Option<String> {
     Some(format!("{connections} of at most {max} (limit of open files: {limit}){paused}"))
 }
 
-/// The process that resolves cloud sources.
+/// The process that resolves cloud sources and reaches the store of the fleet.
 fn agent(agent: JsonView<'_>, now: OffsetDateTime) -> String {
     let age = agent.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
     let restarts = match agent.number("restarts") {
@@ -109,7 +109,9 @@ fn agent(agent: JsonView<'_>, now: OffsetDateTime) -> String {
     let error = agent.text("last_error").map(|error| format!("; last error: {error}")).unwrap_or_default();
     match agent.text("state").as_deref() {
         Some("up") => format!("up{age}{restarts}{error}"),
-        _ => format!("DOWN{age}: cloud sources keep their last good addresses{restarts}{error}"),
+        _ => format!(
+            "DOWN{age}: cloud sources keep their last good addresses, and the rules of the fleet stay in force{restarts}{error}"
+        ),
     }
 }
 
