@@ -13,7 +13,7 @@ WORKDIR /src
 COPY . .
 # The build image has the C compiler that aws-lc-sys needs. cmake is not needed. protoc
 # compiles the messages of etcd.
-RUN apt-get update -qq && apt-get install -qq --no-install-recommends protobuf-compiler
+RUN apt-get update -qq && apt-get install -qq --no-install-recommends protobuf-compiler libprotobuf-dev
 RUN cargo build --release --locked --bin portcullis
 
 FROM gcr.io/distroless/cc-debian12:nonroot

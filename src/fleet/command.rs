@@ -1,7 +1,8 @@
 //! Commands to all members, and their answers.
 //!
-//! A command is a shared key with a limited life. Each member carries it out once and writes its answer to a key of its own,
-//! which also tells a new process of the member that the command is done.
+//! A command is a shared key with a limited life. Each member writes its answer to a key of its own. A command that changes
+//! something is carried out at most once by a member: before, it writes [`Answer::Started`], which tells a new process of the
+//! member not to do it again.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -44,12 +45,24 @@ pub(crate) struct CloseFilter {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Answer {
+    /// The process with this ID carries the command out.
+    Started(String),
     /// A number of sessions.
     Sessions(u64),
-    /// Items with their use.
-    Evidence(Vec<Value>),
+    /// Items with their use; `is_complete` unless some are left out.
+    Evidence { items: Vec<Value>, is_complete: bool },
     /// It cannot be carried out.
     Failed(String),
+}
+
+impl CommandTask {
+    /// Whether it changes nothing, so that it may be carried out again, or not at all.
+    pub(crate) fn only_reads(&self) -> bool {
+        match self {
+            Self::Close(_) => false,
+            Self::Evidence | Self::Plan { .. } => true,
+        }
+    }
 }
 
 impl Command {
@@ -59,6 +72,11 @@ impl Command {
 }
 
 impl Answer {
+    /// Whether the command has been carried out.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self, Self::Started(_))
+    }
+
     pub(crate) fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
     }

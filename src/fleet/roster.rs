@@ -99,6 +99,10 @@ impl Roster {
         &self.0
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|member| member.name == name)
+    }
+
     /// The members that have not confirmed, with what is known of them. Empty if all have.
     pub(crate) fn missing(&self, confirmation: &Confirmation<'_>) -> Vec<(&str, Liveness)> {
         let has_confirmed = |member: &Member| {

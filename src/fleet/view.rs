@@ -74,9 +74,22 @@ impl View {
         Arc::ptr_eq(&self.keys, &other.keys) || self.keys == other.keys
     }
 
+    pub(crate) fn has_command(&self, id: &str) -> bool {
+        self.keys.contains_key(&format!("{COMMANDS}{id}"))
+    }
+
     /// The commands by their IDs.
     pub(crate) fn commands(&self) -> impl Iterator<Item = (&str, &Shared)> {
         self.keys.iter().filter_map(|(key, shared)| Some((key.strip_prefix(COMMANDS)?, shared)))
+    }
+}
+
+#[cfg(test)]
+impl View {
+    pub(crate) fn with_commands<'a>(commands: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        let shared = |value: String| Shared { value: value.into(), version: "1".to_owned() };
+        let keys = commands.into_iter().map(|(id, value)| (format!("{COMMANDS}{id}"), shared(value))).collect();
+        Self { keys: Arc::new(keys), ..Self::default() }
     }
 }
 
@@ -123,6 +136,10 @@ impl Collector {
             self.bytes = self.bytes.saturating_sub(former.value.len());
         }
         let Some(value) = value else { return };
+        if key.starts_with(COMMANDS) && (value.len() > MAX_COMMAND || self.commands() >= MAX_COMMANDS) {
+            // Whoever has sent it learns that this member does not answer. Rules and keys do not suffer from it.
+            return;
+        }
         let is_within = key.len() <= MAX_KEY && value.len() <= MAX_VALUE && self.keys.len() < MAX_KEYS;
         if !is_within || self.bytes.saturating_add(value.len()) > MAX_BYTES {
             self.is_full = true;
@@ -132,6 +149,18 @@ impl Collector {
         self.keys.insert(key, Shared { value: value.into(), version });
     }
 }
+
+impl Collector {
+    fn commands(&self) -> usize {
+        self.keys.range(COMMANDS.to_owned()..).take_while(|(key, _)| key.starts_with(COMMANDS)).count()
+    }
+}
+
+/// The maximum number of commands, which live for a minute.
+const MAX_COMMANDS: usize = 256;
+
+/// The maximum length of a command in bytes. A plan of 100,000 rules has about 6 KiB.
+const MAX_COMMAND: usize = 64 << 10;
 
 /// A fleet has a key for each listener, and a few others.
 const MAX_KEYS: usize = 4096;
@@ -181,6 +210,17 @@ mod tests {
             after(&mut collector, &none, vec![StoreEvent::Listing, changed("shared/epoch", Some("1"), "v"), synced(1)]);
         let down = after(&mut collector, &known, vec![StoreEvent::Down { error: "x".to_owned() }]);
         assert_eq!((down.epoch(), &down.reach), (1, &Reach::Down { error: "x".to_owned() }));
+    }
+
+    #[test]
+    fn too_many_and_too_long_commands_cost_no_other_key() {
+        let (mut collector, none) = (Collector::default(), View::default());
+        let mut events = vec![StoreEvent::Listing, changed("shared/commands/long", Some(&"x".repeat(70_000)), "v")];
+        events.extend((0..MAX_KEYS * 2).map(|number| changed(&format!("shared/commands/{number}"), Some("{}"), "v")));
+        events.extend([changed("shared/rules/cache", Some("1"), "v"), synced(2)]);
+        let known = after(&mut collector, &none, events);
+        assert_eq!((known.commands().count(), known.rules("cache").is_some()), (MAX_COMMANDS, true));
+        assert!(matches!(known.reach, Reach::Up { .. }));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::fleet::command::{Answer, Command, CommandTask};
 use crate::fleet::roster::{Confirmation, Liveness};
-use crate::fleet::store::{ANSWERS, COMMANDS, Expected, Operation, Outcome};
+use crate::fleet::store::{ANSWERS, COMMANDS, Entry, Expected, MAX_KEYS, Operation, Outcome};
 use crate::server::fleet::FleetService;
 use crate::server::fleet::chunks::failure;
 use crate::server::fleet::member::new_instance;
@@ -32,7 +32,7 @@ impl Answers {
     pub(crate) fn sessions(&self) -> Option<u64> {
         let number = |answer: &Answer| match answer {
             Answer::Sessions(number) => Some(*number),
-            Answer::Evidence(_) | Answer::Failed(_) => None,
+            Answer::Evidence { .. } | Answer::Failed(_) | Answer::Started(_) => None,
         };
         let numbers = self.by_member.values().map(number);
         if self.missing.is_empty() { numbers.sum() } else { None }
@@ -66,42 +66,63 @@ impl FleetService {
     pub(crate) async fn ask(&self, by: &str, task: CommandTask, limit: Duration) -> Result<Answers, String> {
         let deadline = Instant::now() + limit;
         let id = new_instance();
+        let only_reads = task.only_reads();
         let (key, value) = (format!("{COMMANDS}{id}"), Command { by: by.to_owned(), task }.to_json());
-        let put = Operation::Put { key, value, expected: Expected::Absent, seconds: Some(COMMAND_LIFE) };
+        let put = Operation::Put { key: key.clone(), value, expected: Expected::Absent, seconds: Some(COMMAND_LIFE) };
         match self.store.perform(put).await {
             Outcome::Done { .. } => {}
             other => return Err(failure(&other)),
         }
-        loop {
-            let answers = self.answers(&id).await;
-            let is_done = answers
-                .as_ref()
-                .is_ok_and(|answers| answers.missing.iter().all(|missing| missing.liveness == Liveness::Unknown));
+        let mut by_member = BTreeMap::new();
+        let missing = loop {
+            let missing = self.gather(&id, &mut by_member).await;
+            let is_done =
+                missing.as_ref().is_ok_and(|missing| missing.iter().all(|one| one.liveness == Liveness::Unknown));
             if is_done || Instant::now() + POLL_INTERVAL > deadline {
-                return answers;
+                break missing;
             }
             sleep(POLL_INTERVAL).await;
+        };
+        if only_reads {
+            // Nobody waits for further answers.
+            let _ = self.store.perform(Operation::Delete { key, expected: Expected::Any }).await;
         }
+        Ok(Answers { missing: missing?, by_member })
     }
 
-    async fn answers(&self, id: &str) -> Result<Answers, String> {
+    /// Reads the answers that have come since the last time. Returns the members without one.
+    async fn gather(&self, id: &str, answers: &mut BTreeMap<String, Answer>) -> Result<Vec<Missing>, String> {
         let prefix = format!("{ANSWERS}{id}/");
-        let entries = match self.store.perform(Operation::List { prefix: prefix.clone() }).await {
+        let roster = self.list_members().await?;
+        let listed = match self.store.perform(Operation::Keys { prefix: prefix.clone() }).await {
             Outcome::Entries(entries) => entries,
             other => return Err(failure(&other)),
         };
-        let answer = |key: &str, value: &str| {
-            Some((key.strip_prefix(&prefix)?.to_owned(), serde_json::from_str::<Answer>(value).ok()?))
-        };
-        let by_member: BTreeMap<_, _> = entries.iter().filter_map(|entry| answer(&entry.key, &entry.value)).collect();
-        let roster = self.list_members().await?;
-        let has_answered = |name: &str| by_member.get(name).is_some_and(|answer| !matches!(answer, Answer::Failed(_)));
+        let is_new = |member: &str| !answers.contains_key(member) && roster.has(member);
+        let new: Vec<String> = listed
+            .into_iter()
+            .map(|entry| entry.key)
+            .filter(|key| key.strip_prefix(&prefix).is_some_and(is_new))
+            .collect();
+        for keys in new.chunks(MAX_KEYS) {
+            let entries = match self.store.perform(Operation::Get { keys: keys.to_vec() }).await {
+                Outcome::Entries(entries) => entries,
+                other => return Err(failure(&other)),
+            };
+            for Entry { key, value, .. } in entries {
+                let answer = serde_json::from_str(&value).ok().filter(Answer::is_final);
+                if let (Some(member), Some(answer)) = (key.strip_prefix(&prefix), answer) {
+                    answers.insert(member.to_owned(), answer);
+                }
+            }
+        }
+        let has_answered = |name: &str| answers.get(name).is_some_and(|answer| !matches!(answer, Answer::Failed(_)));
         let missing = roster
             .members()
             .iter()
             .filter(|member| !has_answered(&member.name))
             .map(|member| Missing { member: member.name.clone(), liveness: member.liveness });
-        Ok(Answers { missing: missing.collect(), by_member })
+        Ok(missing.collect())
     }
 }
 

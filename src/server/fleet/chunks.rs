@@ -101,6 +101,27 @@ fn split_known(known: &[u8]) -> BTreeMap<String, String> {
     split(text).into_iter().map(|chunk| (digest(chunk), chunk.to_owned())).collect()
 }
 
+/// Writes the chunks of planned rules that the manifest in force does not name, for a limited time.
+///
+/// A chunk that is there stays as it is: it may have become a part of a manifest meanwhile, and must not expire.
+///
+/// # Errors
+/// Why the store does not have all of them.
+pub(crate) async fn put_planned(
+    store: &StoreClient,
+    listener: &str,
+    encoded: &Encoded<'_>,
+    named: &HashSet<String>,
+) -> Result<(), String> {
+    write(store, listener, encoded, named, |key, value| Operation::Put {
+        key,
+        value,
+        expected: Expected::Absent,
+        seconds: Some(PLAN_LIFE),
+    })
+    .await
+}
+
 /// The chunks of a listener in the store, before a manifest is replaced.
 #[derive(Debug)]
 pub(crate) struct Listed(Vec<Entry>);
@@ -120,24 +141,42 @@ pub(crate) async fn put(
         Outcome::Entries(entries) => Listed(entries),
         other => return Err(failure(&other)),
     };
+    write(store, listener, encoded, named, |key, value| Operation::Put {
+        key,
+        value,
+        expected: Expected::Any,
+        seconds: None,
+    })
+    .await?;
+    Ok(listed)
+}
+
+/// Writes the chunks that a manifest does not name yet.
+async fn write(
+    store: &StoreClient,
+    listener: &str,
+    encoded: &Encoded<'_>,
+    named: &HashSet<String>,
+    put: impl Fn(String, String) -> Operation,
+) -> Result<(), String> {
     let mut writes = JoinSet::new();
     for (digest, chunk) in encoded.chunks.iter().filter(|(digest, _)| !named.contains(digest)) {
         if writes.len() >= MAX_WRITES {
             written(writes.join_next().await)?;
         }
-        let (store, key, value) = (store.clone(), key(listener, digest), (*chunk).to_owned());
-        let put = Operation::Put { key, value, expected: Expected::Any, seconds: None };
-        writes.spawn(async move { store.perform(put).await });
+        let (store, operation) = (store.clone(), put(key(listener, digest), (*chunk).to_owned()));
+        writes.spawn(async move { store.perform(operation).await });
     }
     while let Some(outcome) = writes.join_next().await {
         written(Some(outcome))?;
     }
-    Ok(listed)
+    Ok(())
 }
 
 fn written(outcome: Option<Result<Outcome, tokio::task::JoinError>>) -> Result<(), String> {
     match outcome {
-        None | Some(Ok(Outcome::Done { .. })) => Ok(()),
+        // A conflict is a chunk that is there already: its key is its digest.
+        None | Some(Ok(Outcome::Done { .. } | Outcome::Conflict { .. })) => Ok(()),
         Some(Ok(other)) => Err(failure(&other)),
         Some(Err(error)) => Err(error.to_string()),
     }
@@ -173,3 +212,6 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Chunks that are written at the same time.
 const MAX_WRITES: usize = 8;
+
+/// Seconds; longer than members take to answer how many sessions a plan would end.
+const PLAN_LIFE: u32 = 120;

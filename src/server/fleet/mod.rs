@@ -7,6 +7,7 @@ pub(crate) mod accept;
 pub(crate) mod ask;
 pub(crate) mod chunks;
 pub(crate) mod commands;
+pub(crate) mod evidence;
 pub(crate) mod follow;
 pub(crate) mod member;
 pub(crate) mod memory;
@@ -30,6 +31,7 @@ use crate::fleet::settings::StoreSettings;
 use crate::fleet::store::{StoreClient, StoreEvent};
 use crate::fleet::view::{Collector, View};
 use crate::policy::{Current, Snapshot};
+use crate::server::fleet::evidence::EvidenceQueue;
 use crate::server::fleet::follow::Apply;
 use crate::server::fleet::status::{FleetStatus, StoreState};
 use crate::server::reload::ReloadRequest;
@@ -58,6 +60,7 @@ pub(crate) struct FleetService {
     apply_added: Notify,
     /// Removals of chunks that no manifest names.
     clean_ups: Mutex<JoinSet<()>>,
+    evidence: EvidenceQueue,
     /// Whether this member leaves the fleet.
     leaving: watch::Sender<Leaving>,
 }
@@ -97,6 +100,7 @@ impl FleetService {
             applies: Mutex::default(),
             apply_added: Notify::new(),
             clean_ups: Mutex::default(),
+            evidence: EvidenceQueue::default(),
             leaving: watch::Sender::new(Leaving::No),
         })
     }

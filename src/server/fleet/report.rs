@@ -1,13 +1,9 @@
 //! The JSON about the fleet.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use serde_json::{Map, Value, json};
 
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
-use crate::fleet::command::{Answer, CommandTask};
 use crate::fleet::roster::{Liveness, Member};
 use crate::fleet::settings::Engine;
 use crate::metrics::exposition::FleetFigures;
@@ -16,7 +12,6 @@ use crate::printable;
 use crate::server::fleet::FleetService;
 use crate::server::fleet::ask::Missing;
 use crate::server::fleet::status::{FleetStatus, StoreState};
-use crate::server::fleet::write::{fleet_of, unavailable};
 use crate::timestamp::seconds;
 
 /// The members without an answer, as the API lists them.
@@ -138,113 +133,4 @@ impl FleetService {
             "sessions": state.filter(|_| liveness == Liveness::Live).map(|state| state.sessions),
         })
     }
-
-    /// The use of certificates and rules at all members. `own` is the report of this one.
-    ///
-    /// # Errors
-    /// The response to the caller.
-    pub(crate) async fn rotation(&self, mut own: Value) -> Result<Value, AdminResponse> {
-        let fleet = fleet_of(self)?;
-        if self.believed.borrow().is_none() {
-            return Err(self.no_store());
-        }
-        let answers = self.ask(&fleet.member, CommandTask::Evidence, EVIDENCE_TIMEOUT).await.map_err(unavailable)?;
-        let items = own.get_mut("items").map(Value::take).and_then(|items| match items {
-            Value::Array(items) => Some(items),
-            _ => None,
-        });
-        let mut all = Vec::new();
-        let mut known = BTreeMap::new();
-        for mut item in items.unwrap_or_default() {
-            // The answer of this member has its use too.
-            without_use(&mut item);
-            known.insert(identity(&item), all.len());
-            all.push(item);
-        }
-        for (member, answer) in &answers.by_member {
-            let Answer::Evidence(items) = answer else { continue };
-            for item in items {
-                match known.get(&identity(item)).and_then(|index| all.get_mut(*index)) {
-                    Some(sum) => add(sum, item),
-                    None => {
-                        let mut item = item.clone();
-                        set(&mut item, "only_at", json!(member));
-                        known.insert(identity(&item), all.len());
-                        all.push(item);
-                    }
-                }
-            }
-        }
-        if !answers.missing.is_empty() {
-            // No use is known, and there may be one at a member that is missing.
-            for item in all.iter_mut().filter(|item| number(item, "sessions") == 0) {
-                set(item, "sessions", Value::Null);
-            }
-        }
-        let members: Vec<_> = answers.by_member.keys().collect();
-        set(&mut own, "items", Value::Array(all));
-        set(&mut own, "members", json!(members));
-        set(&mut own, "missing", missing(&answers.missing));
-        Ok(own)
-    }
 }
-
-/// What the items of different members have in common if they are the same.
-fn identity(item: &Value) -> [String; 4] {
-    ["listener", "kind", "name", "sha256"]
-        .map(|key| item.get(key).and_then(Value::as_str).unwrap_or_default().to_owned())
-}
-
-fn without_use(item: &mut Value) {
-    for (key, value) in [
-        ("sessions", json!(0)),
-        ("first_used", Value::Null),
-        ("last_used", Value::Null),
-        ("last_users", json!([])),
-        ("clients", json!([])),
-        ("more_clients", json!(0)),
-    ] {
-        set(item, key, value);
-    }
-}
-
-/// Adds the use at another member.
-fn add(sum: &mut Value, other: &Value) {
-    for key in ["sessions", "more_clients"] {
-        let total = number(sum, key).saturating_add(number(other, key));
-        set(sum, key, json!(total));
-    }
-    // Times in RFC 3339 with the same precision and offset are ordered as text.
-    let text = |item: &Value, key: &str| item.get(key).and_then(Value::as_str).map(str::to_owned);
-    let first = [text(sum, "first_used"), text(other, "first_used")].into_iter().flatten().min();
-    let last = [text(sum, "last_used"), text(other, "last_used")].into_iter().flatten().max();
-    set(sum, "first_used", json!(first));
-    set(sum, "last_used", json!(last));
-    for (key, most) in [("clients", MAX_CLIENTS), ("last_users", MAX_LAST_USERS)] {
-        let list = |item: &Value| item.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-        let mut both = [list(sum), list(other)].concat();
-        let omitted = both.len().saturating_sub(most);
-        both.truncate(most);
-        set(sum, key, Value::Array(both));
-        if key == "clients" {
-            let more = number(sum, "more_clients").saturating_add(u64::try_from(omitted).unwrap_or(u64::MAX));
-            set(sum, "more_clients", json!(more));
-        }
-    }
-}
-
-fn number(item: &Value, key: &str) -> u64 {
-    item.get(key).and_then(Value::as_u64).unwrap_or_default()
-}
-
-fn set(item: &mut Value, key: &str, value: Value) {
-    if let Some(fields) = item.as_object_mut() {
-        fields.insert(key.to_owned(), value);
-    }
-}
-
-/// How long the members may take to answer.
-const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(5);
-
-const MAX_CLIENTS: usize = 5;
-const MAX_LAST_USERS: usize = 8;

@@ -1,6 +1,8 @@
 //! Members of a fleet in one process, over a store in memory.
 
-use std::collections::BTreeMap;
+mod commands;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -33,6 +35,12 @@ struct Content {
     loses_an_answer: bool,
     /// Changes are not reported.
     is_silent: bool,
+    /// The next writes of answers are not performed.
+    failing_answers: usize,
+    /// The commands that were ever written.
+    commands: usize,
+    /// The keys with a limited life.
+    limited: BTreeSet<String>,
 }
 
 impl Content {
@@ -82,11 +90,20 @@ impl Content {
         match operation {
             Operation::Get { keys } => Outcome::Entries(keys.iter().filter_map(|key| self.entry(key)).collect()),
             Operation::List { prefix } | Operation::Keys { prefix } => Outcome::Entries(self.with_prefix(&prefix)),
-            Operation::Put { key, value, expected, .. } => {
+            Operation::Put { key, value, expected, seconds } => {
+                if key.starts_with("answers/") && self.failing_answers > 0 {
+                    self.failing_answers -= 1;
+                    return Outcome::Failed { error: "down".to_owned() };
+                }
                 let current = self.entry(&key);
                 if !is_expected(current.as_ref(), &expected) {
                     return Outcome::Conflict { current };
                 }
+                self.commands += usize::from(key.starts_with("shared/commands/"));
+                match seconds {
+                    Some(_) => self.limited.insert(key.clone()),
+                    None => self.limited.remove(&key),
+                };
                 let done = self.set(&key, Some(value));
                 if key.starts_with("shared/rules/") && std::mem::take(&mut self.loses_an_answer) {
                     return Outcome::Failed { error: "lost".to_owned() };
@@ -166,6 +183,7 @@ impl Member {
         tasks.spawn(reload(current, reloads));
         tasks.spawn(follow::run(Arc::clone(&service)));
         tasks.spawn(member::run(Arc::clone(&service)));
+        tasks.spawn(super::commands::run(Arc::clone(&service)));
         let observer = FleetObserver(Arc::clone(&service));
         let mut content = store.content();
         content.list(&observer);

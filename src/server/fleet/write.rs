@@ -203,12 +203,12 @@ impl FleetService {
 
     /// Makes the rules of a plan readable for all members. `None` if the store cannot be used.
     ///
-    /// Their chunks are not named by a manifest, and are removed after the next change.
+    /// Their chunks are removed after a limited time, or after the next change.
     pub(crate) async fn planned_rules(&self, listener: &str, text: &str) -> Option<CommandTask> {
         let view = self.believed.borrow().clone()?;
         let base = Base::of(&view, listener, 0).ok()?;
         let encoded = self.encode(text, base.sequence, "plan").await.ok()?;
-        chunks::put(&self.store, listener, &encoded, &base.chunks).await.ok()?;
+        chunks::put_planned(&self.store, listener, &encoded, &base.chunks).await.ok()?;
         Some(CommandTask::Plan { listener: listener.to_owned(), rules: Box::new(encoded.manifest) })
     }
 

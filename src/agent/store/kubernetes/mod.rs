@@ -1,8 +1,10 @@
 //! The store in the API of a Kubernetes cluster.
 //!
 //! [`object`] is pure: keys to objects and back. [`request`] has single requests, [`watch`] the listing and the watches,
-//! [`operations`] what the program asks for, [`lifetimes`] what has not changed for too long.
+//! [`operations`] what the program asks for, [`expiry`] removes what has a limited life, and [`lifetimes`] is what has not changed
+//! for too long.
 
+mod expiry;
 mod lifetimes;
 mod object;
 mod operations;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::kubernetes::collection::Versioned;
 use crate::agent::store::limits::is_key;
 use crate::digest::{hex, sha256};
-use crate::fleet::store::{ALIVE, CHUNKS, MEMBERS, SHARED};
+use crate::fleet::store::{ALIVE, ANSWERS, CHUNKS, MEMBERS, SHARED};
 
 /// A ConfigMap, a Secret or a Lease. Only what the fleet uses of them is read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -125,7 +125,8 @@ impl Place {
                 (Some(member), _) => ("member", Kind::Lease, Part::State, member),
                 (_, Some(member)) => ("member", Kind::Lease, Part::Holder, member),
                 _ if key.starts_with(CHUNKS) => (CHUNKS_LABEL, Kind::ConfigMap, Part::Data, key),
-                _ if key.starts_with(SHARED) => ("shared", Kind::ConfigMap, Part::Data, key),
+                _ if key.starts_with(ANSWERS) => (ANSWERS_LABEL, Kind::ConfigMap, Part::Data, key),
+                _ if key.starts_with(SHARED) => (SHARED_LABEL, Kind::ConfigMap, Part::Data, key),
                 _ => return None,
             },
         };
@@ -238,6 +239,11 @@ impl Object {
         (spec.renew_time, spec.lease_duration_seconds) = (Some(now), Some(seconds));
     }
 
+    /// The object as far as its removal needs it.
+    pub(super) fn without_data(self) -> Self {
+        Self { data: None, ..self }
+    }
+
     /// After how many seconds the object may be removed.
     pub(super) fn lifetime(&self) -> Option<u32> {
         self.annotation(SECONDS)?.parse().ok()
@@ -245,17 +251,35 @@ impl Object {
 
     pub(super) fn set_lifetime(&mut self, seconds: Option<u32>) {
         self.annotate(SECONDS, seconds.map(|seconds| seconds.to_string()));
+        let labels = self.metadata.labels.get_or_insert_default();
+        match seconds {
+            Some(_) => labels.insert(TEMPORARY.to_owned(), "true".to_owned()),
+            None => labels.remove(TEMPORARY),
+        };
     }
 }
 
-/// The selector of a fleet's objects.
-pub(super) fn selector(fleet: &str) -> String {
-    format!("{MANAGED_BY}={MANAGER},{FLEET}={}", label_value(fleet))
+/// The selector of a fleet's objects whose keys may begin so.
+pub(super) fn selector(fleet: &str, prefix: &str) -> String {
+    let all = format!("{MANAGED_BY}={MANAGER},{FLEET}={}", label_value(fleet));
+    // The chunks of long lists are left out wherever possible.
+    if prefix.starts_with(CHUNKS) {
+        format!("{all},{KIND}={CHUNKS_LABEL}")
+    } else if prefix.starts_with(ANSWERS) {
+        format!("{all},{KIND}={ANSWERS_LABEL}")
+    } else {
+        all
+    }
 }
 
 /// The selector of those that every member watches.
 pub(super) fn shared_selector(fleet: &str) -> String {
-    format!("{},{KIND}!={CHUNKS_LABEL}", selector(fleet))
+    format!("{},{KIND}!={CHUNKS_LABEL},{KIND}!={ANSWERS_LABEL}", selector(fleet, ""))
+}
+
+/// The selector of those with a limited life that no member watches.
+pub(super) fn temporary_selector(fleet: &str) -> String {
+    format!("{},{KIND}!={SHARED_LABEL},{TEMPORARY}=true", selector(fleet, ""))
 }
 
 /// The name of an object: readable, and by its digest another one for each key.
@@ -288,7 +312,10 @@ const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const MANAGER: &str = "portcullis";
 const FLEET: &str = "portcullis/fleet";
 const KIND: &str = "portcullis/kind";
+const SHARED_LABEL: &str = "shared";
 const CHUNKS_LABEL: &str = "chunk";
+const ANSWERS_LABEL: &str = "answer";
+const TEMPORARY: &str = "portcullis/temporary";
 const KEY: &str = "portcullis/key";
 const STATE: &str = "portcullis/state";
 const SECONDS: &str = "portcullis/seconds";
@@ -307,6 +334,7 @@ mod tests {
             ("shared/rules/cache", Kind::ConfigMap, Part::Data),
             ("shared/tickets", Kind::Secret, Part::Data),
             ("chunks/cache/0f", Kind::ConfigMap, Part::Data),
+            ("answers/0a1b/web-1", Kind::ConfigMap, Part::Data),
             ("members/web-1", Kind::Lease, Part::State),
             ("alive/web-1", Kind::Lease, Part::Holder),
         ] {

@@ -15,7 +15,7 @@ use crate::agent::store::kubernetes::KubernetesEngine;
 use crate::agent::store::kubernetes::object::{Kind, Object, Part, Place, selector};
 use crate::agent::store::kubernetes::request::{Requests, Written};
 use crate::agent::store::limits::{MAX_ANSWER, text};
-use crate::fleet::store::{ALIVE, CHUNKS, Entry, Expected, MEMBERS, Outcome, SHARED};
+use crate::fleet::store::{ALIVE, ANSWERS, CHUNKS, Entry, Expected, MEMBERS, Outcome, SHARED};
 
 /// A key, its object as it is, and where it is written.
 struct Target {
@@ -40,7 +40,7 @@ impl KubernetesEngine {
         let mut entries = Vec::new();
         let mut size = 0_usize;
         for kind in Kind::ALL.into_iter().filter(|kind| may_hold(*kind, prefix)) {
-            let collection = self.collection(kind, selector(&self.fleet)).await?;
+            let collection = self.collection(kind, selector(&self.fleet, prefix)).await?;
             let mut names = BTreeSet::new();
             collection
                 .list(&self.connection, |object| {
@@ -212,7 +212,7 @@ impl KubernetesEngine {
 fn may_hold(kind: Kind, prefix: &str) -> bool {
     let overlaps = |other: &str| prefix.starts_with(other) || other.starts_with(prefix);
     match kind {
-        Kind::ConfigMap => overlaps(SHARED) || overlaps(CHUNKS),
+        Kind::ConfigMap => [SHARED, CHUNKS, ANSWERS].into_iter().any(overlaps),
         Kind::Secret => overlaps(SHARED),
         Kind::Lease => overlaps(MEMBERS) || overlaps(ALIVE),
     }

@@ -1,5 +1,6 @@
 //! Lists the shared keys and watches them: ConfigMaps and Secrets, by two watches.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use kube::core::WatchEvent;
@@ -9,7 +10,7 @@ use crate::agent::kubernetes::collection::{Collection, Events, advance};
 use crate::agent::kubernetes::failure::Failure;
 use crate::agent::store::engine::RELIST;
 use crate::agent::store::kubernetes::KubernetesEngine;
-use crate::agent::store::kubernetes::lifetimes::Lifetimes;
+use crate::agent::store::kubernetes::expiry::Limited;
 use crate::agent::store::kubernetes::object::{Kind, Object, Part, Place, shared_selector};
 use crate::agent::store::kubernetes::request::Requests;
 use crate::agent::store::limits::MAX_SHARED;
@@ -24,13 +25,6 @@ struct Followed {
     events: Option<Events<Object>>,
     /// When the last watch began.
     opened_at: Option<Instant>,
-}
-
-/// Objects with a limited life.
-#[derive(Default)]
-struct Limited {
-    objects: Vec<Object>,
-    ages: Lifetimes,
 }
 
 impl KubernetesEngine {
@@ -51,6 +45,7 @@ impl KubernetesEngine {
         }
         news.synced(&cluster, revision).await;
         let mut expiry = interval_at(Instant::now() + EXPIRY_INTERVAL, EXPIRY_INTERVAL);
+        let mut sweep = pin!(self.sweep());
         loop {
             let (followed, event) = tokio::select! {
                 event = maps.next(self) => (&mut maps, event?),
@@ -59,6 +54,7 @@ impl KubernetesEngine {
                     limited.remove_expired(&self.requests(Kind::ConfigMap).await?).await?;
                     continue;
                 }
+                never = &mut sweep => match never {},
                 // A new listing shows whether the server answers.
                 () = self.suspected.notified() => return Ok(()),
                 () = sleep_until(relist_at) => return Ok(()),
@@ -152,40 +148,6 @@ impl Followed {
                 None => self.events = None,
             }
         }
-    }
-}
-
-impl Limited {
-    fn note(&mut self, object: Object) {
-        if object.lifetime().is_some() {
-            self.objects.push(object);
-        }
-    }
-
-    fn forget(&mut self, changed: &Object) {
-        self.objects.retain(|object| object.metadata.name != changed.metadata.name);
-    }
-
-    /// Removes the objects whose time has passed since this process has seen them first.
-    async fn remove_expired(&mut self, requests: &Requests) -> Result<(), Failure> {
-        let mut expired = Vec::new();
-        for object in &self.objects {
-            let name = object.metadata.name.as_deref().unwrap_or_default();
-            let time = Duration::from_secs(object.lifetime().unwrap_or(u32::MAX).into());
-            let version = object.metadata.resource_version.clone().unwrap_or_default();
-            if !self.ages.note(name, version, time) {
-                expired.push(object.clone());
-            }
-        }
-        for object in expired {
-            // Whatever came of it, the watch reports it.
-            requests.delete(&object).await?;
-            self.forget(&object);
-        }
-        let names: std::collections::BTreeSet<_> =
-            self.objects.iter().filter_map(|object| object.metadata.name.as_deref()).collect();
-        self.ages.retain(|name| names.contains(name));
-        Ok(())
     }
 }
 
