@@ -19,6 +19,7 @@ mod fault;
 mod fleet;
 mod identity;
 mod issuing;
+mod jitter;
 mod limit;
 mod metrics;
 mod outcome;

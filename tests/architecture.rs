@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("durable_file", &[]),
     ("descriptors", &[]),
     ("digest", &[]),
+    ("jitter", &[]),
     ("protocol", &["addr", "outcome"]),
     ("source", &["addr", "timestamp"]),
     ("limit", &["addr", "outcome"]),
@@ -33,17 +34,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("fleet", &["timestamp", "digest", "resolution"]),
     ("agent", &["printable", "source", "resolution", "fleet"]),
     ("agent/client", &["resolution"]),
-    ("agent/digitalocean", &["printable", "timestamp", "source", "resolution", "agent/client"]),
+    ("agent/digitalocean", &["printable", "timestamp", "jitter", "source", "resolution", "agent/client"]),
     ("agent/kubernetes", &["printable", "fault", "source", "resolution"]),
     (
         "agent/store",
-        &["printable", "fault", "digest", "resolution", "fleet", "agent", "agent/client", "agent/kubernetes"],
+        &["printable", "fault", "digest", "jitter", "resolution", "fleet", "agent", "agent/client", "agent/kubernetes"],
     ),
     (
         "agent/process",
         &["fault", "source", "resolution", "fleet", "agent", "agent/digitalocean", "agent/kubernetes", "agent/store"],
     ),
-    ("dns", &["addr", "timestamp", "fault", "source", "resolution"]),
+    ("dns", &["addr", "timestamp", "fault", "jitter", "source", "resolution"]),
     ("audit", &["printable", "addr", "outcome", "timestamp", "fault", "permissions", "source", "limit", "token"]),
     (
         "config",

@@ -77,6 +77,27 @@ fn changed_rule_is_in_force_at_every_member_and_ends_its_sessions() {
 }
 
 #[test]
+fn sessions_of_a_source_are_counted_and_closed_at_all_members() {
+    let (cluster, upstream) = (Cluster::new(), Upstream::echo());
+    let [a, b] = cluster.pair(&upstream);
+    let many: Vec<_> = (0..6_000).map(|number: u32| format!("10.{}.{}.1", number / 250, number % 250)).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).chain(["127.0.0.0/8"]).collect();
+    assert_eq!(a.api().put(&format!("{SOURCES}?wait=5s"), &rules(&many)).status, 204);
+    let mut sessions = [&a, &b].map(|member| member.session("127.0.0.7"));
+    let plan = a.api().put(&format!("{SOURCES}?plan=true"), &rules(&many[..6_000])).expect(200);
+    assert_eq!(plan["fleet"], json!({ "sessions_ended_count": 2, "missing": [] }));
+    let rotation = b.api().get("/v1/rotation?fleet=true").expect(200);
+    let items = rotation["items"].as_array().unwrap();
+    let source = items.iter().find(|item| item["name"] == "127.0.0.0/8").unwrap();
+    assert_eq!((&source["sessions"], &rotation["members"]), (&json!(2), &json!(["a", "b"])));
+    let outcome = a.command(&["sessions", "close", "--source", "127.0.0.7", "--fleet"]);
+    assert_eq!((outcome.code, outcome.text()), (Some(0), "2 sessions are closed\n".to_owned()));
+    for session in &mut sessions {
+        let _ = session.rest();
+    }
+}
+
+#[test]
 fn without_the_api_the_last_good_rules_stay_and_changes_are_refused_in_time() {
     let (cluster, upstream) = (Cluster::new(), Upstream::echo());
     let member = cluster.member(TestDir::new(), "a", &listener(&upstream));

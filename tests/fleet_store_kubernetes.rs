@@ -192,6 +192,19 @@ fn key_with_a_limited_life_is_removed() {
 }
 
 #[test]
+fn keys_with_a_limited_life_that_nobody_watches_are_removed_unless_they_became_permanent() {
+    let cluster = Cluster::new();
+    let mut agent = cluster.listed();
+    version(&agent.put_for("answers/1/web-1", "{}", 1));
+    version(&agent.put_for("chunks/cache/0f", "of a plan", 1));
+    version(&agent.put_for("chunks/cache/10", "of a plan and of rules", 1));
+    version(&agent.put("chunks/cache/10", "of a plan and of rules", &json!("any")));
+    assert_eq!(agent.list("answers/1/"), pairs(&[("answers/1/web-1", "{}")]));
+    eventually("the temporary keys are removed", || (cluster.api.objects("/configmaps").len() == 1).then_some(()));
+    assert_eq!(agent.list("chunks/"), pairs(&[("chunks/cache/10", "of a plan and of rules")]));
+}
+
+#[test]
 fn foreign_object_with_the_name_is_not_overwritten() {
     let cluster = Cluster::new();
     let mut agent = cluster.listed();

@@ -355,7 +355,7 @@ fn prometheus_scrapes_and_answers_every_alert_and_panel() {
         let rules = groups.first()?["rules"].as_array()?.clone();
         rules.iter().all(|rule| rule["health"] == "ok").then_some(rules)
     });
-    assert_eq!(groups.len(), 12);
+    assert_eq!(groups.len(), 14);
     for rule in &groups {
         let expression = rule["query"].as_str().unwrap();
         prometheus.query(expression);

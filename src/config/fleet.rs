@@ -5,12 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::Uri;
-
 use crate::config::SourcedFile;
 use crate::config::document::{Node, Section};
 use crate::config::files::Files;
 use crate::config::resolver::{self, Resolvers, WrittenResolvers, require_feature, transposed};
+use crate::config::url::{UrlPath, parse_url};
 use crate::fleet::settings::{Engine, EtcdSettings, Identity, Login, StoreSettings};
 use crate::source::cloud::Resolver;
 
@@ -225,15 +224,7 @@ fn endpoints(node: &Node<'_>) -> Option<Vec<String>> {
 
 /// An `http` or `https` URL without user information, path, query and fragment. Returned without a slash at its end.
 fn parse_endpoint(text: &str) -> Option<String> {
-    let uri: Uri = text.parse().ok()?;
-    let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"))?;
-    let authority = uri.authority()?;
-    let is_port = match authority.as_str().strip_prefix(authority.host())? {
-        "" => true,
-        port => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)),
-    };
-    let is_plain = !text.contains(['@', '#', '?']) && !authority.host().is_empty() && is_port;
-    (is_plain && matches!(uri.path(), "" | "/")).then(|| format!("{scheme}://{authority}"))
+    parse_url(text, &["http", "https"], UrlPath::Forbidden)
 }
 
 fn prefix(node: &Node<'_>) -> Option<String> {

@@ -22,6 +22,7 @@ pub(crate) mod source_group;
 pub(crate) mod sources;
 pub(crate) mod tls;
 pub(crate) mod upstream;
+pub(crate) mod url;
 pub(crate) mod values;
 
 use std::collections::BTreeMap;

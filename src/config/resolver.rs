@@ -5,10 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::Uri;
-
 use crate::config::document::{Node, Section};
 use crate::config::files::{Files, Location};
+use crate::config::url::{UrlPath, parse_url};
 use crate::config::{SourcedFile, SourcedPem, sources};
 use crate::resolution::settings::{AddressChoice, DigitalOceanSettings, KubernetesSettings, Secret};
 use crate::source::cloud::Resolver;
@@ -241,33 +240,13 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Whether a URL may have a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum UrlPath {
-    Forbidden,
-    Allowed,
-}
-
 /// An `https` URL without user information, query and fragment. Returned without a slash at its end.
 fn https_url(node: &Node<'_>, path: UrlPath, expected: &str) -> Option<String> {
-    let parsed = parse_https_url(node.text(expected)?, path);
+    let parsed = parse_url(node.text(expected)?, &["https"], path);
     if parsed.is_none() {
         node.expected(expected);
     }
     parsed
-}
-
-fn parse_https_url(text: &str, path: UrlPath) -> Option<String> {
-    let uri: Uri = text.parse().ok()?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https"))?;
-    // The parser ignores a port that is not a number below 65536.
-    let is_port = match authority.as_str().strip_prefix(authority.host())? {
-        "" => true,
-        port => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)),
-    };
-    let is_plain = !text.contains(['@', '#', '?']) && !authority.host().is_empty() && is_port;
-    let rest = uri.path().trim_end_matches('/');
-    (is_plain && (rest.is_empty() || path == UrlPath::Allowed)).then(|| format!("https://{authority}{rest}"))
 }
 
 const DEFAULT_ENDPOINT: &str = "https://api.digitalocean.com";
@@ -305,7 +284,7 @@ mod tests {
 
     #[test]
     fn url_is_https_without_user_query_and_fragment() {
-        let endpoint = |text: &str| parse_https_url(text, UrlPath::Forbidden);
+        let endpoint = |text: &str| parse_url(text, &["https"], UrlPath::Forbidden);
         for text in ["https://api.digitalocean.com", "https://127.0.0.1:8443", "https://[::1]:8443"] {
             assert_eq!(endpoint(text).as_deref(), Some(text));
             assert_eq!(endpoint(&format!("{text}/")).as_deref(), Some(text));
@@ -330,7 +309,7 @@ mod tests {
         ] {
             assert_eq!(endpoint(text), None, "{text}");
         }
-        let server = |text: &str| parse_https_url(text, UrlPath::Allowed);
+        let server = |text: &str| parse_url(text, &["https"], UrlPath::Allowed);
         assert_eq!(server("https://host/k8s/clusters/c-1/").as_deref(), Some("https://host/k8s/clusters/c-1"));
         assert_eq!(server("https://host/k8s?x"), None);
     }

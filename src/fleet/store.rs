@@ -113,6 +113,18 @@ pub(crate) enum Outcome {
     Failed { error: String },
 }
 
+impl Outcome {
+    /// What to tell of an outcome that is not the expected one.
+    pub(crate) fn failure(&self) -> String {
+        match self {
+            Self::Failed { error } => error.clone(),
+            Self::Conflict { .. } | Self::Done { .. } | Self::Entries(_) => {
+                "the store gave an unexpected answer".to_owned()
+            }
+        }
+    }
+}
+
 /// An operation and the place of its answer.
 #[derive(Debug)]
 pub(crate) struct Request {

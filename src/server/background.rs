@@ -50,14 +50,7 @@ impl Background<'_> {
         };
         let (observers, state) = ((observer, FleetObserver(Arc::clone(self.fleet))), Arc::clone(self.agent));
         tasks.spawn(supervised_agent(self.published.cloud_task(), self.store_requests, observers, state));
-        let follower = Arc::clone(self.fleet);
-        tasks.spawn(fault::restarted(fleet::PART, move || fleet::follow::run(Arc::clone(&follower))));
-        let member = Arc::clone(self.fleet);
-        tasks.spawn(fault::restarted(fleet::PART, move || fleet::member::run(Arc::clone(&member))));
-        let commands = Arc::clone(self.fleet);
-        tasks.spawn(fault::restarted(fleet::PART, move || fleet::commands::run(Arc::clone(&commands))));
-        let tickets = Arc::clone(self.fleet);
-        tasks.spawn(fault::restarted(fleet::PART, move || fleet::tickets::run(Arc::clone(&tickets))));
+        fleet::spawn(self.fleet, &mut tasks);
         let floods = self.audit.clone();
         tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
         let upstreams = self.published.upstreams();

@@ -79,7 +79,7 @@ impl Failure {
         let advice = match code {
             300..=399 => ": redirects are not followed, because the token is for this server only; check the URL",
             401 => "; check the token",
-            403 => "; grant list and watch, see docs/CLOUD-SOURCES.md",
+            403 => "; grant the rights in docs/CLOUD-SOURCES.md or, for a fleet, docs/FLEET.md",
             404 => "; check the URL of the server",
             _ => "",
         };
@@ -169,8 +169,8 @@ mod tests {
         let forbidden = answer(403, json!({ "code": 403, "message": "nodes is forbidden: User \"x\" cannot list" }));
         assert_eq!(
             forbidden.error,
-            "the API server answers HTTP 403: nodes is forbidden: User \"x\" cannot list; grant list and watch, see \
-             docs/CLOUD-SOURCES.md"
+            "the API server answers HTTP 403: nodes is forbidden: User \"x\" cannot list; grant the rights in \
+             docs/CLOUD-SOURCES.md or, for a fleet, docs/FLEET.md"
         );
         assert_eq!(forbidden.kind, FailureKind::Unavailable);
         assert_eq!(answer(503, json!("<html>")).error, "the API server answers HTTP 503");

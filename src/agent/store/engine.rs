@@ -1,6 +1,5 @@
 //! What no engine differs in: the limits, the times, and when a failed engine is tried again.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use crate::agent::store::limits::is_within_limits;
 use crate::agent::store::news::News;
 use crate::fault;
 use crate::fleet::store::{Operation, Outcome};
+use crate::jitter;
 
 /// A kind of store.
 pub(super) trait Engine: Send + Sync + 'static {
@@ -99,7 +99,7 @@ async fn follow<E: Engine>(engine: Arc<E>, messages: mpsc::Sender<FromAgent>) {
             }
             End::Outdated => {}
         }
-        sleep(pause(failures, RandomState::new().hash_one(()))).await;
+        sleep(pause(failures, jitter::random())).await;
         failures = failures.saturating_add(1);
     }
 }
@@ -107,8 +107,7 @@ async fn follow<E: Engine>(engine: Arc<E>, messages: mpsc::Sender<FromAgent>) {
 /// The wait before the next attempt: exponential, of which a random half is left out, so that many members spread out.
 fn pause(failures: u32, random: u64) -> Duration {
     let whole = MIN_PAUSE.saturating_mul(1 << failures.min(8)).min(MAX_PAUSE);
-    let part = u32::try_from(random % 1_000).unwrap_or_default();
-    whole.saturating_sub(whole / 2_000 * part)
+    jitter::less(whole, 50, random)
 }
 
 /// The program waits for 5 seconds.

@@ -10,6 +10,7 @@ pub(crate) mod http;
 pub(crate) mod issued;
 pub(crate) mod json_view;
 pub(crate) mod listeners;
+pub(crate) mod members;
 pub(crate) mod pins;
 pub(crate) mod reload;
 pub(crate) mod remote;

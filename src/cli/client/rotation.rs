@@ -6,7 +6,7 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
 use crate::cli::client::json_view::{DASH, JsonView};
-use crate::cli::client::sources::change::missing_members;
+use crate::cli::client::members::missing_members;
 use crate::cli::output::moment::{NEAR, ago, minute, since};
 use crate::cli::output::table::{Table, clipped};
 use crate::printable;
@@ -79,7 +79,7 @@ fn is_unknown(item: JsonView<'_>) -> bool {
     item.0.get("sessions").is_some_and(Value::is_null)
 }
 
-/// The members of the fleet that have not told all: `no answer from b (unknown); incomplete answer from c`.
+/// The members of the fleet whose use is not all known: `no answer from b (unknown); incomplete answer from c`.
 fn silent_members(body: &Value) -> String {
     let missing = body.get("missing").map(missing_members).filter(|missing| !missing.is_empty());
     let incomplete: Vec<_> =

@@ -9,11 +9,10 @@ use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
-use crate::cli::client::http::encoded;
+use crate::cli::client::http::with_query;
 use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::client::listeners::require_listener;
-use crate::cli::client::sources::change::confirm;
-use crate::cli::client::sources::parse_wait;
+use crate::cli::client::members::{confirm, parse_wait};
 use crate::cli::output::moment::since;
 use crate::cli::output::table::Table;
 use crate::cli::{Failure, print, print_json};
@@ -100,13 +99,6 @@ fn list(client: &AdminClient, filters: [(&str, Option<&str>); 3], as_json: bool)
     if as_json { print_json(&sessions) } else { print(&to_text(&sessions, OffsetDateTime::now_utc())) }
 }
 
-/// A path with the parameters that have a value.
-pub(crate) fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
-    let given = parameters.iter().filter_map(|(key, value)| Some(format!("{key}={}", encoded((*value)?))));
-    let query: Vec<_> = given.collect();
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
-}
-
 /// With `--json`, a success prints nothing: the replies have no body.
 fn close(client: &AdminClient, ids: &[u64], as_json: bool) -> Result<(), Failure> {
     let mut missing = Vec::new();
@@ -190,13 +182,7 @@ mod tests {
     use serde_json::json;
     use time::Duration;
 
-    use super::{OffsetDateTime, to_text, with_query};
-
-    #[test]
-    fn query_has_the_given_parameters_encoded() {
-        assert_eq!(with_query("/v1/x", &[("a", None)]), "/v1/x");
-        assert_eq!(with_query("/v1/x", &[("a", Some("1/2")), ("b", None), ("c", Some("&"))]), "/v1/x?a=1%2F2&c=%26");
-    }
+    use super::{OffsetDateTime, to_text};
 
     #[test]
     fn each_session_is_one_line() {

@@ -190,7 +190,7 @@ async fn plan(service: &FleetService, change: RulesChange, respond: Respond) -> 
     let edit: Box<Edit> = edit(None);
     let requires_list_in_force = has_precondition;
     let change = FileChange { file, edit, requires_list_in_force, plan: true, action: Some(action) };
-    let (result, text) = match crate::server::fleet::follow::change_file(service, change).await {
+    let (result, text) = match crate::server::fleet::apply::change_file(service, change).await {
         Ok(ChangeResult::Planned { built, listeners, mut edited }) => {
             let text = edited.content.take().and_then(|content| String::from_utf8(content).ok());
             (ChangeResult::Planned { built, listeners, edited }, text)

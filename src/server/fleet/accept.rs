@@ -13,8 +13,7 @@ use crate::fleet::roster::Liveness;
 use crate::fleet::store::{EPOCH, Expected, MEMBERS, Operation, Outcome, TICKETS};
 use crate::fleet::view::{Reach, View};
 use crate::server::admin_handler::action::Action;
-use crate::server::fleet::chunks::failure;
-use crate::server::fleet::follow::{fleet_listeners, in_force};
+use crate::server::fleet::apply::{fleet_listeners, in_force};
 use crate::server::fleet::write::{Base, Swapped, fleet_of, unavailable};
 use crate::server::fleet::{FleetService, PART};
 
@@ -54,7 +53,7 @@ impl FleetService {
         match self.store.perform(put).await {
             // Another operator has accepted it at the same time.
             Outcome::Done { .. } | Outcome::Conflict { .. } => {}
-            other => return Err(unavailable(failure(&other))),
+            other => return Err(unavailable(other.failure())),
         }
         action.write(&self.audit);
         let mut believed = self.believed.subscribe();
@@ -111,7 +110,7 @@ impl FleetService {
                         action.write(&self.audit);
                         Ok(())
                     }
-                    other => Err(unavailable(failure(&other))),
+                    other => Err(unavailable(other.failure())),
                 }
             }
         }

@@ -9,8 +9,7 @@ use crate::fleet::command::{Answer, Command, CommandTask};
 use crate::fleet::roster::{Confirmation, Liveness};
 use crate::fleet::store::{ANSWERS, COMMANDS, Entry, Expected, MAX_KEYS, Operation, Outcome};
 use crate::server::fleet::FleetService;
-use crate::server::fleet::chunks::failure;
-use crate::server::fleet::member::new_instance;
+use crate::server::fleet::member::random_id;
 
 /// A member that has not done something, or of which that is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +64,13 @@ impl FleetService {
     /// If the command cannot be sent.
     pub(crate) async fn ask(&self, by: &str, task: CommandTask, limit: Duration) -> Result<Answers, String> {
         let deadline = Instant::now() + limit;
-        let id = new_instance();
+        let id = random_id();
         let only_reads = task.only_reads();
         let (key, value) = (format!("{COMMANDS}{id}"), Command { by: by.to_owned(), task }.to_json());
         let put = Operation::Put { key: key.clone(), value, expected: Expected::Absent, seconds: Some(COMMAND_LIFE) };
         match self.store.perform(put).await {
             Outcome::Done { .. } => {}
-            other => return Err(failure(&other)),
+            other => return Err(other.failure()),
         }
         let mut by_member = BTreeMap::new();
         let missing = loop {
@@ -96,7 +95,7 @@ impl FleetService {
         let roster = self.list_members().await?;
         let listed = match self.store.perform(Operation::Keys { prefix: prefix.clone() }).await {
             Outcome::Entries(entries) => entries,
-            other => return Err(failure(&other)),
+            other => return Err(other.failure()),
         };
         let is_new = |member: &str| !answers.contains_key(member) && roster.has(member);
         let new: Vec<String> = listed
@@ -107,7 +106,7 @@ impl FleetService {
         for keys in new.chunks(MAX_KEYS) {
             let entries = match self.store.perform(Operation::Get { keys: keys.to_vec() }).await {
                 Outcome::Entries(entries) => entries,
-                other => return Err(failure(&other)),
+                other => return Err(other.failure()),
             };
             for Entry { key, value, .. } in entries {
                 let answer = serde_json::from_str(&value).ok().filter(Answer::is_final);

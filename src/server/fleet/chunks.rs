@@ -80,7 +80,7 @@ async fn fetch_chunks(
                     }
                 }
             }
-            other => return Err(FetchError::Unavailable(failure(&other))),
+            other => return Err(FetchError::Unavailable(other.failure())),
         }
     }
     let manifest = manifest.clone();
@@ -139,7 +139,7 @@ pub(crate) async fn put(
     let prefix = key(listener, "");
     let listed = match store.perform(Operation::Keys { prefix }).await {
         Outcome::Entries(entries) => Listed(entries),
-        other => return Err(failure(&other)),
+        other => return Err(other.failure()),
     };
     write(store, listener, encoded, named, |key, value| Operation::Put {
         key,
@@ -177,7 +177,7 @@ fn written(outcome: Option<Result<Outcome, tokio::task::JoinError>>) -> Result<(
     match outcome {
         // A conflict is a chunk that is there already: its key is its digest.
         None | Some(Ok(Outcome::Done { .. } | Outcome::Conflict { .. })) => Ok(()),
-        Some(Ok(other)) => Err(failure(&other)),
+        Some(Ok(other)) => Err(other.failure()),
         Some(Err(error)) => Err(error.to_string()),
     }
 }
@@ -195,16 +195,6 @@ pub(crate) async fn remove_unnamed(store: &StoreClient, manifest: &Manifest, lis
 
 fn key(listener: &str, digest: &str) -> String {
     format!("{CHUNKS}{listener}/{digest}")
-}
-
-/// What to tell of an outcome that is not the expected one.
-pub(crate) fn failure(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Failed { error } => error.clone(),
-        Outcome::Conflict { .. } | Outcome::Done { .. } | Outcome::Entries(_) => {
-            "the store gave an unexpected answer".to_owned()
-        }
-    }
 }
 
 /// How long the chunks of one list may take.

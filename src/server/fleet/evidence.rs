@@ -122,7 +122,7 @@ impl FleetService {
             }
         }
         if !answers.missing.is_empty() || !incomplete.is_empty() {
-            // No use is known, and there may be one at a member that has not told all.
+            // No use is known, and there may be one at a member whose use is not all known.
             for item in all.iter_mut().filter(|item| number(item, "sessions") == 0) {
                 set(item, "sessions", Value::Null);
             }

@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::audit::fleet::FleetEvent;
 use crate::config::fleet::Fleet;
 use crate::control::error::ErrorKind;
-use crate::control::response::{AdminResponse, Content};
+use crate::control::response::AdminResponse;
 use crate::fault;
 use crate::fleet::guard::Position;
 use crate::fleet::known::{AppliedRules, Known};
@@ -22,26 +20,13 @@ use crate::fleet::view::{Reach, View};
 use crate::policy::Snapshot;
 use crate::policy::builder::fleet::open;
 use crate::server::admin_handler::action::Action;
+use crate::server::fleet::apply::{Apply, change_file, fleet_listeners, in_force, message_of};
 use crate::server::fleet::chunks::{FetchError, fetch};
 use crate::server::fleet::memory::MemoryFile;
 use crate::server::fleet::status::{RulesState, RulesStatus, StoreState};
 use crate::server::fleet::write::unavailable;
 use crate::server::fleet::{FleetService, PART};
-use crate::server::reload::ReloadRequest;
-use crate::server::reload::change::{ChangeReply, ChangeResult, ChangedFile, Edit, Edited, FileChange};
-
-/// Rules that this member has written to the store.
-#[derive(Debug)]
-pub(crate) struct Apply {
-    pub(crate) listener: String,
-    pub(crate) manifest: Manifest,
-    pub(crate) text: String,
-    /// For the audit.
-    pub(crate) action: Action,
-    /// The rules that the change names.
-    pub(crate) affected: Vec<Uuid>,
-    pub(crate) reply: ChangeReply,
-}
+use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange};
 
 /// Follows the store until the program ends.
 pub(crate) async fn run(service: Arc<FleetService>) {
@@ -59,7 +44,7 @@ struct Follower {
     known: Known,
     saved: Known,
     /// Why nothing is known, and the epoch of the store that was seen first: a later acceptance makes up for it.
-    amnesia: Option<(String, Option<u64>)>,
+    unreadable_memory: Option<(String, Option<u64>)>,
     /// The view of which everything is in the memory file.
     saved_view: View,
     /// Rules and ticket keys that could not be put in force, by listener (or the name of the ticket keys): the digest of the
@@ -80,7 +65,7 @@ impl Follower {
             }
             file.read()
         });
-        let (known, amnesia) = match read.await.unwrap_or_else(|fault| Err(fault.to_string())) {
+        let (known, unreadable_memory) = match read.await.unwrap_or_else(|fault| Err(fault.to_string())) {
             Ok(known) => (known, None),
             Err(why) => (Known::default(), Some((why, None))),
         };
@@ -93,7 +78,7 @@ impl Follower {
             status.position = position;
         });
         let (saved, saved_view, failed) = (known.clone(), View::default(), BTreeMap::new());
-        Self { service, fleet, memory, known, saved, amnesia, saved_view, failed, retry: None }
+        Self { service, fleet, memory, known, saved, unreadable_memory, saved_view, failed, retry: None }
     }
 
     async fn run(mut self) {
@@ -145,7 +130,7 @@ impl Follower {
                 match self.check(view, &seen) {
                     Ok(()) => {
                         self.known.position = Some(seen.clone());
-                        self.amnesia = None;
+                        self.unreadable_memory = None;
                         self.service.lock().position = Some(seen);
                         (StoreState::Up, true)
                     }
@@ -155,7 +140,7 @@ impl Follower {
         };
         if self.service.enter(store.clone()) {
             let event = match &store {
-                StoreState::Unheard => return false,
+                StoreState::Connecting => return false,
                 StoreState::Down { error } => {
                     warn!(%error, "the store of the fleet is down");
                     FleetEvent::StoreDown { error }
@@ -172,7 +157,7 @@ impl Follower {
     }
 
     fn check(&mut self, view: &View, seen: &Position) -> Result<(), String> {
-        if let Some((why, first)) = &mut self.amnesia {
+        if let Some((why, first)) = &mut self.unreadable_memory {
             let first = *first.get_or_insert(seen.epoch);
             return if seen.epoch > first { Ok(()) } else { Err(why.clone()) };
         }
@@ -445,36 +430,8 @@ impl Follower {
     }
 }
 
-/// Sends a change to the reloader and waits for its result.
-pub(crate) async fn change_file(service: &FleetService, change: FileChange) -> Result<ChangeResult, AdminResponse> {
-    let (sender, reply) = oneshot::channel();
-    let stopping = || AdminResponse::error(ErrorKind::ServiceUnavailable, "the program is stopping");
-    let request = ReloadRequest::Change(Box::new(change), sender);
-    service.reload_requests.send(request).await.map_err(|_| stopping())?;
-    reply.await.unwrap_or_else(|_| Err(stopping()))
-}
-
 fn rules_of(listener: &str) -> ChangedFile {
     ChangedFile::FleetRules { listener: listener.to_owned() }
-}
-
-/// The listeners whose rules are in the store.
-pub(crate) fn fleet_listeners(policy: &Snapshot) -> Vec<String> {
-    let listeners = policy.config.listeners.iter().filter(|listener| listener.fleet_rules.is_some());
-    listeners.map(|listener| listener.name.clone()).collect()
-}
-
-/// The digest of the fleet's rules of a listener in force; `None` if there are none yet.
-pub(crate) fn in_force(policy: &Snapshot, listener: &str) -> Option<String> {
-    let listener = policy.config.listeners.iter().find(|configured| configured.name == listener)?;
-    listener.fleet_rules.as_ref()?.copy.clone()
-}
-
-pub(crate) fn message_of(response: &AdminResponse) -> String {
-    match &response.content {
-        Content::Error { message, .. } => message.clone(),
-        _ => response.status.to_string(),
-    }
 }
 
 /// The name of the ticket keys among what failed. No listener has it.

@@ -14,13 +14,12 @@ use crate::digest::hex;
 use crate::fault;
 use crate::fleet::roster::{MemberState, Roster};
 use crate::fleet::store::{ALIVE, Entry, Expected, MEMBERS, Operation, Outcome};
-use crate::server::fleet::chunks::failure;
 use crate::server::fleet::memory::MemoryFile;
 use crate::server::fleet::{FleetService, Leaving, PART};
 use crate::timestamp;
 
 /// An ID for this process.
-pub(crate) fn new_instance() -> String {
+pub(crate) fn random_id() -> String {
     let mut bytes = [0; 16];
     // Without random numbers, the process and the time are distinct enough for a name.
     if rand::fill(&mut bytes).is_err() {
@@ -117,7 +116,7 @@ impl Member {
                 self.holds = false;
                 self.set_duplicate(current.map(|entry| entry.value));
             }
-            other => warn!(error = failure(&other), "cannot tell the fleet that this member is alive"),
+            other => warn!(error = other.failure(), "cannot tell the fleet that this member is alive"),
         }
     }
 
@@ -153,7 +152,7 @@ impl Member {
         if let other @ (Outcome::Failed { .. } | Outcome::Conflict { .. } | Outcome::Entries(_)) =
             self.service.store.perform(put).await
         {
-            warn!(error = failure(&other), "cannot tell the fleet what is in force at this member");
+            warn!(error = other.failure(), "cannot tell the fleet what is in force at this member");
             self.written = None;
         }
         self.written_at = Some(Instant::now());
@@ -212,7 +211,7 @@ impl FleetService {
         let (states, alive) = tokio::join!(list(MEMBERS), list(ALIVE));
         let (states, alive) = match (states, alive) {
             (Outcome::Entries(states), Outcome::Entries(alive)) => (states, alive),
-            (Outcome::Entries(_), other) | (other, _) => return Err(failure(&other)),
+            (Outcome::Entries(_), other) | (other, _) => return Err(other.failure()),
         };
         let named =
             |entry: &Entry, prefix: &str| Some((entry.key.strip_prefix(prefix)?.to_owned(), entry.value.clone()));

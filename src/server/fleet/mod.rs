@@ -4,6 +4,7 @@
 //! judged, written to the last good copy and published by the reloader.
 
 pub(crate) mod accept;
+pub(crate) mod apply;
 pub(crate) mod ask;
 pub(crate) mod chunks;
 pub(crate) mod commands;
@@ -27,12 +28,13 @@ use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::config::fleet::Fleet;
+use crate::fault;
 use crate::fleet::settings::StoreSettings;
 use crate::fleet::store::{StoreClient, StoreEvent};
 use crate::fleet::view::{Collector, View};
 use crate::policy::{Current, Snapshot};
+use crate::server::fleet::apply::Apply;
 use crate::server::fleet::evidence::EvidenceQueue;
-use crate::server::fleet::follow::Apply;
 use crate::server::fleet::status::{FleetStatus, StoreState};
 use crate::server::reload::ReloadRequest;
 use crate::session::registry::ConnectionRegistry;
@@ -91,7 +93,7 @@ impl FleetService {
             registry,
             audit,
             reload_requests,
-            instance: member::new_instance(),
+            instance: member::random_id(),
             collector: Mutex::default(),
             view: watch::Sender::new(View::default()),
             believed: watch::Sender::new(None),
@@ -188,6 +190,23 @@ impl FleetService {
             }
         }
     }
+}
+
+/// Starts the tasks of a member. Each is started again if it panics.
+pub(crate) fn spawn(service: &Arc<FleetService>, tasks: &mut JoinSet<()>) {
+    restart(service, tasks, follow::run);
+    restart(service, tasks, member::run);
+    restart(service, tasks, commands::run);
+    restart(service, tasks, tickets::run);
+}
+
+fn restart<F: Future<Output = ()> + Send + 'static>(
+    service: &Arc<FleetService>,
+    tasks: &mut JoinSet<()>,
+    run: fn(Arc<FleetService>) -> F,
+) {
+    let service = Arc::clone(service);
+    tasks.spawn(fault::restarted(PART, move || run(Arc::clone(&service))));
 }
 
 /// Takes over what the agent reports of the store.

@@ -57,7 +57,7 @@ impl FleetService {
         let (live, unknown) = status.roster.counts();
         match status.store {
             StoreState::Up => (live, unknown),
-            StoreState::Unheard | StoreState::Down { .. } | StoreState::Refused { .. } => {
+            StoreState::Connecting | StoreState::Down { .. } | StoreState::Refused { .. } => {
                 let own = live.min(1);
                 (own, live.saturating_add(unknown).saturating_sub(own))
             }

@@ -30,7 +30,7 @@ pub(crate) struct FleetStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StoreState {
     #[default]
-    Unheard,
+    Connecting,
     Down {
         error: String,
     },
@@ -70,7 +70,7 @@ impl StoreState {
     /// The word for it in the API.
     pub(crate) const fn code(&self) -> &'static str {
         match self {
-            Self::Unheard => "connecting",
+            Self::Connecting => "connecting",
             Self::Down { .. } => "down",
             Self::Refused { .. } => "refused",
             Self::Up => "up",
@@ -80,7 +80,7 @@ impl StoreState {
     /// Why the store is not in use.
     pub(crate) fn detail(&self) -> Option<&str> {
         match self {
-            Self::Unheard | Self::Up => None,
+            Self::Connecting | Self::Up => None,
             Self::Down { error } => Some(error),
             Self::Refused { why } => Some(why),
         }

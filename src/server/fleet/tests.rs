@@ -16,7 +16,7 @@ use crate::fleet::store::{Entry, Expected, Operation, Outcome, Request};
 use crate::policy::fixtures::{ConfigDir, listener};
 use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
-use crate::server::fleet::follow::in_force;
+use crate::server::fleet::apply::in_force;
 use crate::server::fleet::write::RulesChange;
 use crate::server::reload::change::{self, BuiltChange, ChangeResult, Edit, Edited, FileChange};
 
@@ -316,15 +316,16 @@ async fn store_that_went_back_is_neither_used_nor_written() {
         (content.revision, content.keys.clone())
     };
     member.add(&short(2)).await.unwrap();
-    let writes = {
+    {
         let mut content = store.content();
         (content.revision, content.keys) = backup;
         content.revision -= 1;
         content.list(&content.members[0].clone());
-        content.writes
-    };
+    }
     member.until("it is refused", |service| matches!(service.status().store, StoreState::Refused { .. })).await;
     assert_eq!(member.add(&short(3)).await, Err(503));
+    // A write that had begun before is over.
+    let writes = store.content().writes;
     sleep(Duration::from_secs(4)).await;
     assert_eq!((member.rules(), store.content().writes), (2, writes));
     let action = Action {

@@ -18,7 +18,6 @@ use crate::fleet::ticket_ring::{Ring, purpose};
 use crate::fleet::view::View;
 use crate::policy::Snapshot;
 use crate::server::fleet::FleetService;
-use crate::server::fleet::chunks::failure;
 use crate::timestamp;
 use crate::tls::tickets::KEY_LENGTH;
 
@@ -84,7 +83,7 @@ async fn rotate(service: &FleetService, fleet: &Fleet, view: &View) {
     match service.store.perform(Operation::Put { key, value, expected, seconds: None }).await {
         Outcome::Done { .. } => info!(sequence = ring.sequence, "ticket keys of the fleet changed"),
         Outcome::Conflict { .. } => {}
-        other => warn!(error = failure(&other), "cannot change the ticket keys of the fleet"),
+        other => warn!(error = other.failure(), "cannot change the ticket keys of the fleet"),
     }
 }
 

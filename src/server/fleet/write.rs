@@ -22,8 +22,8 @@ use crate::fleet::manifest::{Encoded, Manifest, ManifestError};
 use crate::fleet::store::{Entry, Expected, Operation, Outcome, RULES};
 use crate::fleet::view::View;
 use crate::server::admin_handler::action::Action;
-use crate::server::fleet::chunks::{self, Listed, failure};
-use crate::server::fleet::follow::{Apply, change_file, in_force};
+use crate::server::fleet::apply::{Apply, change_file, in_force};
+use crate::server::fleet::chunks::{self, Listed};
 use crate::server::fleet::status::{RulesState, StoreState};
 use crate::server::fleet::{FleetService, PART};
 use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange};
@@ -196,7 +196,7 @@ impl FleetService {
                 Outcome::Entries(entries) if entries.iter().any(|Entry { value: found, .. }| *found == value) => {
                     Ok(Swapped::Done(listed))
                 }
-                _ => Err(failure(&unknown)),
+                _ => Err(unknown.failure()),
             },
         }
     }
@@ -235,7 +235,7 @@ impl FleetService {
         match self.status().store {
             StoreState::Refused { why } => unavailable(format_args!("the store of the fleet is refused: {why}")),
             StoreState::Down { error } => unavailable(format_args!("the store of the fleet is down: {error}")),
-            StoreState::Unheard | StoreState::Up => unavailable("the store of the fleet has not answered yet"),
+            StoreState::Connecting | StoreState::Up => unavailable("the store of the fleet has not answered yet"),
         }
     }
 }
@@ -264,7 +264,10 @@ impl Base {
     }
 }
 
-/// The member that writes, and the fleet.
+/// The fleet that this program is a member of.
+///
+/// # Errors
+/// A 409 response if there is none.
 pub(crate) fn fleet_of(service: &FleetService) -> Result<Fleet, AdminResponse> {
     let fleet = service.policy().config.fleet.clone();
     fleet.ok_or_else(|| AdminResponse::conflict("there is no [fleet] in the configuration; add it and reload"))
@@ -287,7 +290,7 @@ fn changed_meanwhile() -> AdminResponse {
 
 /// The response to a change that is in the store and not in force here.
 fn not_here(response: &AdminResponse) -> AdminResponse {
-    let why = super::follow::message_of(response);
+    let why = super::apply::message_of(response);
     unavailable(format_args!("the change is in the store, and not in force at this member yet: {why}"))
 }
 

@@ -1,10 +1,11 @@
 //! Removes objects with a limited life. Kubernetes has no such life, so every member removes what it has seen for that long.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::agent::kubernetes::failure::Failure;
 use crate::agent::store::kubernetes::KubernetesEngine;
@@ -52,34 +53,89 @@ impl Limited {
     }
 }
 
+/// Objects with a limited life that nobody watches: answers to commands, and chunks of plans.
+#[derive(Default)]
+pub(super) struct Unwatched {
+    /// Those that this process has written, by name, and when they are to be removed.
+    written: BTreeMap<String, (Object, Instant)>,
+    /// Those that others have left behind.
+    left: Limited,
+    swept_at: Option<Instant>,
+}
+
+impl Unwatched {
+    /// Notes an object that this process has written.
+    pub(super) fn wrote(&mut self, object: &Object) {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let Some(seconds) = object.lifetime().filter(|_| self.written.len() < MAX_OBJECTS) else {
+            self.written.remove(name);
+            return;
+        };
+        let due_at = Instant::now() + Duration::from_secs(seconds.into());
+        self.written.insert(name.to_owned(), (object.without_data(), due_at));
+    }
+
+    fn take_due(&mut self) -> Vec<Object> {
+        let now = Instant::now();
+        let (due, written) = std::mem::take(&mut self.written).into_iter().partition(|(_, (_, due_at))| *due_at <= now);
+        self.written = written;
+        let due: BTreeMap<String, (Object, Instant)> = due;
+        due.into_values().map(|(object, _)| object).collect()
+    }
+}
+
 impl KubernetesEngine {
-    /// Removes answers to commands and chunks of plans whose time has passed, for ever. Nobody watches them.
-    pub(super) async fn sweep(&self) -> Infallible {
-        let mut limited = Limited::default();
+    pub(super) fn unwatched(&self) -> MutexGuard<'_, Unwatched> {
+        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes answers and chunks of plans whose time has passed, for ever.
+    ///
+    /// Each member removes its own at once. To look for what a member has left behind that has ended before, everything is
+    /// listed, which costs the server more and is rare.
+    pub(super) async fn remove_unwatched(&self) -> Infallible {
         loop {
-            sleep(SWEEP_INTERVAL).await;
-            // What could not be removed now is removed later.
-            let _ = self.remove_unwatched(&mut limited).await;
+            sleep(EXPIRY_INTERVAL).await;
+            let due = self.unwatched().take_due();
+            for object in due {
+                // One that is not removed now is found by a sweep.
+                let _ = self.remove(&object).await;
+            }
+            let is_due = self.unwatched().swept_at.is_none_or(|swept_at| swept_at.elapsed() >= SWEEP_INTERVAL);
+            if is_due {
+                let _ = self.sweep().await;
+                self.unwatched().swept_at = Some(Instant::now());
+            }
         }
     }
 
-    async fn remove_unwatched(&self, limited: &mut Limited) -> Result<(), Failure> {
+    async fn remove(&self, object: &Object) -> Result<(), Failure> {
+        self.requests(Kind::ConfigMap).await?.delete(object).await.map(drop)
+    }
+
+    async fn sweep(&self) -> Result<(), Failure> {
         let collection = self.collection(Kind::ConfigMap, temporary_selector(&self.fleet)).await?;
-        limited.objects.clear();
+        let mut left = std::mem::take(&mut self.unwatched().left);
+        left.objects.clear();
         collection
             .list(&self.connection, |object| {
-                if limited.objects.len() < MAX_OBJECTS {
-                    limited.note(object.without_data());
+                if left.objects.len() < MAX_OBJECTS {
+                    left.note(object.without_data());
                 }
                 Ok(())
             })
             .await?;
-        limited.remove_expired(&self.requests(Kind::ConfigMap).await?).await
+        let removed = left.remove_expired(&self.requests(Kind::ConfigMap).await?).await;
+        self.unwatched().left = left;
+        removed
     }
 }
 
-/// How often objects are looked for that nobody watches.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// How often objects are removed whose time has passed.
+pub(super) const EXPIRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often objects are looked for that others have left behind.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// More are removed later.
 const MAX_OBJECTS: usize = 2_000;

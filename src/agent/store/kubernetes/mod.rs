@@ -21,6 +21,7 @@ use crate::agent::kubernetes::collection::Collection;
 use crate::agent::kubernetes::connection::Connection;
 use crate::agent::kubernetes::failure::{Failure, FailureKind};
 use crate::agent::store::engine::{End, Engine};
+use crate::agent::store::kubernetes::expiry::Unwatched;
 use crate::agent::store::kubernetes::lifetimes::Lifetimes;
 use crate::agent::store::kubernetes::object::{Kind, Object};
 use crate::agent::store::kubernetes::request::Requests;
@@ -37,6 +38,7 @@ pub(super) struct KubernetesEngine {
     namespace: OnceCell<String>,
     /// When each held Lease was last seen to change.
     holders: Mutex<Lifetimes>,
+    unwatched: Mutex<Unwatched>,
     suspected: Notify,
 }
 
@@ -48,6 +50,7 @@ impl KubernetesEngine {
             chosen: namespace,
             namespace: OnceCell::new(),
             holders: Mutex::new(Lifetimes::default()),
+            unwatched: Mutex::new(Unwatched::default()),
             suspected: Notify::new(),
         }
     }

@@ -240,8 +240,10 @@ impl Object {
     }
 
     /// The object as far as its removal needs it.
-    pub(super) fn without_data(self) -> Self {
-        Self { data: None, ..self }
+    pub(super) fn without_data(&self) -> Self {
+        let Self { api_version, kind, metadata, .. } = self;
+        let (api_version, kind, metadata) = (api_version.clone(), kind.clone(), metadata.clone());
+        Self { api_version, kind, metadata, data: None, spec: None }
     }
 
     /// After how many seconds the object may be removed.

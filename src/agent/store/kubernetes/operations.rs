@@ -83,6 +83,9 @@ impl KubernetesEngine {
                 })
                 .await?;
             if let Written::Done(object) = written {
+                if !key.starts_with(SHARED) {
+                    self.unwatched().wrote(&object);
+                }
                 return Ok(done(&object));
             }
         }

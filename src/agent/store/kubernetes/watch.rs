@@ -10,7 +10,7 @@ use crate::agent::kubernetes::collection::{Collection, Events, advance};
 use crate::agent::kubernetes::failure::Failure;
 use crate::agent::store::engine::RELIST;
 use crate::agent::store::kubernetes::KubernetesEngine;
-use crate::agent::store::kubernetes::expiry::Limited;
+use crate::agent::store::kubernetes::expiry::{EXPIRY_INTERVAL, Limited};
 use crate::agent::store::kubernetes::object::{Kind, Object, Part, Place, shared_selector};
 use crate::agent::store::kubernetes::request::Requests;
 use crate::agent::store::limits::MAX_SHARED;
@@ -45,7 +45,7 @@ impl KubernetesEngine {
         }
         news.synced(&cluster, revision).await;
         let mut expiry = interval_at(Instant::now() + EXPIRY_INTERVAL, EXPIRY_INTERVAL);
-        let mut sweep = pin!(self.sweep());
+        let mut removal = pin!(self.remove_unwatched());
         loop {
             let (followed, event) = tokio::select! {
                 event = maps.next(self) => (&mut maps, event?),
@@ -54,7 +54,7 @@ impl KubernetesEngine {
                     limited.remove_expired(&self.requests(Kind::ConfigMap).await?).await?;
                     continue;
                 }
-                never = &mut sweep => match never {},
+                never = &mut removal => match never {},
                 // A new listing shows whether the server answers.
                 () = self.suspected.notified() => return Ok(()),
                 () = sleep_until(relist_at) => return Ok(()),
@@ -160,5 +160,3 @@ fn revision(version: &str) -> Result<u64, Failure> {
 const WATCH_SECONDS: u32 = 15;
 
 const MIN_WATCH: Duration = Duration::from_millis(500);
-
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@ use time::{Duration, OffsetDateTime};
 use crate::cli::client::AdminClient;
 use crate::cli::client::http::{Call, encoded};
 use crate::cli::client::json_view::JsonView;
+use crate::cli::client::members::confirm;
 use crate::cli::client::reply::Reply;
 use crate::cli::client::sources::rule::GivenRule;
 use crate::cli::client::sources::{Options, Place, plan};
@@ -97,25 +98,6 @@ pub(crate) fn replace(
     };
     report(client, place, &format!("{}: now has {count} besides those of the configuration\n", place.listener))?;
     confirm(&body, &place.listener)
-}
-
-/// Fails if members of the fleet have not confirmed a change. It is in force where it was made.
-pub(crate) fn confirm(body: &Value, what: &str) -> Result<(), Failure> {
-    let Some(missing) = body.get("missing").filter(|missing| !missing.is_null()) else { return Ok(()) };
-    let missing = missing_members(missing);
-    if missing.is_empty() {
-        return Err(Failure::Failed(format!("{what}: done here, and the other members of the fleet cannot be asked")));
-    }
-    Err(Failure::Failed(format!("{what}: done here, and not confirmed by {missing}")))
-}
-
-/// `b (unknown), c (live)`.
-pub(crate) fn missing_members(missing: &Value) -> String {
-    let one = |member: &Value| {
-        let member = JsonView(member);
-        format!("{} ({})", member.text_or_dash("member"), member.text_or_dash("state"))
-    };
-    missing.as_array().into_iter().flatten().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints the result of a change without a reply, and warns if nobody is admitted now.

@@ -13,15 +13,14 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
-use crate::cli::client::http::encoded;
+use crate::cli::client::http::{encoded, with_query};
 use crate::cli::client::json_view::JsonView;
-use crate::cli::client::sessions::with_query;
+use crate::cli::client::members::parse_wait;
 use crate::cli::client::sources::change::{Addition, append, replace};
 use crate::cli::client::sources::edit::{Edit, Expiry, edit};
 use crate::cli::client::sources::remove::{RuleSelector, remove};
 use crate::cli::client::sources::rule::GivenRule;
 use crate::cli::{Failure, parse_positive_duration_text};
-use crate::config::values::parse_positive_duration;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SourcesCommand {
@@ -154,11 +153,6 @@ impl Options {
         let wait = self.wait.map(|wait| format!("{}ms", wait.as_millis()));
         with_query(path, &[("plan", self.plan.plan.then_some("true")), ("wait", wait.as_deref())])
     }
-}
-
-/// Parses `--wait`.
-pub(crate) fn parse_wait(text: &str) -> Result<Duration, String> {
-    parse_positive_duration(text).map_err(|error| format!("expected {error}"))
 }
 
 /// Whether a rule can be changed by commands: it is in the `sources_file` or in the store of the fleet.

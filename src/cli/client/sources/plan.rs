@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::cli::client::json_view::JsonView;
-use crate::cli::client::sources::change::missing_members;
+use crate::cli::client::members::missing_members;
 use crate::cli::difference::{MAX_SHOWN, count, omitted, sessions};
 use crate::cli::{Failure, print, print_json};
 

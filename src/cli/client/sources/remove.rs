@@ -10,7 +10,8 @@ use crate::cli::Failure;
 use crate::cli::client::AdminClient;
 use crate::cli::client::http::{Call, encoded};
 use crate::cli::client::json_view::JsonView;
-use crate::cli::client::sources::change::{Change, confirm, named, report};
+use crate::cli::client::members::confirm;
+use crate::cli::client::sources::change::{Change, named, report};
 use crate::cli::client::sources::rule::{GivenRule, GivenRuleError};
 use crate::cli::client::sources::{Options, Place, is_changeable, plan};
 
