@@ -11,7 +11,9 @@
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
-# The build image has the C compiler that aws-lc-sys needs. cmake is not needed.
+# The build image has the C compiler that aws-lc-sys needs. cmake is not needed. protoc
+# compiles the messages of etcd.
+RUN apt-get update -qq && apt-get install -qq --no-install-recommends protobuf-compiler libprotobuf-dev
 RUN cargo build --release --locked --bin portcullis
 
 FROM gcr.io/distroless/cc-debian12:nonroot

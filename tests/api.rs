@@ -572,3 +572,14 @@ fn events_of_the_past_come_first() {
     let events: Vec<_> = stream.lines().map(Result::unwrap).filter(|line| line.starts_with("data: ")).take(3).collect();
     assert!(events.iter().all(|line| line.contains("connection.opened")), "{events:?}");
 }
+
+#[test]
+fn waiting_for_members_without_a_fleet_is_an_error_and_changes_nothing() {
+    let operated = Operated::start();
+    let rules = json!({ "rules": [{ "type": "ip_addr", "value": "203.0.113.7" }] });
+    let reply = operated.unix().post("/v1/listeners/main/sources?wait=1s", &rules).expect(409);
+    assert!(reply["message"].as_str().unwrap().contains("sources_store"), "{reply}");
+    let rules = operated.unix().get("/v1/listeners/main/sources").expect(200);
+    assert_eq!(rules["rules"].as_array().map(Vec::len), Some(1), "{rules}");
+    operated.unix().request("DELETE", "/v1/sessions?client=x&wait=1s", "", b"").expect(422);
+}

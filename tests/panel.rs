@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::{OPERATOR, OWNER, VIEWER};
+use crate::harness::etcd::Etcd;
 use crate::harness::packages::Packages;
 use crate::harness::pki::{Authority, Request};
 use crate::harness::program::{Group, Running, command, find, free_port, run, supervised};
@@ -95,34 +96,78 @@ impl Panel {
 
     /// Runs a scenario in a browser.
     fn shows(&self, scenario: &str) {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/panel");
-        let site = &self.portcullis.site;
-        let scripts = site.path("scenarios");
-        fs::create_dir(&scripts).unwrap();
-        for script in fs::read_dir(tests).unwrap().map(|entry| entry.unwrap()) {
-            fs::copy(script.path(), scripts.join(script.file_name())).unwrap();
-        }
-        std::os::unix::fs::symlink(Packages::installed().node.join("node_modules"), scripts.join("node_modules"))
-            .unwrap();
         let facts = json!({
             "base": self.base,
-            "directory": site.directory(),
             "cache": self.portcullis.address("cache").to_string(),
             "vault": self.portcullis.address("vault").to_string(),
-            "tokens": { "viewer": VIEWER, "operator": OPERATOR, "owner": OWNER },
         });
-        let output = site.path("scenario.out");
-        let file = fs::File::create(&output).unwrap();
-        let mut command = supervised();
-        // In the foreground: another process group would leave that of the supervisor.
-        command.args(["timeout", "--foreground", "-k", "1", "300", "node"]).arg(scripts.join("scenario.mjs"));
-        command.args([scenario, &facts.to_string()]).env("CHROMIUM", find("chromium")).current_dir(site.directory());
-        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
-        let mut browser = Group(Running::start(&mut command));
-        let code = browser.0.exit_code();
-        drop(browser);
-        let output = String::from_utf8_lossy(&fs::read(output).unwrap()).into_owned();
-        assert_eq!(code, Some(0), "{scenario}:\n{output}");
+        run_scenario(scenario, &self.portcullis.site, facts);
+    }
+}
+
+/// Runs a scenario in a browser. The directory and the tokens are added to the facts.
+fn run_scenario(scenario: &str, site: &TestDir, mut facts: Value) {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/panel");
+    let scripts = site.path("scenarios");
+    fs::create_dir(&scripts).unwrap();
+    for script in fs::read_dir(tests).unwrap().map(|entry| entry.unwrap()) {
+        fs::copy(script.path(), scripts.join(script.file_name())).unwrap();
+    }
+    std::os::unix::fs::symlink(Packages::installed().node.join("node_modules"), scripts.join("node_modules")).unwrap();
+    facts["directory"] = json!(site.directory());
+    facts["tokens"] = json!({ "viewer": VIEWER, "operator": OPERATOR, "owner": OWNER });
+    let output = site.path("scenario.out");
+    let file = fs::File::create(&output).unwrap();
+    let mut command = supervised();
+    // In the foreground: another process group would leave that of the supervisor.
+    command.args(["timeout", "--foreground", "-k", "1", "300", "node"]).arg(scripts.join("scenario.mjs"));
+    command.args([scenario, &facts.to_string()]).env("CHROMIUM", find("chromium")).current_dir(site.directory());
+    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+    let mut browser = Group(Running::start(&mut command));
+    let code = browser.0.exit_code();
+    drop(browser);
+    let output = String::from_utf8_lossy(&fs::read(output).unwrap()).into_owned();
+    assert_eq!(code, Some(0), "{scenario}:\n{output}");
+}
+
+/// Two members of one fleet, each with a panel.
+struct FleetPanels {
+    etcd: Etcd,
+    members: [Portcullis; 2],
+    bases: [String; 2],
+    _redis: Redis,
+}
+
+impl FleetPanels {
+    fn start() -> Self {
+        let (etcd, redis) = (Etcd::start(), Redis::start());
+        let upstream = format!("127.0.0.1:{}", redis.port());
+        let listener = Listener::redis(&upstream).trusting(&[]).key("sources_store = \"fleet\"");
+        let [(a, first), (b, second)] = ["a", "b"].map(|name| {
+            let port = free_port();
+            let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
+            let config = format!(
+                "state.directory = \"state\"\n{admin}[fleet]\nname = \"prod\"\nmember = \"{name}\"\nstore = \"etcd\"\n\
+                 [fleet.etcd]\nendpoints = [\"{}\"]\n{listener}",
+                etcd.url()
+            );
+            (Portcullis::start(TestDir::new(), config), format!("http://127.0.0.1:{port}"))
+        });
+        Self { etcd, members: [a, b], bases: [first, second], _redis: redis }
+    }
+
+    fn shows(&self, scenario: &str) {
+        let [_, second] = &self.members;
+        let facts = json!({
+            "base": self.bases[0],
+            "etcd": self.etcd.process_id(),
+            "second": {
+                "base": self.bases[1],
+                "directory": second.site.directory(),
+                "main": second.address("main").to_string(),
+            },
+        });
+        run_scenario(scenario, &self.members[0].site, facts);
     }
 }
 
@@ -195,11 +240,23 @@ fn cookie_is_tied_to_the_host_under_tls() {
     Panel::with(tls, None).shows("cookie_is_tied_to_the_host_under_tls");
 }
 
+#[test]
+fn members_of_a_fleet_are_listed_share_rules_and_are_forgotten() {
+    FleetPanels::start().shows("members_of_a_fleet_are_listed_share_rules_and_are_forgotten");
+}
+
+#[test]
+fn store_that_is_down_or_refused_is_shown_and_accepted() {
+    FleetPanels::start().shows("store_that_is_down_or_refused_is_shown_and_accepted");
+}
+
 /// Scenarios with a program of another kind.
-const OTHERS: [&str; 3] = [
+const OTHERS: [&str; 5] = [
     "overview_shows_what_is_connected_and_what_needs_a_person",
     "pictures_of_the_documents",
     "cookie_is_tied_to_the_host_under_tls",
+    "members_of_a_fleet_are_listed_share_rules_and_are_forgotten",
+    "store_that_is_down_or_refused_is_shown_and_accepted",
 ];
 
 #[test]

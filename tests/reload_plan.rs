@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use toml::de::{DeTable, DeValue};
 
@@ -61,6 +63,18 @@ addresses = "private"
 server = "https://127.0.0.1:6443"
 ca = "ca.crt" # of the cluster
 token_file = "k8s.token"
+
+[fleet]
+name = "prod" # of the fleet
+member = "a"
+store = "etcd"
+key_file = "fleet.key"
+ticket_rotation = "6h"
+
+[fleet.etcd]
+endpoints = ["http://127.0.0.1:1"]
+ca = "ca.crt" # of the store
+prefix = "/portcullis"
 
 [[source_group]]
 name = "shared" # of the group
@@ -137,6 +151,7 @@ upstream = "127.0.0.1:6379"
 name = "loopback"
 protocol = "tcp"
 listen = "127.0.0.1:0"
+sources_store = "fleet"
 tls = { certificates = [{ cert = "other.crt", key = "other.key" }] }
 upstream = "127.0.0.1:7000"
 "#;
@@ -177,6 +192,21 @@ const CHANGES: &[Change] = &[
     ("resolver.kubernetes.server", "127.0.0.1:6443", "127.0.0.1:6444", "resolver.kubernetes.server"),
     ("resolver.kubernetes.ca", "\"ca.crt\" # of the cluster", "\"other.crt\"", "resolver.kubernetes.ca"),
     ("resolver.kubernetes.token_file", "\"k8s.token\"", "\"do.token\"", "resolver.kubernetes.token_file"),
+    ("fleet.name", "\"prod\" # of", "\"test\" # of", "fleet.name"),
+    ("fleet.member", "member = \"a\"", "member = \"b\"", "fleet.member"),
+    (
+        "fleet.store",
+        "store = \"etcd\"\nkey_file = \"fleet.key\"\nticket_rotation = \"6h\"\n\n[fleet.etcd]\n\
+         endpoints = [\"http://127.0.0.1:1\"]\nca = \"ca.crt\" # of the store\nprefix = \"/portcullis\"\n",
+        "store = \"kubernetes\"\n[fleet.kubernetes]\nnamespace = \"shop\"\n",
+        "fleet.store",
+    ),
+    ("fleet.key_file", "\"fleet.key\"", "\"other-fleet.key\"", "fleet.key_file"),
+    ("fleet.ticket_rotation", "\"6h\"", "\"7h\"", "fleet.ticket_rotation"),
+    ("fleet.etcd.endpoints", "http://127.0.0.1:1\"", "http://127.0.0.1:2\"", "fleet.etcd.endpoints"),
+    ("fleet.etcd.ca", "\"ca.crt\" # of the store", "\"other.crt\"", "fleet.etcd.ca"),
+    ("fleet.etcd.prefix", "\"/portcullis\"", "\"/other\"", "fleet.etcd.prefix"),
+    ("listener.sources_store", "sources_store = \"fleet\"", "", "sources_store"),
     ("listener.name", "name = \"main\"", "name = \"renamed\"", "listeners_added"),
     ("listener.protocol", "protocol = \"redis\"", "protocol = \"tcp\"", "protocol"),
     ("listener.listen", "[\"[::1]:0\"]", "[\"[::1]:1\"]", "listen"),
@@ -379,6 +409,9 @@ fn every_key_of_the_reference_has_a_test_change() {
 fn running() -> Portcullis {
     let site = site();
     site.write("group.toml", "rule = []\n");
+    for (file, byte) in [("fleet.key", 1), ("other-fleet.key", 2)] {
+        site.write(file, STANDARD.encode([byte; 32]));
+    }
     site.write("more.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
     site.write("second.crt", Authority::new("Second CA").pem());
     run(executable().args(["certs", "init", "issuing"]).current_dir(site.directory())).success();

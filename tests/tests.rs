@@ -47,7 +47,6 @@ mod clock;
 /// The agent with a double of DigitalOcean's API.
 mod cloud_do;
 /// Sources of the Kubernetes API: lists, watches, and their failures.
-#[cfg(feature = "kubernetes")]
 mod cloud_kubernetes;
 /// The whole program with an agent: sources come into force, and stay when the agent or its API fails.
 mod cloud_program;
@@ -83,12 +82,24 @@ mod explain;
 mod farewell;
 /// Changed files that no signal announces.
 mod file_watcher;
+/// Members of a fleet over etcd.
+#[cfg(feature = "etcd")]
+mod fleet;
+/// Members of a fleet over a Kubernetes API.
+#[cfg(feature = "kubernetes")]
+mod fleet_kubernetes;
+/// The store of a fleet in etcd, with the agent.
+mod fleet_store;
+/// The store of a fleet in a Kubernetes API, with the agent.
+mod fleet_store_kubernetes;
 /// `max_handshakes`.
 mod handshake_limit;
 /// The container image.
 mod image;
 /// Interrupted runs of these tests.
 mod interrupted;
+/// The manifests in packaging/kubernetes.
+mod kubernetes_manifests;
 /// `max_connections`, `max_connections_per_source` and `connection_rate_per_source`.
 mod limits;
 /// Metrics, health and readiness, and the packaged rules and dashboard.

@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::settings::StoreSettings;
+use crate::fleet::store::{Operation, Outcome, StoreEvent};
 use crate::resolution::observation::Observation;
 use crate::resolution::settings::{DigitalOceanSettings, KubernetesSettings};
 use crate::source::cloud::CloudSource;
@@ -26,6 +28,8 @@ pub(crate) enum ToAgent {
     Task(Box<Task>),
     /// Asks for a sign of life.
     Ping { number: u64 },
+    /// Something to do in the store. Numbers increase.
+    Store { number: u64, operation: Operation },
 }
 
 /// A message from the agent.
@@ -38,6 +42,10 @@ pub(crate) enum FromAgent {
     Pong { number: u64 },
     /// The result of an attempt to resolve a source of the task.
     Observed { source: CloudSource, observation: Observation },
+    /// News of the store.
+    StoreNews(StoreEvent),
+    /// The answer to [`ToAgent::Store`].
+    StoreReply { number: u64, outcome: Outcome },
 }
 
 /// How far the kernel confines the agent with Landlock.
@@ -69,11 +77,13 @@ pub(crate) struct Task {
     pub digitalocean: Option<DigitalOceanSettings>,
     pub kubernetes: Option<KubernetesSettings>,
     pub sources: Vec<CloudSource>,
+    /// The store of the fleet, if there is one.
+    pub store: Option<StoreSettings>,
 }
 
 impl Task {
-    /// Whether there is anything to resolve.
+    /// Whether there is anything to do.
     pub(crate) fn is_needed(&self) -> bool {
-        !self.sources.is_empty()
+        !self.sources.is_empty() || self.store.is_some()
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod checks;
 pub(crate) mod denials;
 pub(crate) mod event;
 pub(crate) mod file;
+pub(crate) mod fleet;
 pub(crate) mod line;
 pub(crate) mod log;
 pub(crate) mod recent;

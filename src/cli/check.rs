@@ -15,8 +15,10 @@ use crate::cli::output::moment::{NEAR, since};
 use crate::cli::resolvers;
 use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
 use crate::config::admin::Admin;
+use crate::config::fleet::Fleet;
 use crate::config::problem::Problems;
 use crate::config::{Limits, Revoke, Shield, UpstreamTls};
+use crate::fleet::settings::Engine;
 use crate::identity::trusted_clients::TrustedClients;
 use crate::policy::explain::describe_addresses;
 use crate::policy::{BindAddr, Built, ListenerPolicy, Snapshot};
@@ -147,6 +149,12 @@ fn to_json(built: &Built) -> Value {
         "valid": true,
         "audit_file": config.log.audit_file,
         "state_directory": config.state_directory,
+        "fleet": config.fleet.as_ref().map(|fleet| json!({
+            "name": fleet.name(),
+            "member": fleet.member,
+            "store": match fleet.store.engine { Engine::Etcd(_) => "etcd", Engine::Kubernetes { .. } => "kubernetes" },
+            "directory": fleet.directory,
+        })),
         "admin_socket": config.admin.as_ref().and_then(Admin::socket),
         "admin": config.admin.as_ref().map(|admin| admin_json(admin, &built.snapshot)),
         "resolvers": resolvers::to_json(&config.resolvers),
@@ -282,6 +290,9 @@ fn to_text(built: &Built, offline: bool) -> String {
     }
     write_groups(&mut out, &built.snapshot, offline);
     resolvers::write(&mut out, &built.snapshot.config.resolvers);
+    if let Some(fleet) = &built.snapshot.config.fleet {
+        write_fleet(&mut out, fleet);
+    }
     if let Some(admin) = &built.snapshot.config.admin {
         write_admin(&mut out, admin, &built.snapshot);
     }
@@ -297,7 +308,25 @@ fn write_groups(out: &mut String, snapshot: &Snapshot, offline: bool) {
         let users = users(group, snapshot);
         let users = if users.is_empty() { "NONE".to_owned() } else { users.join(", ") };
         let _ = writeln!(out, "\nsource group {}\n  {:<13} {users}", group.name, "listeners");
-        write_rules(out, &group.sources, offline);
+        write_rules(out, &group.sources, "sources_file", offline);
+    }
+}
+
+/// The fleet, and where its store is.
+fn write_fleet(out: &mut String, fleet: &Fleet) {
+    let _ = writeln!(out, "\nfleet {}", fleet.name());
+    let mut line = |key: &str, value: &str| writeln!(out, "  {key:<13} {value}");
+    let _ = line("member", &fleet.member);
+    let _ = match &fleet.store.engine {
+        Engine::Etcd(etcd) => line("store", &format!("etcd at {} below {}", etcd.endpoints.join(", "), etcd.prefix)),
+        Engine::Kubernetes { namespace, .. } => {
+            let namespace = namespace.as_ref().map_or("of the pod".to_owned(), |name| format!("{name:?}"));
+            line("store", &format!("Kubernetes, namespace {namespace}"))
+        }
+    };
+    let _ = line("copies", &fleet.directory.display().to_string());
+    if fleet.key_file.is_some() {
+        let _ = line("ticket keys", &format!("rotated every {:?}", fleet.ticket_rotation));
     }
 }
 
@@ -361,10 +390,12 @@ fn write_sources(out: &mut String, policy: &ListenerPolicy, offline: bool) {
         let _ = writeln!(out, "  trusted sources (none needed): access is controlled by the permissions of the socket");
         return;
     }
-    write_rules(out, policy.sources.trusted.own(), offline);
+    let file = if policy.has_fleet_rules { "fleet" } else { "sources_file" };
+    write_rules(out, policy.sources.trusted.own(), file, offline);
 }
 
-fn write_rules(out: &mut String, set: &RuleSet, offline: bool) {
+/// `file` says where the rules are that are not in the configuration.
+fn write_rules(out: &mut String, set: &RuleSet, file: &str, offline: bool) {
     let rules = set.rules();
     let _ = writeln!(out, "  trusted sources ({})", rules.len());
     for rule in rules.iter().take(MAX_RULES) {
@@ -375,8 +406,10 @@ fn write_rules(out: &mut String, set: &RuleSet, offline: bool) {
         let expired = if rule.is_live(OffsetDateTime::now_utc()) { "until" } else { "EXPIRED" };
         let _ = rule.expires_at.map_or(Ok(()), |end| write!(out, "  {expired} {}", timestamp::seconds(end)));
         let _ = rule.description.as_ref().map_or(Ok(()), |text| write!(out, "  ({})", printable::field(text)));
-        let from_file = matches!(rule.origin, Origin::SourcesFile { .. });
-        let _ = writeln!(out, "{}", if from_file { "  [sources_file]" } else { "" });
+        let _ = match rule.origin {
+            Origin::Configuration => writeln!(out),
+            Origin::SourcesFile { .. } => writeln!(out, "  [{file}]"),
+        };
     }
     if rules.len() > MAX_RULES {
         let _ = writeln!(out, "    and {} more; --json lists all", rules.len() - MAX_RULES);

@@ -34,6 +34,8 @@ use crate::cli::client::denials;
 use crate::cli::client::denials::DenialsArgs;
 use crate::cli::client::events;
 use crate::cli::client::events::EventsArgs;
+use crate::cli::client::fleet;
+use crate::cli::client::fleet::FleetCommand;
 use crate::cli::client::issued;
 use crate::cli::client::pins;
 use crate::cli::client::reload;
@@ -93,6 +95,9 @@ enum Command {
         /// Show which certificates, CAs and sources are in use, by which clients, and which can be removed
         #[arg(long)]
         rotation: bool,
+        /// With --rotation: the use at all members of the fleet; unknown where one does not answer
+        #[arg(long, requires = "rotation")]
+        fleet: bool,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
@@ -116,6 +121,9 @@ enum Command {
     /// List or close sessions of the running program
     #[command(subcommand)]
     Sessions(SessionsCommand),
+    /// Show the members of the fleet, accept its store, or forget a member
+    #[command(subcommand)]
+    Fleet(FleetCommand),
     /// Show the last 100 audit events of the running program, and follow new ones
     Events(EventsArgs),
     /// Create, list and revoke tokens for the admin API
@@ -325,12 +333,15 @@ impl Cli {
                 }
             }
             Command::Explain(args) => explain::explain(&args),
-            Command::Status { running, rotation, json } => status::status(&running, rotation, json),
+            Command::Status { running, rotation, fleet, json } => {
+                status::status(&running, status::Shown { rotation, fleet, json })
+            }
             Command::Reload { running, plan: false, json } => reload::reload(&running, json),
             Command::Reload { running, plan: true, json } => reload::plan(&running, json),
             Command::Sources(command) => sources::run(&command),
             Command::Denials(args) => denials::denials(&args),
             Command::Sessions(command) => sessions::run(&command),
+            Command::Fleet(command) => fleet::run(&command),
             Command::Events(args) => events::events(&args),
             Command::Token(command) => token::run(&command),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),

@@ -147,7 +147,11 @@ impl<'a> Section<'a> {
 
     /// Returns the value of `key` if it is set, and marks the key as known.
     pub(crate) fn get(&self, key: &'static str) -> Option<Node<'a>> {
-        self.known.borrow_mut().push(key);
+        let mut known = self.known.borrow_mut();
+        if !known.contains(&key) {
+            known.push(key);
+        }
+        drop(known);
         self.find(key)
     }
 

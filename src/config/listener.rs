@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use crate::addr::ListenAddr;
 use crate::config::document::{Node, Section};
+use crate::config::fleet::Fleet;
 use crate::config::limits::limits;
 use crate::config::listen::{Listen, listen};
 use crate::config::problem::Problem;
 use crate::config::rule_reader::{ReadRules, RuleReader};
 use crate::config::sources::GroupScope;
 use crate::config::upstream::upstream;
-use crate::config::{Listener, Revoke, Shield, SourcedPath, Tls, process, sources, tls};
+use crate::config::{FleetRules, Listener, Revoke, SharedTicketKeys, Shield, SourcedPath, Tls, process, sources, tls};
 use crate::protocol::Protocol;
 use crate::source::group::GroupName;
 use crate::source::proxies::TrustedProxies;
@@ -30,6 +31,8 @@ pub(crate) struct Listeners<'a> {
     admin: Vec<ListenAddr>,
     /// The default of each listener's `revoke`.
     revoke: Revoke,
+    /// `[fleet]`: whether it is written, and the section if it is valid.
+    fleet: (bool, Option<&'a Fleet>),
     names: Vec<String>,
     /// Each address with the name of its listener.
     addresses: BTreeMap<ListenAddr, String>,
@@ -40,7 +43,13 @@ pub(crate) struct Listeners<'a> {
 impl<'a> Listeners<'a> {
     pub(crate) fn new(reader: RuleReader<'a>, groups: Vec<GroupName>, admin: Vec<ListenAddr>, revoke: Revoke) -> Self {
         let (names, addresses, positions) = Default::default();
-        Self { directory: reader.directory, reader, groups, admin, revoke, names, addresses, positions }
+        let fleet = (false, None);
+        Self { directory: reader.directory, reader, groups, admin, revoke, fleet, names, addresses, positions }
+    }
+
+    /// Lets listeners use the store of a fleet.
+    pub(crate) fn with_fleet(self, root: &Section<'_>, fleet: Option<&'a Fleet>) -> Self {
+        Self { fleet: (root.get("fleet").is_some(), fleet), ..self }
     }
 
     /// Returns every valid listener, and the problems of the `sources_file` files.
@@ -72,10 +81,14 @@ impl<'a> Listeners<'a> {
         let listen = section
             .require("listen", "an address such as \"0.0.0.0:6380\", or a list of them")
             .and_then(|node| self.listen(&node, ipv6_only, name.as_deref()));
-        let (sources, sources_file) = self.sources(&section, name.as_deref().unwrap_or_default());
+        let FurtherRules { sources, file: sources_file, fleet: fleet_rules } =
+            self.sources(&section, name.as_deref().unwrap_or_default());
         let ca_bundle = section.get("ca_bundle").map(|node| node.named_file(self.directory));
         let tls_node = section.require("tls", TLS_MISSING);
         let tls = tls_node.as_ref().and_then(|node| self.tls(node));
+        if let (Some(node), Some(tls)) = (&tls_node, &tls) {
+            self.check_ticket_keys(node, tls.as_ref());
+        }
         if let (Some(node), Some(tls), Some(listen)) = (&tls_node, &tls, &listen) {
             check_exposure(node, tls.is_some(), listen);
         }
@@ -103,6 +116,7 @@ impl<'a> Listeners<'a> {
             listen: listen.into_iter().map(|listen| listen.address).collect(),
             sources,
             sources_file,
+            fleet_rules,
             ca_bundle: ca_bundle.map_or(Some(None), |file| file.map(Some))?,
             proxies,
             shield: shield.unwrap_or_default(),
@@ -161,11 +175,40 @@ impl<'a> Listeners<'a> {
         Some(all).filter(|all| all.len() == nodes.len() && !all.is_empty())
     }
 
-    fn sources(&mut self, section: &Section<'_>, listener: &str) -> (SourcePolicy, Option<PathBuf>) {
+    fn sources(&mut self, section: &Section<'_>, listener: &str) -> FurtherRules {
         let enforcement = section.get("enforcement").and_then(|node| node.choice(&ENFORCEMENTS));
-        let ReadRules { rules, file, .. } = self.reader.read(section, listener, GroupScope::Named(&self.groups));
+        let stored = section.get("sources_store").and_then(|node| Some((self.stored_rules(&node, listener)?, node)));
+        let fleet = stored.as_ref().map(|(copy, _)| FleetRules { copy: self.reader.digest_of(copy) });
+        let ReadRules { rules, file, .. } =
+            self.reader.read_with(section, listener, GroupScope::Named(&self.groups), stored);
         let enforcement = enforcement.unwrap_or(Enforcement::Enforce);
-        (SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement }, file)
+        let sources = SourcePolicy { trusted: Arc::new(TrustedSources::shared(rules)), enforcement };
+        FurtherRules { sources, file, fleet }
+    }
+
+    /// The last good copy of rules in the store of the fleet.
+    fn stored_rules(&self, node: &Node<'_>, listener: &str) -> Option<PathBuf> {
+        node.choice(&[(tls::FLEET, ())])?;
+        if !self.fleet.0 {
+            node.problem(format_args!("is \"fleet\", but {NO_FLEET}"));
+        }
+        Some(self.fleet.1?.rules_file(listener))
+    }
+
+    /// Checks that the fleet can share ticket keys.
+    fn check_ticket_keys(&self, node: &Node<'_>, tls: Option<&Tls>) {
+        if tls.and_then(|tls| tls.ticket_keys.as_ref()) != Some(&SharedTicketKeys::Fleet) {
+            return;
+        }
+        if !self.fleet.0 {
+            node.problem(format_args!("has ticket_keys = \"fleet\", but {NO_FLEET}"));
+        }
+        if self.fleet.1.is_some_and(|fleet| fleet.key_file.is_none()) {
+            node.problem(
+                "has ticket_keys = \"fleet\", which needs [fleet] key_file; create it with \
+                 (umask 077; openssl rand -base64 32 > fleet.key) and copy it to every member",
+            );
+        }
     }
 
     /// `Some(None)` if TLS is off.
@@ -185,6 +228,14 @@ impl<'a> Listeners<'a> {
             }
         }
     }
+}
+
+/// The sources of a listener, and where its further rules are.
+struct FurtherRules {
+    sources: SourcePolicy,
+    file: Option<PathBuf>,
+    /// `Some` if they are in the store of the fleet, and `file` is the last good copy.
+    fleet: Option<FleetRules>,
 }
 
 /// Rejects TLS on Unix sockets, and addresses without TLS that other machines can reach.
@@ -241,6 +292,8 @@ fn plaintext_cancel(section: &Section<'_>, protocol: Option<Protocol>) -> bool {
     section.finish();
     allowed.unwrap_or(true)
 }
+
+const NO_FLEET: &str = "there is no [fleet]; add [fleet] with name and store";
 
 /// Keys of the tables inside a listener whose names identify their table.
 const OF_TLS: [&str; 7] =

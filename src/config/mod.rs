@@ -8,6 +8,7 @@ pub(crate) mod credential;
 pub(crate) mod document;
 pub(crate) mod edit;
 pub(crate) mod files;
+pub(crate) mod fleet;
 pub(crate) mod limits;
 pub(crate) mod listen;
 pub(crate) mod listener;
@@ -21,6 +22,7 @@ pub(crate) mod source_group;
 pub(crate) mod sources;
 pub(crate) mod tls;
 pub(crate) mod upstream;
+pub(crate) mod url;
 pub(crate) mod values;
 
 use std::collections::BTreeMap;
@@ -31,6 +33,7 @@ use std::time::Duration;
 
 use crate::config::admin::Admin;
 use crate::config::files::{Files, Location};
+use crate::config::fleet::Fleet;
 use crate::config::problem::{Position, Problem, Problems};
 use crate::config::resolver::Resolvers;
 use crate::protocol::proxy_header::write;
@@ -65,6 +68,8 @@ pub struct Config {
     pub drain: Duration,
     /// `[resolver]`: how cloud sources are resolved.
     pub resolvers: Resolvers,
+    /// `[fleet]`: the store that replicas share.
+    pub fleet: Option<Fleet>,
     /// `[[source_group]]`
     pub source_groups: Vec<SourceGroup>,
     /// `[[listener]]`, at least one.
@@ -127,8 +132,10 @@ pub struct Listener {
     /// Owner and permissions of the Unix sockets in `listen`.
     pub socket_files: BTreeMap<PathBuf, Access>,
     pub sources: SourcePolicy,
-    /// A file of further rules.
+    /// A file of further rules. With `sources_store`, the last good copy of the rules in the store.
     pub sources_file: Option<PathBuf>,
+    /// `sources_store`: the further rules are in the store of the fleet.
+    pub fleet_rules: Option<FleetRules>,
     /// The certificates that clients should trust, for download.
     pub ca_bundle: Option<SourcedFile>,
     /// `[listener.proxy_protocol]`: the load balancers whose PROXY headers are accepted.
@@ -142,6 +149,22 @@ pub struct Listener {
     pub revoke: Revoke,
     /// `[listener.postgres] plaintext_cancel`: whether a CancelRequest is accepted without TLS.
     pub plaintext_cancel: bool,
+}
+
+/// The rules of a listener in the store of the fleet, as this configuration has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FleetRules {
+    /// The digest of the last good copy, in hexadecimal digits; `None` if there is no copy yet.
+    pub(crate) copy: Option<String>,
+}
+
+/// Where the session ticket keys that replicas share are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SharedTicketKeys {
+    /// In a file.
+    File(SourcedFile),
+    /// In the store of the fleet.
+    Fleet,
 }
 
 /// `[listener.tls]`
@@ -168,7 +191,7 @@ pub struct Tls {
     /// The CA with which the admin API issues client certificates.
     pub issuing_ca: Option<CertificateFiles>,
     /// Session ticket keys that several replicas share.
-    pub ticket_keys: Option<SourcedFile>,
+    pub ticket_keys: Option<SharedTicketKeys>,
 }
 
 /// One entry of `certificates`.
@@ -415,10 +438,11 @@ impl Config {
         let mut positions: BTreeMap<_, _> = machine_settings.collect();
         let taken = admin.as_ref().map(|admin| admin.addresses().collect()).unwrap_or_default();
         let (resolvers, written) = resolver::resolvers(&root, directory, files);
+        let fleet = fleet::fleet(&root, directory, &state_directory, files, (&resolvers, written));
         let mut reader = RuleReader::new(directory, files, written);
         let source_groups = source_group::source_groups(&root, &mut reader);
         let names = source_groups.iter().map(|group| group.name.clone()).collect();
-        let readers = Listeners::new(reader, names, taken, reload.revoke);
+        let readers = Listeners::new(reader, names, taken, reload.revoke).with_fleet(&root, fleet.as_ref());
         let (listeners, mut file_problems) = readers.read(&root, &mut positions);
         root.add_misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
         root.add_misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
@@ -430,10 +454,11 @@ impl Config {
         );
         root.add_misplaced_keys(
             "write it below a [[listener]]",
-            &["name", "protocol", "listen", "ca_bundle", "shield"],
+            &["name", "protocol", "listen", "sources_store", "ca_bundle", "shield"],
         );
         root.add_misplaced_keys("write [resolver.digitalocean]", &["digitalocean"]);
         root.add_misplaced_keys("write [resolver.kubernetes]", &["kubernetes"]);
+        root.add_misplaced_keys("write [fleet.etcd]", &["etcd"]);
         root.add_misplaced_keys("write [[admin.token]]", &["token"]);
         root.add_misplaced_keys("write it in [admin]", &["metrics", "hosts", "tokens_file"]);
         root.finish();
@@ -443,8 +468,19 @@ impl Config {
         problems.append(&mut file_problems);
         problems.extend(tokens_problems);
         let file = file.to_owned();
-        let config =
-            Self { file, log, state_directory, admin, reload, drain, resolvers, source_groups, listeners, positions };
+        let config = Self {
+            file,
+            log,
+            state_directory,
+            admin,
+            reload,
+            drain,
+            resolvers,
+            fleet,
+            source_groups,
+            listeners,
+            positions,
+        };
         Ok(Loaded { config, problems, named })
     }
 

@@ -5,10 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::Uri;
-
 use crate::config::document::{Node, Section};
 use crate::config::files::{Files, Location};
+use crate::config::url::{UrlPath, parse_url};
 use crate::config::{SourcedFile, SourcedPem, sources};
 use crate::resolution::settings::{AddressChoice, DigitalOceanSettings, KubernetesSettings, Secret};
 use crate::source::cloud::Resolver;
@@ -62,23 +61,52 @@ impl Resolvers {
 
 /// Reads `[resolver]`.
 pub(crate) fn resolvers(root: &Section<'_>, directory: &Path, files: &mut Files) -> (Resolvers, WrittenResolvers) {
-    let mut reader = Reader { directory, files, found: Resolvers::default() };
+    let mut reader = Reader::new(directory, files);
     let Some(section) = root.section("resolver") else { return (reader.found, WrittenResolvers::NONE) };
     let (digitalocean, kubernetes) = (section.get("digitalocean"), section.get("kubernetes"));
     let written = WrittenResolvers { digitalocean: digitalocean.is_some(), kubernetes: kubernetes.is_some() };
+    let digitalocean =
+        digitalocean.filter(|node| require_feature(node, "digitalocean", cfg!(feature = "digitalocean")));
     reader.found.digitalocean = digitalocean.and_then(|node| reader.digitalocean(&node));
+    let kubernetes = kubernetes.filter(|node| require_feature(node, "kubernetes", cfg!(feature = "kubernetes")));
     reader.found.kubernetes = kubernetes.and_then(|node| reader.kubernetes(&node));
     section.finish();
     (reader.found, written)
 }
 
-struct Reader<'a> {
-    directory: &'a Path,
-    files: &'a mut Files,
-    found: Resolvers,
+/// Reports a problem with the value if this program lacks the cargo feature that it needs. Returns whether it is built in.
+pub(crate) fn require_feature(node: &Node<'_>, feature: &str, is_built_in: bool) -> bool {
+    if !is_built_in {
+        node.problem(format_args!(
+            "this program was built without the cargo feature \"{feature}\"; build it with --features {feature}"
+        ));
+    }
+    is_built_in
 }
 
-impl Reader<'_> {
+/// Reads how APIs are reached, for `[resolver]` and for `[fleet]`.
+pub(crate) struct Reader<'a> {
+    directory: &'a Path,
+    files: &'a mut Files,
+    found: Found,
+}
+
+/// The files that settings name.
+pub(crate) type Found = Resolvers;
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(directory: &'a Path, files: &'a mut Files) -> Self {
+        Self { directory, files, found: Found::default() }
+    }
+
+    pub(crate) fn directory(&self) -> &'a Path {
+        self.directory
+    }
+
+    pub(crate) fn finish(self) -> Found {
+        self.found
+    }
+
     fn digitalocean(&mut self, node: &Node<'_>) -> Option<DigitalOceanSettings> {
         let section = node.section("a table with token_file")?;
         let token = section.require("token_file", TOKEN_FILE).map(|node| self.secret(&node));
@@ -98,14 +126,16 @@ impl Reader<'_> {
 
     fn kubernetes(&mut self, node: &Node<'_>) -> Option<KubernetesSettings> {
         let section = node.section("a table, which is empty inside a cluster")?;
+        let connection = self.connection(node, &section);
+        section.finish();
+        connection
+    }
+
+    /// Reads the keys that say how a Kubernetes API is reached.
+    pub(crate) fn connection(&mut self, node: &Node<'_>, section: &Section<'_>) -> Option<KubernetesSettings> {
         let kubeconfig = section.get("kubeconfig");
         let server = section.get("server");
         let (ca, token) = (section.get("ca"), section.get("token_file"));
-        section.finish();
-        if !cfg!(feature = "kubernetes") {
-            node.problem("needs a program with the cargo feature \"kubernetes\", and this one was built without it");
-            return None;
-        }
         match (kubeconfig, server) {
             (Some(node), None) => {
                 let further = [&ca, &token].into_iter().flatten().next();
@@ -162,13 +192,20 @@ impl Reader<'_> {
         Some(KubernetesSettings::InCluster)
     }
 
-    fn secret(&mut self, node: &Node<'_>) -> Option<Secret> {
+    pub(crate) fn secret(&mut self, node: &Node<'_>) -> Option<Secret> {
         let location = node.location(self.directory)?;
         self.inspect(node, &location)?;
         Some(match location {
             Location::File(path) => Secret::File(absolute(&path)),
             Location::Variable(name) => Secret::Environment(name),
         })
+    }
+
+    /// A secret that must be a file.
+    pub(crate) fn file(&mut self, node: &Node<'_>) -> Option<PathBuf> {
+        let path = node.path(self.directory)?;
+        self.inspect(node, &Location::File(path.clone()))?;
+        Some(absolute(&path))
     }
 
     /// Checks that the agent can read a secret, without reading it.
@@ -185,7 +222,7 @@ impl Reader<'_> {
         Some(())
     }
 
-    fn ca(&mut self, node: &Node<'_>) -> Option<PathBuf> {
+    pub(crate) fn ca(&mut self, node: &Node<'_>) -> Option<PathBuf> {
         let file = node.named_file(self.directory)?;
         let path = absolute(&file.path);
         self.found.ca.push(file);
@@ -194,42 +231,22 @@ impl Reader<'_> {
 }
 
 /// `Some(None)` if the key is not set, `None` if it is not valid.
-fn transposed<T>(value: Option<Option<T>>) -> Option<Option<T>> {
+pub(crate) fn transposed<T>(value: Option<Option<T>>) -> Option<Option<T>> {
     value.map_or(Some(None), |value| value.map(Some))
 }
 
 /// The agent need not have the same working directory.
-fn absolute(path: &Path) -> PathBuf {
+pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Whether a URL may have a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum UrlPath {
-    Forbidden,
-    Allowed,
 }
 
 /// An `https` URL without user information, query and fragment. Returned without a slash at its end.
 fn https_url(node: &Node<'_>, path: UrlPath, expected: &str) -> Option<String> {
-    let parsed = parse_https_url(node.text(expected)?, path);
+    let parsed = parse_url(node.text(expected)?, &["https"], path);
     if parsed.is_none() {
         node.expected(expected);
     }
     parsed
-}
-
-fn parse_https_url(text: &str, path: UrlPath) -> Option<String> {
-    let uri: Uri = text.parse().ok()?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https"))?;
-    // The parser ignores a port that is not a number below 65536.
-    let is_port = match authority.as_str().strip_prefix(authority.host())? {
-        "" => true,
-        port => port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)),
-    };
-    let is_plain = !text.contains(['@', '#', '?']) && !authority.host().is_empty() && is_port;
-    let rest = uri.path().trim_end_matches('/');
-    (is_plain && (rest.is_empty() || path == UrlPath::Allowed)).then(|| format!("https://{authority}{rest}"))
 }
 
 const DEFAULT_ENDPOINT: &str = "https://api.digitalocean.com";
@@ -250,10 +267,24 @@ const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::document::Document;
+
+    #[test]
+    fn section_without_its_cargo_feature_is_a_problem() {
+        let document = Document::new(Path::new("x.toml"), "[resolver]\ndigitalocean = {}\n");
+        let tree = document.parse().unwrap();
+        let node = document.root(tree.get_ref()).section("resolver").unwrap().get("digitalocean").unwrap();
+        assert!(require_feature(&node, "digitalocean", true));
+        assert!(!require_feature(&node, "digitalocean", false));
+        let problems: Vec<_> = document.into_problems().iter().map(ToString::to_string).collect();
+        let expected = "x.toml:2:16: resolver.digitalocean: this program was built without the cargo feature \"digitalocean\"; \
+                        build it with --features digitalocean";
+        assert_eq!(problems, [expected]);
+    }
 
     #[test]
     fn url_is_https_without_user_query_and_fragment() {
-        let endpoint = |text: &str| parse_https_url(text, UrlPath::Forbidden);
+        let endpoint = |text: &str| parse_url(text, &["https"], UrlPath::Forbidden);
         for text in ["https://api.digitalocean.com", "https://127.0.0.1:8443", "https://[::1]:8443"] {
             assert_eq!(endpoint(text).as_deref(), Some(text));
             assert_eq!(endpoint(&format!("{text}/")).as_deref(), Some(text));
@@ -278,7 +309,7 @@ mod tests {
         ] {
             assert_eq!(endpoint(text), None, "{text}");
         }
-        let server = |text: &str| parse_https_url(text, UrlPath::Allowed);
+        let server = |text: &str| parse_url(text, &["https"], UrlPath::Allowed);
         assert_eq!(server("https://host/k8s/clusters/c-1/").as_deref(), Some("https://host/k8s/clusters/c-1"));
         assert_eq!(server("https://host/k8s?x"), None);
     }

@@ -11,9 +11,10 @@ use crate::source::rule::Source;
 
 /// Keys whose values hold or name a secret, in any table. Everything below such a key is secret too. The list includes keys of
 /// features that are not available yet, because operators may already write them.
-const SECRET_KEYS: [&str; 14] = [
+const SECRET_KEYS: [&str; 15] = [
     "ca_key",
     "key",
+    "key_file",
     "key_passphrase",
     "key_passphrase_file",
     "passphrase",

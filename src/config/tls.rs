@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::document::Node;
-use crate::config::{CertificateFiles, Tls};
+use crate::config::{CertificateFiles, SharedTicketKeys, Tls};
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::{ClientPattern, TrustedClients};
 use crate::protocol::MinTlsVersion;
@@ -49,7 +49,10 @@ pub(crate) fn tls(node: &Node<'_>, directory: &Path) -> Option<Tls> {
     {
         node.problem("is set, but client_ca is not, so it revokes no certificate; set client_ca, or remove it");
     }
-    let ticket_keys = section.get("ticket_keys").and_then(|node| node.named_file(directory));
+    let ticket_keys = section.get("ticket_keys").and_then(|node| match node.text(TICKET_KEYS)? {
+        FLEET => Some(SharedTicketKeys::Fleet),
+        _ => node.named_file(directory).map(SharedTicketKeys::File),
+    });
     section.finish();
     // Reads all of them before returning, so that all problems are reported.
     let files = |node: Option<Node<'_>>| node.map(|node| node.named_files(directory)).unwrap_or_default();
@@ -113,6 +116,11 @@ pub(crate) fn anchor_validity(node: &Node<'_>) -> Option<AnchorValidity> {
 }
 
 const MIN_VERSIONS: [(&str, MinTlsVersion); 2] = [("1.2", MinTlsVersion::Tls12), ("1.3", MinTlsVersion::Tls13)];
+
+const TICKET_KEYS: &str = "a file of ticket keys, or \"fleet\"";
+
+/// The value of `ticket_keys` and `sources_store` that means the store of the fleet.
+pub(crate) const FLEET: &str = "fleet";
 
 const CLIENT_AUTH_NONE: &str = "is set, but client_auth = \"none\" does not request client certificates; \
                                 set client_auth to \"required\" or \"optional\", or remove it";

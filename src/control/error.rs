@@ -39,6 +39,8 @@ pub enum ErrorKind {
     TooManyRequests,
     /// 500: the program failed.
     ServerError,
+    /// 503: not possible now, but the same request may succeed soon.
+    ServiceUnavailable,
 }
 
 impl ErrorKind {
@@ -60,6 +62,7 @@ impl ErrorKind {
             Self::Unprocessable | Self::ReloadRejected => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::ServerError => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -83,6 +86,7 @@ impl ErrorKind {
             Self::ReloadRejected => "reload_rejected",
             Self::TooManyRequests => "too_many_requests",
             Self::ServerError => "server_error",
+            Self::ServiceUnavailable => "service_unavailable",
         }
     }
 
@@ -113,7 +117,8 @@ impl ErrorKind {
             | Self::UnsupportedMediaType
             | Self::MisdirectedRequest
             | Self::Unprocessable
-            | Self::ReloadRejected => None,
+            | Self::ReloadRejected
+            | Self::ServiceUnavailable => None,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Parameters in the query and in the path of a request.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use crate::config::values::parse_positive_duration;
 use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::control::route::Parameter;
@@ -47,6 +49,19 @@ impl Parameters {
         }
     }
 
+    /// `wait`: how long a caller waits for the members of the fleet.
+    ///
+    /// # Errors
+    /// A 422 response for another value.
+    pub(crate) fn wait(&self) -> Result<Option<Duration>, AdminResponse> {
+        let Some(text) = self.get("wait") else { return Ok(None) };
+        match parse_positive_duration(text) {
+            Ok(wait) if wait <= MAX_WAIT => Ok(Some(wait)),
+            Ok(_) => Err(invalid(format_args!("wait is {text:?}; it must be at most {MAX_WAIT:?}"))),
+            Err(error) => Err(invalid(format_args!("wait is {text:?}; expected {error}"))),
+        }
+    }
+
     /// A number.
     ///
     /// # Errors
@@ -58,6 +73,9 @@ impl Parameters {
         self.get(name).map(number).transpose()
     }
 }
+
+/// A request has 50 seconds altogether.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A 422 response.
 pub(crate) fn invalid(message: impl std::fmt::Display) -> AdminResponse {

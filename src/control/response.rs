@@ -114,6 +114,21 @@ impl AdminResponse {
         self
     }
 
+    /// Replaces the status.
+    #[must_use]
+    pub(crate) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
+    /// The JSON of a success.
+    pub(crate) fn into_json(self) -> Option<Value> {
+        match self.content {
+            Content::Json(value) => Some(value),
+            Content::Text(text) => serde_json::from_slice(&text).ok(),
+            Content::Empty | Content::Error { .. } | Content::File { .. } | Content::Events(_) => None,
+        }
+    }
+
     /// Writes the JSON. That of a long list takes so long that it must not happen on the server loop.
     #[must_use]
     pub(crate) fn written(self) -> Self {

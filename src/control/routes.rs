@@ -5,7 +5,7 @@ use crate::config::values::parse_duration;
 use crate::control::AdminRequest;
 use crate::control::parameters::{Parameters, invalid};
 use crate::control::request::{
-    DenialFilter, SessionFilter, client_certificates, explain, panel, reload, sources, tokens,
+    CloseSessions, DenialFilter, SessionFilter, client_certificates, explain, panel, reload, sources, tokens,
 };
 use crate::control::response::AdminResponse;
 use crate::control::route::{
@@ -61,32 +61,32 @@ pub(crate) static ROUTES: &[Route] = &[
     ),
     Route {
         body: BodyLimit::Sources,
-        query: PLAN,
+        query: PLAN_WAIT,
         success: Success { status: 201, content: SuccessContent::Object(RULES) },
         ..change(
             sources::append,
             Verb::Post,
             "/v1/listeners/{name}/sources",
-            "Adds rules to the sources_file of a listener or a group",
+            "Adds rules to a listener or a group, in its sources_file or in the store of the fleet",
         )
     },
     Route {
         body: BodyLimit::Sources,
-        query: PLAN,
+        query: PLAN_WAIT,
         ..change(
             sources::replace,
             Verb::Put,
             "/v1/listeners/{name}/sources",
-            "Replaces the rules in the sources_file of a listener or a group",
+            "Replaces the rules of a listener or a group in its sources_file or in the store of the fleet",
         )
     },
     Route {
-        query: PLAN,
+        query: PLAN_WAIT,
         ..change(
             sources::remove,
             Verb::Delete,
             "/v1/listeners/{name}/sources/{uuid}",
-            "Removes a rule from the sources_file of a listener or a group",
+            "Removes a rule of a listener or a group from its sources_file or from the store of the fleet",
         )
     },
     get(
@@ -151,6 +151,17 @@ pub(crate) static ROUTES: &[Route] = &[
         )
     },
     change(close_session, Verb::Delete, "/v1/sessions/{id}", "Closes a session"),
+    Route {
+        query: &[
+            Parameter { name: "listener", text: "only sessions of this listener" },
+            Parameter { name: "source", text: "sessions from this address or network" },
+            Parameter { name: "client", text: "sessions whose client certificate has exactly this subject" },
+            Parameter { name: "fleet", text: "true: at all members of the fleet" },
+            WAIT,
+        ],
+        success: Success { status: 200, content: SuccessContent::Object(&["closed", "members", "missing"]) },
+        ..change(close_sessions, Verb::Delete, "/v1/sessions", "Closes the sessions of a client or a source")
+    },
     get(
         |_| request(AdminRequest::Certificates),
         "/v1/certificates",
@@ -158,12 +169,40 @@ pub(crate) static ROUTES: &[Route] = &[
         "Lists all certificates with their expiry and use",
         &["certificates"],
     ),
+    Route {
+        query: &[Parameter { name: "fleet", text: "true: the use at all members of the fleet" }],
+        ..get(
+            |call| {
+                let fleet = call.query.flag("fleet", false)?;
+                request(if fleet { AdminRequest::FleetRotation } else { AdminRequest::Rotation })
+            },
+            "/v1/rotation",
+            VIEWER,
+            "Lists certificates, CAs and sources with their use",
+            &["generation", "items", "members", "missing"],
+        )
+    },
     get(
-        |_| request(AdminRequest::Rotation),
-        "/v1/rotation",
+        |_| request(AdminRequest::Fleet),
+        "/v1/fleet",
         VIEWER,
-        "Lists certificates, CAs and sources with their use",
-        &["generation", "items"],
+        "Shows the members of the fleet and its store",
+        &["name", "member", "duplicate", "store", "rules", "tickets", "members"],
+    ),
+    Route {
+        success: Success { status: 200, content: SuccessContent::Object(&["epoch", "rules_written", "in_use"]) },
+        ..change(
+            |_| request(AdminRequest::AcceptStore),
+            Verb::Post,
+            "/v1/fleet/accept",
+            "Accepts the store of the fleet as it is, after it was restored or replaced",
+        )
+    },
+    change(
+        |call| request(AdminRequest::ForgetMember(call.segment(0))),
+        Verb::Delete,
+        "/v1/fleet/members/{name}",
+        "Removes a member of the fleet that is gone for good",
     ),
     Route {
         query: &[
@@ -346,6 +385,15 @@ fn close_session(call: &Call<'_>) -> Result<Operation, AdminResponse> {
     request(AdminRequest::CloseSession(id))
 }
 
+fn close_sessions(call: &Call<'_>) -> Result<Operation, AdminResponse> {
+    let SessionFilter { listener, source, client, .. } = session_filter(&call.query)?;
+    if source.is_none() && client.is_none() {
+        return Err(invalid("name the sessions to close: client=SUBJECT, source=ADDRESS, or both"));
+    }
+    let (fleet, wait) = (call.query.flag("fleet", false)?, call.query.wait()?);
+    request(AdminRequest::CloseSessions(CloseSessions { listener, source, client, fleet, wait }))
+}
+
 fn session_filter(query: &Parameters) -> Result<SessionFilter, AdminResponse> {
     let network = |text: &str| text.parse().map_err(|error| invalid(format_args!("source {text:?} is {error}")));
     Ok(SessionFilter {
@@ -377,7 +425,13 @@ fn events(query: &Parameters) -> Result<AdminRequest, AdminResponse> {
 const VIEWER: RouteAccess = RouteAccess::Role(Role::Viewer);
 const OWNER: RouteAccess = RouteAccess::Role(Role::Owner);
 
-const PLAN: &[Parameter] = &[Parameter { name: "plan", text: "true: show what would change, and change nothing" }];
+const PLAN_PARAMETER: Parameter = Parameter { name: "plan", text: "true: show what would change, and change nothing" };
+const PLAN: &[Parameter] = &[PLAN_PARAMETER];
+const PLAN_WAIT: &[Parameter] = &[PLAN_PARAMETER, WAIT];
+const WAIT: Parameter = Parameter {
+    name: "wait",
+    text: "how long to wait for all members of the fleet, such as 5s; the answer is 202 with those that are missing",
+};
 const RULES: &[&str] = &["rules"];
 const CERTIFICATE: &[&str] =
     &["subject", "issuer", "names", "not_before", "not_after", "sha256", "sessions", "file", "listeners"];

@@ -5,7 +5,6 @@
 //! Results go to [`ResolutionCache`], which notifies the task that publishes policies.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use tracing::{info, warn};
 use crate::dns::lookup::lookup;
 use crate::dns::ttl::TtlProbe;
 use crate::fault;
+use crate::jitter;
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::host::{Answer, HostChange};
 use crate::source::addresses::Addresses;
@@ -101,7 +101,7 @@ impl Refresher {
             let plan = match self.plans.remove(&name) {
                 Some(plan) if plan.refresh == refresh => plan,
                 Some(LookupPlan { due, failures, .. }) => {
-                    let due = due.map(|due| due.min(now + pause(refresh, failures, random())));
+                    let due = due.map(|due| due.min(now + pause(refresh, failures, jitter::random())));
                     if let Some(due) = due {
                         let wait = due.saturating_duration_since(now);
                         self.cache.plan(&name, timestamp::after(OffsetDateTime::now_utc(), wait));
@@ -110,7 +110,7 @@ impl Refresher {
                 }
                 None => {
                     let failing = self.cache.host(&name).is_none_or(|state| state.failure.is_some());
-                    let wait = if failing { pause(refresh, 1, random()) } else { Duration::ZERO };
+                    let wait = if failing { pause(refresh, 1, jitter::random()) } else { Duration::ZERO };
                     LookupPlan { refresh, due: Some(now + wait), failures: failing.into() }
                 }
             };
@@ -152,7 +152,7 @@ impl Refresher {
             MIN_WAIT
         } else {
             let good_for = good_until.map(|until| until.saturating_duration_since(Instant::now()));
-            wait(pause(plan.refresh, failures, random()), good_for.filter(|_| failures == 0))
+            wait(pause(plan.refresh, failures, jitter::random()), good_for.filter(|_| failures == 0))
         };
         plan.failures = failures;
         plan.due = Some(Instant::now() + wait);
@@ -217,13 +217,7 @@ fn pause(refresh: Duration, failures: u32, random: u64) -> Duration {
             doubled.min(refresh).min(MAX_RETRY)
         }
     };
-    let tenth = u32::try_from(random % 1_000).unwrap_or_default();
-    whole.saturating_sub(whole / 10_000 * tenth)
-}
-
-/// A random number from the hash seed of the standard library.
-fn random() -> u64 {
-    RandomState::new().hash_one(())
+    jitter::less(whole, 10, random)
 }
 
 /// The name of this part in fault reports.

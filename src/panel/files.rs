@@ -44,6 +44,7 @@ static FILES: &[PanelFile] = files! {
     "expiry.js"
     "explain.js"
     "filter.js"
+    "fleet.js"
     "format.js"
     "icon.svg"
     "index.html"

@@ -10,6 +10,7 @@ pub(crate) mod diff;
 pub(crate) mod explain;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub(crate) mod fleet;
 pub(crate) mod history;
 pub(crate) mod issuing;
 pub(crate) mod pins;
@@ -46,6 +47,7 @@ use crate::identity::trusted_clients::TrustedClients;
 use crate::limit::sessions::{LimitReached, SessionLimiter, SessionLimits, SessionPermit};
 use crate::policy::builder::Builder;
 use crate::policy::builder::reader::Reader;
+use crate::policy::fleet::FleetSecrets;
 use crate::protocol::{MinTlsVersion, Protocol};
 use crate::source::addresses::{AddressBook, Resolvable};
 use crate::source::group::{RuleOwner, SourceGroup};
@@ -94,6 +96,10 @@ pub struct Snapshot {
     removed: Arc<Vec<RemovedListener>>,
     /// Computed when it is first needed.
     config_hash: Arc<OnceLock<String>>,
+    /// The same. It does not change with the addresses of hosts and cloud sources.
+    trust_hash: Arc<OnceLock<String>>,
+    /// What the members of the fleet keep secret.
+    pub(crate) fleet_secrets: Arc<FleetSecrets>,
 }
 
 /// The counters of a listener that an earlier generation had.
@@ -151,6 +157,8 @@ pub struct ListenerPolicy {
     pub(crate) metrics: Arc<ListenerMetrics>,
     /// The PEM text of `ca_bundle`.
     pub ca_bundle: Option<Arc<[u8]>>,
+    /// Whether the rules that are not in the configuration are in the store of the fleet.
+    pub(crate) has_fleet_rules: bool,
     /// The inputs of `tls`.
     tls_inputs: Option<Arc<TlsInputs>>,
 }
@@ -195,6 +203,15 @@ impl Snapshot {
         let mut warnings: Vec<String> = config.admin.iter().flat_map(|admin| admin.warnings(now.at)).collect();
         let former = previous.into_iter().flat_map(|snapshot| &snapshot.policies);
         let mut known_lists: KnownCrls = former.flat_map(|policy| policy.revocation_lists()).cloned().collect();
+        let mut reader = Reader {
+            owner: "fleet".to_owned(),
+            files,
+            problems: &mut problems,
+            warnings: &mut warnings,
+            known_lists: &mut known_lists,
+        };
+        let fleet_secrets = config.fleet.as_ref().map(|fleet| builder::fleet::secrets(fleet, &config, &mut reader));
+        let fleet_secrets = Arc::new(fleet_secrets.unwrap_or_default());
         for listener in &config.listeners {
             let before = previous.and_then(|snapshot| snapshot.named(&listener.name));
             let former_metrics = previous.and_then(|snapshot| snapshot.metrics_of_removed(&listener.name)).cloned();
@@ -205,7 +222,8 @@ impl Snapshot {
                 warnings: &mut warnings,
                 known_lists: &mut known_lists,
             };
-            let mut builder = Builder { listener, reader, book, groups: &groups, now, former_metrics };
+            let fleet = &*fleet_secrets;
+            let mut builder = Builder { listener, reader, book, groups: &groups, now, former_metrics, fleet };
             policies.extend(builder.policy(before.map(|before| &**before)).map(Arc::new));
         }
         for group in &groups {
@@ -241,7 +259,8 @@ impl Snapshot {
         };
         let missing: Vec<_> = missing.into_iter().filter(is_new).collect();
         problems.extend(missing);
-        let snapshot = Self::of(now, config, admin_tls, (groups, policies), previous);
+        let mut snapshot = Self::of(now, config, admin_tls, (groups, policies), previous);
+        snapshot.fleet_secrets = fleet_secrets;
         Problems::unless_any(problems, Built { snapshot, warnings })
     }
 
@@ -268,6 +287,7 @@ impl Snapshot {
         let (by_name, by_bind_addr) = (self.by_name.clone(), self.by_bind_addr.clone());
         let (generation, config) = (self.generation + 1, Arc::clone(&self.config));
         let (removed, config_hash) = (Arc::clone(&self.removed), Arc::clone(&self.config_hash));
+        let (trust_hash, fleet_secrets) = (Arc::clone(&self.trust_hash), Arc::clone(&self.fleet_secrets));
         let (admin_tls, known_rules) = (self.admin_tls.clone(), Arc::clone(&self.known_rules));
         changed.then(|| Self {
             generation,
@@ -281,6 +301,8 @@ impl Snapshot {
             by_bind_addr,
             removed,
             config_hash,
+            trust_hash,
+            fleet_secrets,
         })
     }
 
@@ -351,6 +373,8 @@ impl Snapshot {
             by_bind_addr,
             removed: Arc::new(removed),
             config_hash: Arc::default(),
+            trust_hash: Arc::default(),
+            fleet_secrets: Arc::default(),
         }
     }
 

@@ -44,7 +44,7 @@ impl CacheFile {
     /// # Errors
     /// A message for the operator, if the file exists and cannot be used.
     pub(crate) fn read(&self) -> Result<Answers, String> {
-        match bytes(&self.file) {
+        match read_private(&self.file) {
             Ok(bytes) => parse(&bytes).map_err(|what| self.unusable(what)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Answers::new()),
             Err(error) => Err(self.unusable(&error.to_string())),
@@ -102,7 +102,7 @@ impl CacheFile {
 }
 
 /// Reads a file that no other user can have written.
-fn bytes(file: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_private(file: &Path) -> io::Result<Vec<u8>> {
     // O_NONBLOCK: a FIFO without a writer must not block. O_NOFOLLOW: a link may lead to any file.
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let file = File::options().read(true).custom_flags(flags).open(file)?;

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::agent::state::AgentState;
 use crate::audit::Audit;
 use crate::dns::refresher;
 use crate::fault;
+use crate::fleet::store::Request;
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::saver;
 use crate::server::cloud::{CloudObserver, supervised_agent};
+use crate::server::fleet;
+use crate::server::fleet::{FleetObserver, FleetService};
 use crate::server::published::Published;
 use crate::session::registry::ConnectionRegistry;
 use crate::session::revocation;
@@ -23,11 +27,14 @@ pub(crate) struct Background<'a> {
     pub resolutions: &'a Arc<ResolutionCache>,
     pub agent: &'a Arc<AgentState>,
     pub audit: &'a Audit,
+    pub fleet: &'a Arc<FleetService>,
+    /// Operations on the store of the fleet.
+    pub store_requests: mpsc::Receiver<Request>,
 }
 
 impl Background<'_> {
     /// Starts the tasks. Each is started again if it panics, and all are aborted when the set is dropped.
-    pub(crate) fn start(&self) -> JoinSet<()> {
+    pub(crate) fn start(self) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         let (policy, connections) = (self.published.subscribe(), Arc::clone(self.registry));
         let revoke = move || revocation::run(policy.clone(), Arc::clone(&connections));
@@ -41,7 +48,9 @@ impl Background<'_> {
             current: self.published.subscribe(),
             audit: self.audit.clone(),
         };
-        tasks.spawn(supervised_agent(self.published.cloud_task(), observer, Arc::clone(self.agent)));
+        let (observers, state) = ((observer, FleetObserver(Arc::clone(self.fleet))), Arc::clone(self.agent));
+        tasks.spawn(supervised_agent(self.published.cloud_task(), self.store_requests, observers, state));
+        fleet::spawn(self.fleet, &mut tasks);
         let floods = self.audit.clone();
         tasks.spawn(fault::restarted("audit", move || floods.clone().write_summaries()));
         let upstreams = self.published.upstreams();

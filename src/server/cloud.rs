@@ -4,18 +4,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::agent::message::Task;
 use crate::agent::state::AgentState;
-use crate::agent::supervisor;
+use crate::agent::supervisor::requests::Requests;
+use crate::agent::supervisor::{self, Report};
 use crate::audit::Audit;
 use crate::fault;
+use crate::fleet::store::Request;
 use crate::policy::{Current, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::cloud::CloudChange;
 use crate::resolution::observation::Observation;
+use crate::server::fleet::FleetObserver;
 use crate::source::addresses::Resolvable;
 use crate::source::cloud::CloudSource;
 
@@ -26,6 +29,7 @@ pub(crate) fn task(snapshot: &Snapshot) -> Task {
         digitalocean: resolvers.digitalocean.clone(),
         kubernetes: resolvers.kubernetes.clone(),
         sources: sources(snapshot).into_iter().collect(),
+        store: snapshot.config.fleet.as_ref().map(|fleet| fleet.store.clone()),
     }
 }
 
@@ -37,13 +41,18 @@ pub(crate) fn sources(snapshot: &Snapshot) -> BTreeSet<CloudSource> {
 /// Runs and supervises the agent until the program ends.
 pub(crate) async fn supervised_agent(
     task: watch::Receiver<Arc<Task>>,
-    observer: CloudObserver,
+    requests: mpsc::Receiver<Request>,
+    observers: (CloudObserver, FleetObserver),
     state: Arc<AgentState>,
 ) {
+    let requests = Requests::new(requests);
     let supervise = move || {
-        let observer = observer.clone();
-        let observe = move |source: CloudSource, observation| observer.observe(&source, observation);
-        supervisor::run(task.clone(), observe, Arc::clone(&state))
+        let (cloud, fleet) = observers.clone();
+        let report = move |report| match report {
+            Report::Observation(source, observation) => cloud.observe(&source, observation),
+            Report::Store(store, event) => fleet.observe(&store, event),
+        };
+        supervisor::run(task.clone(), requests.clone(), report, Arc::clone(&state))
     };
     fault::restarted(supervisor::PART, supervise).await;
 }

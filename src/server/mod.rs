@@ -6,6 +6,7 @@ pub(crate) mod background;
 pub(crate) mod certificate_expiry;
 pub(crate) mod cloud;
 pub(crate) mod counts;
+pub(crate) mod fleet;
 pub(crate) mod history;
 pub(crate) mod pins;
 pub(crate) mod published;
@@ -39,11 +40,12 @@ use crate::control::response::AdminResponse;
 use crate::descriptors::Descriptors;
 use crate::fault;
 use crate::fault::RESTART_PAUSE;
+use crate::fleet::store::{Request, StoreClient};
 use crate::metrics::exposition::Sources;
 use crate::metrics::exposition::endpoint::MetricsEndpoint;
 use crate::metrics::process::ProcessMetrics;
 use crate::outcome::Reason;
-use crate::policy::{Built, Snapshot};
+use crate::policy::{Built, Current, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::listener::{BindError, Listeners};
 use crate::proxy::worker::Workers;
@@ -51,6 +53,7 @@ use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::{AdminHandler, Queues, ServerState};
 use crate::server::background::Background;
 use crate::server::certificate_expiry::{CHECK_INTERVAL, ExpiryWatch};
+use crate::server::fleet::{FleetService, Parts};
 use crate::server::history::History;
 use crate::server::published::Published;
 use crate::server::reload::change::{BuiltChange, ChangeResult, PendingChange};
@@ -72,6 +75,7 @@ pub(crate) struct Server {
     reloader: Reloader,
     expiry: ExpiryWatch,
     history: History,
+    fleet: Arc<FleetService>,
     /// Background tasks, aborted when the server is dropped.
     _tasks: JoinSet<()>,
     admin: AdminServer,
@@ -117,12 +121,15 @@ impl Server {
         let current = published.subscribe();
         let registry = Arc::new(ConnectionRegistry::default());
         let agent = Arc::<AgentState>::default();
+        let (fleet, store_requests) = fleet_service(&current, &registry, &audit, &reload_requests);
         let tasks = Background {
             published: &published,
             registry: &registry,
             resolutions: &resolutions,
             agent: &agent,
             audit: &audit,
+            fleet: &fleet,
+            store_requests,
         }
         .start();
         let metrics = Arc::<ProcessMetrics>::default();
@@ -131,6 +138,10 @@ impl Server {
             registry: Arc::clone(&registry),
             resolutions: Arc::clone(&resolutions),
             agent: Arc::clone(&agent),
+            fleet: {
+                let fleet = Arc::clone(&fleet);
+                Box::new(move || fleet.figures())
+            },
             process: Arc::clone(&metrics),
             audit_dropped: {
                 let audit = audit.clone();
@@ -155,7 +166,7 @@ impl Server {
         audit.record_recent(snapshot.config.admin.is_some());
         metrics.readiness.set_ready();
         let admin_handler = AdminHandler::new(
-            Queues { requests: requested, reload_requests },
+            Queues { fleet: Arc::clone(&fleet), requests: requested, reload_requests },
             Arc::clone(&registry),
             Arc::clone(&resolutions),
             audit.clone(),
@@ -173,6 +184,7 @@ impl Server {
             reloader,
             expiry: ExpiryWatch::default(),
             history: History::new(),
+            fleet,
             _tasks: tasks,
             admin,
             admin_handler,
@@ -357,6 +369,10 @@ impl Server {
                 () = stop.next() => {}
             }
         }
+        tokio::select! {
+            () = self.fleet.leave() => {}
+            () = stop.next() => {}
+        }
         // Clients that still wait for a response receive an error at once.
         drop(self.admin_handler);
         // The admin addresses close last, so that the state can be queried while draining.
@@ -375,6 +391,19 @@ impl Server {
             contain(admin_handler::PART, || self.admin_handler.handle(request, current, &state));
         }
     }
+}
+
+/// The part of the program that belongs to a fleet, and the operations that it wants performed on the store.
+fn fleet_service(
+    current: &Current,
+    registry: &Arc<ConnectionRegistry>,
+    audit: &Audit,
+    reload_requests: &mpsc::Sender<reload::ReloadRequest>,
+) -> (Arc<FleetService>, mpsc::Receiver<Request>) {
+    let (store, requests) = StoreClient::new();
+    let (current, registry, audit) = (current.clone(), Arc::clone(registry), audit.clone());
+    let reload_requests = reload_requests.clone();
+    (FleetService::new(Parts { store, current, registry, audit, reload_requests }), requests)
 }
 
 /// Runs `work` and contains a panic in it, which is recorded as an internal fault.

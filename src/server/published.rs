@@ -57,7 +57,6 @@ impl Published {
     }
 
     /// What the agent resolves. It changes only when the task differs.
-    #[allow(dead_code, reason = "the supervisor of the agent uses it")]
     pub(crate) fn cloud_task(&self) -> watch::Receiver<Arc<Task>> {
         self.cloud_task.subscribe()
     }

@@ -92,6 +92,15 @@ impl TicketKeys {
     }
 }
 
+impl TicketKeys {
+    /// Keys that are not in a file, in order. `None` if there is none, or one has another length.
+    pub(crate) fn from_raw<'k>(keys: impl IntoIterator<Item = &'k [u8]>) -> Option<Self> {
+        let key = |key: &[u8]| (key.len() == KEY_LENGTH).then(|| TicketKey::new(key));
+        let keys = keys.into_iter().map(key).collect::<Option<Vec<_>>>()?;
+        (1..=MAX_KEYS).contains(&keys.len()).then_some(Self(keys))
+    }
+}
+
 impl fmt::Debug for TicketKeys {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("TicketKeys").field("count", &self.0.len()).finish_non_exhaustive()
@@ -113,7 +122,11 @@ impl TicketKey {
         if key.len() != KEY_LENGTH {
             return Err(TicketKeysError::Length { line, found: key.len() });
         }
-        Ok(Self { root: Salt::new(HKDF_SHA256, SALT).extract(&key), sha256: sha256_hex(&key) })
+        Ok(Self::new(&key))
+    }
+
+    fn new(key: &[u8]) -> Self {
+        Self { root: Salt::new(HKDF_SHA256, SALT).extract(key), sha256: sha256_hex(key) }
     }
 
     /// Derives a key by HKDF (RFC 5869) with `label` and `binding` as info.
@@ -220,7 +233,7 @@ impl DerivedKey {
 }
 
 /// Bytes of a key in the file, before base64.
-const KEY_LENGTH: usize = 48;
+pub(crate) const KEY_LENGTH: usize = 48;
 
 /// Rotation needs two.
 const MAX_KEYS: usize = 16;

@@ -1,8 +1,9 @@
 //! A Kubernetes API server for the tests, over TLS: lists with pages, watches with bookmarks, label selectors, a token, and the
-//! faults of real servers. It answers as kube-apiserver 1.33 does, for nodes, pods and EndpointSlices.
+//! faults of real servers. It answers as kube-apiserver 1.33 does, for nodes, pods and EndpointSlices; and for namespaces,
+//! ConfigMaps, Secrets and Leases, which can be created, replaced and deleted.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write};
+use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -61,12 +62,19 @@ struct Change {
 /// A request that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
+    pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: BTreeMap<String, String>,
     pub(crate) authorization: Option<String>,
+    pub(crate) body: String,
 }
 
 impl Seen {
+    /// Whether one object is read, or any is written.
+    fn is_single(&self) -> bool {
+        self.method != "GET" || kind(&self.path).is_none()
+    }
+
     pub(crate) fn is_watch(&self) -> bool {
         self.query.get("watch").is_some_and(|watch| watch == "true" || watch == "1")
     }
@@ -226,6 +234,13 @@ impl KubernetesApi {
         self.change(|state| (state.is_frozen, state.lists, state.watches) = (is_frozen, answer.clone(), answer));
     }
 
+    /// All objects of a kind.
+    pub(crate) fn objects(&self, plural: &str) -> Vec<Value> {
+        let state = self.shared.lock();
+        let of_kind = state.objects.iter().filter(|((collection, _), _)| collection.ends_with(plural));
+        of_kind.map(|(_, object)| object.clone()).collect()
+    }
+
     pub(crate) fn backup(&self) -> Backup {
         let state = self.shared.lock();
         Backup { version: state.version, objects: state.objects.clone() }
@@ -274,6 +289,10 @@ fn key(object: &Value) -> (String, String) {
     let collection = match text("/kind") {
         "Node" => "/api/v1/nodes".to_owned(),
         "Pod" => format!("/api/v1/namespaces/{}/pods", text("/metadata/namespace")),
+        "Namespace" => "/api/v1/namespaces".to_owned(),
+        "ConfigMap" => format!("/api/v1/namespaces/{}/configmaps", text("/metadata/namespace")),
+        "Secret" => format!("/api/v1/namespaces/{}/secrets", text("/metadata/namespace")),
+        "Lease" => format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", text("/metadata/namespace")),
         "EndpointSlice" => {
             format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", text("/metadata/namespace"))
         }
@@ -287,6 +306,10 @@ fn kind(collection: &str) -> Option<(&'static str, &'static str)> {
     match collection.rsplit('/').next()? {
         "nodes" => Some(("v1", "Node")),
         "pods" => Some(("v1", "Pod")),
+        "namespaces" => Some(("v1", "Namespace")),
+        "configmaps" => Some(("v1", "ConfigMap")),
+        "secrets" => Some(("v1", "Secret")),
+        "leases" => Some(("coordination.k8s.io/v1", "Lease")),
         "endpointslices" => Some(("discovery.k8s.io/v1", "EndpointSlice")),
         _ => None,
     }
@@ -309,12 +332,17 @@ fn serve(shared: &Shared, socket: TcpStream, config: Arc<ServerConfig>) -> std::
             state.requests.push(seen.clone());
             let is_authorized =
                 state.token.as_ref().is_none_or(|token| seen.authorization == Some(format!("Bearer {token}")));
-            (if seen.is_watch() { state.watches.clone() } else { state.lists.clone() }, is_authorized)
+            let answer = if seen.is_watch() { state.watches.clone() } else { state.lists.clone() };
+            (answer, is_authorized)
         };
         if let Some(answer) = answer {
             send_answer(shared, &mut stream, answer)?;
         } else if !is_authorized {
             send(&mut stream, 401, "", &status(401, "Unauthorized", "Unauthorized").to_string())?;
+        } else if seen.is_single() {
+            let (code, body) = single(&mut shared.lock(), &seen);
+            shared.changed.notify_all();
+            send(&mut stream, code, "", &body.to_string())?;
         } else if seen.is_watch() {
             return watch(shared, &mut stream, &seen);
         } else {
@@ -325,27 +353,34 @@ fn serve(shared: &Shared, socket: TcpStream, config: Arc<ServerConfig>) -> std::
     Ok(())
 }
 
-/// Reads a GET request. `None` at the end of the connection.
+/// Reads a request. `None` at the end of the connection.
 fn request(stream: &mut Stream) -> std::io::Result<Option<Seen>> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
         return Ok(None);
     }
-    let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
-    let mut authorization = None;
+    let mut words = line.split(' ').map(ToOwned::to_owned);
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (mut authorization, mut length) = (None, 0);
     loop {
         line.clear();
         stream.read_line(&mut line)?;
         match line.trim_end().split_once(": ") {
             Some((name, value)) if name.eq_ignore_ascii_case("authorization") => authorization = Some(value.to_owned()),
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = value.parse().expect("a length is a number");
+            }
             Some(_) => {}
             None => break,
         }
     }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    let body = String::from_utf8(body).expect("JSON is UTF-8");
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let query = pairs.map(|(name, value)| (name.to_owned(), decoded(value))).collect();
-    Ok(Some(Seen { path: path.to_owned(), query, authorization }))
+    Ok(Some(Seen { method, path: path.to_owned(), query, authorization, body }))
 }
 
 /// Decodes a value of a query.
@@ -395,6 +430,93 @@ fn chunk(stream: &mut Stream, text: &str) -> std::io::Result<()> {
     let stream = stream.get_mut();
     write!(stream, "{:x}\r\n{text}\r\n", text.len())?;
     stream.flush()
+}
+
+/// Reads, creates, replaces or deletes one object.
+fn single(state: &mut State, seen: &Seen) -> (u16, Value) {
+    let (collection, name) = match seen.method.as_str() {
+        "POST" => (seen.path.clone(), String::new()),
+        _ => seen.path.rsplit_once('/').map(|(path, name)| (path.to_owned(), name.to_owned())).expect("a path"),
+    };
+    let Some((api_version, kind)) = kind(&collection) else {
+        return (404, status(404, "NotFound", "the server could not find the requested resource"));
+    };
+    let plural = collection.rsplit('/').next().unwrap_or_default().to_owned();
+    let not_found = || (404, status(404, "NotFound", &format!("{plural} \"{name}\" not found")));
+    let current = state.objects.get(&(collection.clone(), name.clone())).cloned();
+    match (seen.method.as_str(), current) {
+        ("GET", Some(current)) => (200, current),
+        ("POST", _) => create(state, &collection, sent(seen, api_version, kind)),
+        (_, None) => not_found(),
+        ("PUT", Some(current)) => {
+            let mut object = sent(seen, api_version, kind);
+            let version = &object["metadata"]["resourceVersion"];
+            if *version != current["metadata"]["resourceVersion"] {
+                let message = format!(
+                    "Operation cannot be fulfilled on {plural} \"{name}\": the object has been modified; please apply your \
+                     changes to the latest version and try again"
+                );
+                return (409, status(409, "Conflict", &message));
+            }
+            object["metadata"]["uid"] = current["metadata"]["uid"].clone();
+            object["metadata"]["creationTimestamp"] = current["metadata"]["creationTimestamp"].clone();
+            (200, store(state, collection, name, Some(object)))
+        }
+        ("DELETE", Some(current)) => {
+            let options: Value = serde_json::from_str(&seen.body).unwrap_or_default();
+            for field in ["resourceVersion", "uid"] {
+                let expected = &options["preconditions"][field];
+                if !expected.is_null() && *expected != current["metadata"][field] {
+                    let message = format!("Precondition failed: {field} in precondition: {expected}");
+                    return (409, status(409, "Conflict", &message));
+                }
+            }
+            store(state, collection, name, None);
+            (200, json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }))
+        }
+        (method, _) => panic!("{method} is not supported"),
+    }
+}
+
+/// The object in the body of a request.
+fn sent(seen: &Seen, api_version: &str, kind: &str) -> Value {
+    let object: Value = serde_json::from_str(&seen.body).expect("the body is JSON");
+    assert_eq!((object["apiVersion"].as_str(), object["kind"].as_str()), (Some(api_version), Some(kind)));
+    object
+}
+
+fn create(state: &mut State, collection: &str, mut object: Value) -> (u16, Value) {
+    let name = object["metadata"]["name"].as_str().expect("an object has a name").to_owned();
+    let is_valid = |sign: char| sign.is_ascii_lowercase() || sign.is_ascii_digit() || matches!(sign, '-' | '.');
+    if name.len() > 253 || !name.chars().all(is_valid) {
+        return (422, status(422, "Invalid", &format!("metadata.name: Invalid value: \"{name}\"")));
+    }
+    if !object["metadata"]["resourceVersion"].is_null() {
+        return (400, status(400, "BadRequest", "resourceVersion should not be set on objects to be created"));
+    }
+    if state.objects.contains_key(&(collection.to_owned(), name.clone())) {
+        return (409, status(409, "AlreadyExists", &format!("\"{name}\" already exists")));
+    }
+    object["metadata"]["uid"] = json!(format!("uid-{}", state.version));
+    object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    (201, store(state, collection.to_owned(), name, Some(object)))
+}
+
+/// Writes or deletes an object, which watches then report.
+fn store(state: &mut State, collection: String, name: String, after: Option<Value>) -> Value {
+    state.version += 1;
+    let version = state.version;
+    let place = (collection.clone(), name);
+    let after = after.map(|mut object| {
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        object
+    });
+    let before = match &after {
+        Some(object) => state.objects.insert(place, object.clone()),
+        None => state.objects.remove(&place),
+    };
+    state.history.push(Change { version, collection, before, after: after.clone() });
+    after.unwrap_or_default()
 }
 
 /// The page of a list. The continue token names the version of the first page and the last object.
@@ -542,6 +664,11 @@ pub(crate) fn node(name: &str, internal: &str, labels: Value) -> Value {
             "spec": { "podCIDR": "10.244.1.0/24" },
             "status": { "addresses": [{ "type": "Hostname", "address": name }, { "type": "InternalIP", "address": internal }],
                         "capacity": { "cpu": "4", "memory": "8148260Ki" } } })
+}
+
+/// A namespace.
+pub(crate) fn namespace(name: &str, uid: &str) -> Value {
+    json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": { "name": name, "uid": uid } })
 }
 
 /// A running pod.

@@ -87,6 +87,8 @@ fn package(name: &str) -> &str {
         "initdb" | "postgres" | "pgbench" => "postgresql",
         "psql" | "pg_basebackup" => "postgresql-client",
         "dnsmasq" => "dnsmasq-base",
+        "etcd" => "etcd-server",
+        "etcdctl" => "etcd-client",
         "ip" => "iproute2",
         "redis-cli" | "redis-benchmark" => "redis-tools",
         "rsyslogd" => "rsyslog",

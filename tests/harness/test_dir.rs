@@ -26,6 +26,15 @@ impl TestDir {
         site
     }
 
+    /// A directory for another program with the same certificate.
+    pub(crate) fn with_same_certificate(&self) -> Self {
+        let other = Self::new();
+        for name in ["ca.crt", "server.crt", "server.key"] {
+            fs::copy(self.path(name), other.path(name)).expect("a file of the test can be copied");
+        }
+        other
+    }
+
     /// One more certificate for this machine.
     pub(crate) fn server(&self) -> Leaf {
         self.ca.issue(Request::server(&["localhost", "127.0.0.1", "::1"]))

@@ -47,6 +47,9 @@ export async function role_is_offered_what_it_may_do(site) {
   const operator = await site.signedIn('operator', '#/sources/cache');
   await operator.locator('#add-sources').waitFor();
   assert.equal(await operator.locator('#nav-tokens').count(), 0);
+  assert.equal(await operator.locator('#nav-fleet').count(), 0, 'the program has no fleet');
+  await operator.goto(`${site.base}/ui/#/fleet`);
+  await operator.getByText('The configuration has no section for this page').waitFor();
   const owner = await site.signedIn('owner', '#/tokens');
   await owner.locator('#create-token').waitFor();
 }

@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use time::OffsetDateTime;
 
-use crate::agent::client::Answer;
+use crate::agent::client::api::Answer;
 use crate::agent::digitalocean::shapes::ApiError;
 use crate::printable;
 

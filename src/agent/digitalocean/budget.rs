@@ -6,6 +6,7 @@ use hyper::header::HeaderMap;
 use tokio::time::Instant;
 
 use crate::agent::digitalocean::answer::{Retry, number};
+use crate::jitter;
 
 /// The requests that this resolver may send (the generic cell rate algorithm). They cost time, which passes.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ fn interval(limit: u64, remaining: Option<u64>) -> Duration {
 
 /// The wait before a regular poll: the refresh time less up to 10 %, or longer if the budget demands it.
 pub(super) fn refresh_wait(refresh: Duration, budget: Duration, random: u64) -> Duration {
-    jittered(refresh, random).max(budget)
+    jitter::less(refresh, JITTER_PERCENT, random).max(budget)
 }
 
 /// The wait after a number of failures in a row. Only `Retry-After` makes it longer than four refresh times or a minute.
@@ -69,19 +70,16 @@ pub(super) fn retry_wait(refresh: Duration, failures: u32, retry: Retry, budget:
     if let Some(after) = retry.after {
         let after = after.clamp(MIN_RETRY, MAX_RETRY_AFTER);
         // Later by the random part, never earlier.
-        return after + (after - jittered(after, random));
+        return after + (after - jitter::less(after, JITTER_PERCENT, random));
     }
     let most = refresh.saturating_mul(4).min(MAX_RETRY);
     let doubled = (most / 8).saturating_mul(1 << failures.saturating_sub(1).min(3));
     let wait = retry.reset.unwrap_or(doubled).max(budget).max(MIN_RETRY).min(most);
-    jittered(wait, random)
+    jitter::less(wait, JITTER_PERCENT, random)
 }
 
-/// Less by a random part of up to 10 %, so that several programs spread out.
-fn jittered(whole: Duration, random: u64) -> Duration {
-    let tenth = u32::try_from(random % 1_000).unwrap_or_default();
-    whole.saturating_sub(whole / 10_000 * tenth)
-}
+/// The largest random part of a wait.
+const JITTER_PERCENT: u32 = 10;
 
 /// The documented limit of a token: requests an hour.
 const DEFAULT_LIMIT: u64 = 5_000;

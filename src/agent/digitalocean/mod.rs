@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::agent::client::ApiClient;
+use crate::agent::client::api::ApiClient;
 use crate::agent::client::endpoint::Endpoint;
 use crate::agent::digitalocean::answer::Retry;
 use crate::agent::digitalocean::budget::{Budget, refresh_wait, retry_wait};

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use crate::agent::client::ApiClient;
-use crate::agent::client::secret::Token;
+use crate::agent::client::api::ApiClient;
+use crate::agent::client::token::Token;
 use crate::agent::digitalocean::answer::{Retry, Trouble, judge};
 use crate::agent::digitalocean::budget::Budget;
 use crate::agent::digitalocean::pages::{Following, Listing};

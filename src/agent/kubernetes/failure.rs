@@ -10,16 +10,18 @@ use crate::printable;
 
 /// Why an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: FailureKind,
-    pub(super) error: String,
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    pub(crate) error: String,
     /// How long the server asks to wait.
-    pub(super) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
+    /// The HTTP status of the answer.
+    pub(crate) code: Option<u16>,
 }
 
 /// How to continue after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
+pub(crate) enum FailureKind {
     /// The server does not know the version of the last list: list again at once.
     Outdated,
     /// The token is not valid (401): read it again.
@@ -31,25 +33,25 @@ pub(super) enum FailureKind {
 }
 
 impl Failure {
-    pub(super) fn new(kind: FailureKind, error: impl std::fmt::Display) -> Self {
-        Self { kind, error: printable::field(error), retry_after: None }
+    pub(crate) fn new(kind: FailureKind, error: impl std::fmt::Display) -> Self {
+        Self { kind, error: printable::field(error), retry_after: None, code: None }
     }
 
-    pub(super) fn invalid(error: impl std::fmt::Display) -> Self {
+    pub(crate) fn invalid(error: impl std::fmt::Display) -> Self {
         Self::new(FailureKind::Invalid, error)
     }
 
-    pub(super) fn unavailable(error: impl std::fmt::Display) -> Self {
+    pub(crate) fn unavailable(error: impl std::fmt::Display) -> Self {
         Self::new(FailureKind::Unavailable, error)
     }
 
     /// Adds what failed.
-    pub(super) fn while_doing(self, what: &str) -> Self {
+    pub(crate) fn while_doing(self, what: &str) -> Self {
         Self { error: printable::field(format_args!("cannot {what}: {}", self.error)), ..self }
     }
 
     /// An error that a server reports in the stream of a watch.
-    pub(super) fn from_status(status: &Status) -> Self {
+    pub(crate) fn from_status(status: &Status) -> Self {
         // kube reads any object that is no event as a status.
         if status.code == 0 && status.message.is_empty() {
             return Self::invalid("the answer is not valid: neither an event nor an error");
@@ -77,12 +79,12 @@ impl Failure {
         let advice = match code {
             300..=399 => ": redirects are not followed, because the token is for this server only; check the URL",
             401 => "; check the token",
-            403 => "; grant list and watch, see docs/CLOUD-SOURCES.md",
+            403 => "; grant the rights in docs/CLOUD-SOURCES.md or, for a fleet, docs/FLEET.md",
             404 => "; check the URL of the server",
             _ => "",
         };
         let error = printable::field(format_args!("the API server answers HTTP {code}{message}{advice}"));
-        Self { kind, error, retry_after }
+        Self { kind, error, retry_after, code: Some(code) }
     }
 }
 
@@ -120,7 +122,7 @@ pub(super) struct Rejected {
     pub(super) code: u16,
     /// The body, if it is a `Status` of Kubernetes.
     pub(super) status: Option<Box<Status>>,
-    pub(super) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// A body, or a line of it, that exceeds its limit.
@@ -167,8 +169,8 @@ mod tests {
         let forbidden = answer(403, json!({ "code": 403, "message": "nodes is forbidden: User \"x\" cannot list" }));
         assert_eq!(
             forbidden.error,
-            "the API server answers HTTP 403: nodes is forbidden: User \"x\" cannot list; grant list and watch, see \
-             docs/CLOUD-SOURCES.md"
+            "the API server answers HTTP 403: nodes is forbidden: User \"x\" cannot list; grant the rights in \
+             docs/CLOUD-SOURCES.md or, for a fleet, docs/FLEET.md"
         );
         assert_eq!(forbidden.kind, FailureKind::Unavailable);
         assert_eq!(answer(503, json!("<html>")).error, "the API server answers HTTP 503");

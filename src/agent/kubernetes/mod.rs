@@ -1,14 +1,16 @@
 //! Resolves the sources of a Kubernetes API: nodes, pods of a namespace, endpoints of a service.
 //!
 //! Each source has a task of its own, which lists the objects once and then watches them. [`objects`] is pure: objects in,
-//! addresses out. [`connection`] has the client and its credentials, [`watch`] the list and the watch.
+//! addresses out. [`connection`] has the client and its credentials, [`collection`] the list and the watch of any objects,
+//! [`watch`] those of a source.
 //!
 //! kube brings the client and the requests. Its `watcher` is not used: it hides bookmarks, so a restored server with older
 //! versions stays unnoticed, it retries a version that the server rejects as too large for ever, and it has no time limit for
 //! the start of a request.
 
-mod connection;
-mod failure;
+pub(crate) mod collection;
+pub(crate) mod connection;
+pub(crate) mod failure;
 mod objects;
 mod watch;
 

@@ -138,12 +138,6 @@ pub(super) fn lacks_addresses(found: &[ObjectAddress], earlier: &[ObjectAddress]
     earlier.iter().any(is_missing)
 }
 
-/// Whether a resource version is older than the known one. Both are decimal numbers; a server that uses another form gets no
-/// such check.
-pub(super) fn is_older(version: &str, known: &str) -> bool {
-    matches!((version.parse::<u128>(), known.parse::<u128>()), (Ok(version), Ok(known)) if version < known)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -283,14 +277,6 @@ mod tests {
             (&[], &["10.0.0.1"], true),
         ] {
             assert_eq!(lacks_addresses(&addresses(found), &addresses(earlier)), lacks, "{found:?} {earlier:?}");
-        }
-    }
-
-    #[test]
-    fn version_that_goes_backwards_is_older() {
-        assert!(is_older("99", "100") && is_older("0", "18446744073709551616"));
-        for (version, known) in [("100", "100"), ("101", "100"), ("abc", "100"), ("99", ""), ("", "")] {
-            assert!(!is_older(version, known), "{version} {known}");
         }
     }
 

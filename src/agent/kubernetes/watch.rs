@@ -4,25 +4,22 @@
 //! twice is removed. The watch then starts at the version of the list. When it ends without an error, the next one starts at
 //! the version of the last event. After any error the source is reported as failed and tried again.
 
-use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::marker::PhantomData;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use kube::Resource;
-use kube::api::{ListParams, WatchParams};
-use kube::core::{ObjectList, Request, WatchEvent};
+use kube::core::WatchEvent;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
+use crate::agent::kubernetes::collection::{Collection, advance};
 use crate::agent::kubernetes::connection::Connection;
 use crate::agent::kubernetes::failure::{Failure, FailureKind};
-use crate::agent::kubernetes::objects::{Addressed, Objects, is_older, lacks_addresses};
+use crate::agent::kubernetes::objects::{Addressed, Objects, lacks_addresses};
 use crate::resolution::observation::{Evidence, ObjectAddress, Observation};
 use crate::source::cloud::{CloudSource, KubernetesSource, Selector};
 
@@ -37,7 +34,7 @@ impl<K: Resource<DynamicType = ()> + Addressed + Clone + DeserializeOwned + Send
 /// Follows one source.
 pub(super) struct SourceWatch<K> {
     source: KubernetesSource,
-    query: Query,
+    collection: Collection<K>,
     connection: Arc<Connection>,
     reports: Reports,
     objects: Objects,
@@ -49,31 +46,24 @@ pub(super) struct SourceWatch<K> {
     short_watches: u32,
     /// When the source was last listed again without a pause.
     listed_again_at: Option<Instant>,
-    kind: PhantomData<fn() -> K>,
 }
 
-/// What is listed and watched.
-struct Query {
-    path: String,
-    /// The kind of a list, such as `PodList`.
-    list_kind: String,
-    selector: Option<String>,
-    /// For messages: `pods`.
-    objects: String,
-}
-
-impl Query {
-    fn new<K: Resource<DynamicType = ()>>(source: &KubernetesSource) -> Self {
-        let text = |selector: &Option<Selector>| selector.as_ref().map(|selector| selector.as_str().to_owned());
-        let (namespace, selector) = match source {
-            KubernetesSource::Nodes { selector } => (None, text(selector)),
-            KubernetesSource::Pods { namespace, selector } => (Some(namespace.as_str()), text(selector)),
-            KubernetesSource::Service { namespace, name } => {
-                (Some(namespace.as_str()), Some(format!("{SERVICE_LABEL}={}", name.as_str())))
-            }
-        };
-        let path = K::url_path(&(), namespace);
-        Self { path, list_kind: format!("{}List", K::kind(&())), selector, objects: K::plural(&()).into_owned() }
+/// What is listed and watched for a source.
+fn collection<K: Watched>(source: &KubernetesSource) -> Collection<K> {
+    let text = |selector: &Option<Selector>| selector.as_ref().map(|selector| selector.as_str().to_owned());
+    let (namespace, selector) = match source {
+        KubernetesSource::Nodes { selector } => (None, text(selector)),
+        KubernetesSource::Pods { namespace, selector } => (Some(namespace.as_str()), text(selector)),
+        KubernetesSource::Service { namespace, name } => {
+            (Some(namespace.as_str()), Some(format!("{SERVICE_LABEL}={}", name.as_str())))
+        }
+    };
+    Collection {
+        path: K::url_path(&(), namespace),
+        list_kind: format!("{}List", K::kind(&())),
+        selector,
+        objects: K::plural(&()).into_owned(),
+        kind: PhantomData,
     }
 }
 
@@ -83,11 +73,11 @@ impl<K: Watched> SourceWatch<K> {
         connection: Arc<Connection>,
         sender: mpsc::Sender<(CloudSource, Observation)>,
     ) -> Self {
-        let query = Query::new::<K>(&source);
+        let collection = collection(&source);
         let reports = Reports::new(source.clone(), sender);
         Self {
             source,
-            query,
+            collection,
             connection,
             reports,
             objects: Objects::default(),
@@ -95,7 +85,6 @@ impl<K: Watched> SourceWatch<K> {
             failures: 0,
             short_watches: 0,
             listed_again_at: None,
-            kind: PhantomData,
         }
     }
 
@@ -154,58 +143,11 @@ impl<K: Watched> SourceWatch<K> {
         }
     }
 
-    /// All pages of the list, and their version.
+    /// All objects, and the version of the list.
     async fn list(&self) -> Result<(Objects, String), Failure> {
-        let what = format!("list {}", self.query.objects);
-        let listed = timeout(LIST_TIMEOUT, self.pages()).await;
-        listed
-            .unwrap_or_else(|_| Err(Failure::unavailable(format_args!("not complete within {LIST_TIMEOUT:?}"))))
-            .map_err(|failure| failure.while_doing(&what))
-    }
-
-    async fn pages(&self) -> Result<(Objects, String), Failure> {
         let mut objects = Objects::default();
-        let mut tokens = BTreeSet::new();
-        let mut next = None;
-        for _ in 0..MAX_PAGES {
-            let page = self.page(next.clone()).await?;
-            for object in &page.items {
-                self.enter(&mut objects, object)?;
-            }
-            let version = page.metadata.resource_version.filter(|version| !version.is_empty());
-            next = page.metadata.continue_.filter(|token| !token.is_empty());
-            match (&next, version) {
-                (None, Some(version)) if version.len() <= MAX_VERSION => return Ok((objects, version)),
-                (None, _) => return Err(Failure::invalid("the list has no resourceVersion")),
-                (Some(token), _) if token.len() > MAX_TOKEN || !tokens.insert(token.clone()) => {
-                    return Err(Failure::invalid("the list has an invalid continue token"));
-                }
-                (Some(_), _) => {}
-            }
-        }
-        Err(Failure::invalid(format_args!("the list has more than {MAX_PAGES} pages; use a narrower source")))
-    }
-
-    async fn page(&self, next: Option<String>) -> Result<ObjectList<K>, Failure> {
-        let client = self.connection.client().await?.client;
-        let parameters = ListParams {
-            label_selector: self.query.selector.clone(),
-            limit: Some(PAGE_SIZE),
-            continue_token: next,
-            ..ListParams::default()
-        };
-        let request = Request::new(self.query.path.clone()).list(&parameters).map_err(Failure::invalid)?;
-        // `Client::request` would log a body that it cannot parse.
-        let text = {
-            let _permit = self.connection.lists.acquire().await.map_err(Failure::unavailable)?;
-            timeout(REQUEST_TIMEOUT, client.request_text(request)).await.map_err(|_| no_answer())??
-        };
-        let page: ObjectList<K> = serde_json::from_str(&text)
-            .map_err(|error| Failure::invalid(format_args!("the answer is not valid: {error}")))?;
-        if page.types.kind != self.query.list_kind {
-            return Err(Failure::invalid(format_args!("the answer is not a {}", self.query.list_kind)));
-        }
-        Ok(page)
+        let version = self.collection.list(&self.connection, |object| self.enter(&mut objects, &object)).await?;
+        Ok((objects, version))
     }
 
     /// Enters an object of a list or an event.
@@ -221,7 +163,7 @@ impl<K: Watched> SourceWatch<K> {
         // What was received before the end counts.
         self.version = Some(version);
         self.reports.changes(&self.objects).await;
-        let what = format!("watch {}", self.query.objects);
+        let what = format!("watch {}", self.collection.objects);
         ended.map_err(|failure| failure.while_doing(&what))?;
         if started.elapsed() >= SHORT_WATCH {
             self.short_watches = 0;
@@ -236,60 +178,26 @@ impl<K: Watched> SourceWatch<K> {
     }
 
     async fn events(&mut self, version: &mut String) -> Result<(), Failure> {
-        let client = self.connection.client().await?.client;
-        let parameters = WatchParams {
-            label_selector: self.query.selector.clone(),
-            timeout: Some(WATCH_SECONDS),
-            bookmarks: true,
-            ..WatchParams::default()
-        };
-        let request = Request::new(self.query.path.clone()).watch(&parameters, version).map_err(Failure::invalid)?;
-        let opened = timeout(REQUEST_TIMEOUT, client.request_events::<K>(request)).await;
-        let mut events = pin!(opened.map_err(|_| no_answer())??);
+        let mut events = self.collection.watch(&self.connection, version, WATCH_SECONDS).await?;
         // Reported as a sign of life, after what changed before the watch.
         self.reports.note_change();
-        let mut silent_until = Instant::now() + MAX_SILENCE;
         loop {
             let due = self.reports.changed_at.map(|changed_at| changed_at + DEBOUNCE);
             let event = tokio::select! {
-                event = timeout_at(silent_until, events.next()) => event,
-                () = sleep_until(due.unwrap_or(silent_until)), if due.is_some() => {
+                event = events.next() => event?,
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     self.reports.addresses(self.objects.addresses(), Evidence::Watch).await;
                     continue;
                 }
             };
-            match event {
-                Ok(Some(Ok(event))) => self.apply(event, version).await?,
-                // The connection broke, which a watch from the last version repairs.
-                Ok(Some(Err(kube::Error::ReadEvents(error)))) => match Failure::from(kube::Error::ReadEvents(error)) {
-                    failure if failure.kind == FailureKind::Unavailable => return Ok(()),
-                    failure => return Err(failure),
-                },
-                Ok(Some(Err(error))) => return Err(error.into()),
-                // Ended by the server, or silent for too long.
-                Ok(None) | Err(_) => return Ok(()),
-            }
+            let Some(event) = event else { return Ok(()) };
+            self.apply(event, version).await?;
             self.failures = 0;
-            silent_until = Instant::now() + MAX_SILENCE;
         }
     }
 
     async fn apply(&mut self, event: WatchEvent<K>, version: &mut String) -> Result<(), Failure> {
-        let newer = match &event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {
-                object.meta().resource_version.as_deref().unwrap_or_default()
-            }
-            WatchEvent::Bookmark(bookmark) => bookmark.metadata.resource_version.as_str(),
-            WatchEvent::Error(status) => return Err(Failure::from_status(status)),
-        };
-        if newer.is_empty() || newer.len() > MAX_VERSION {
-            return Err(Failure::invalid("an event has no resourceVersion"));
-        }
-        if is_older(newer, version) {
-            let outdated = format_args!("the version went back from {version} to {newer}").to_string();
-            return Err(Failure::new(FailureKind::Outdated, outdated));
-        }
-        newer.clone_into(version);
+        advance(version, &event)?;
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 let mut objects = std::mem::take(&mut self.objects);
@@ -312,10 +220,6 @@ impl<K: Watched> SourceWatch<K> {
 fn name<K: Resource>(object: &K) -> Result<&str, Failure> {
     let name = object.meta().name.as_deref().filter(|name| (1..=MAX_NAME).contains(&name.len()));
     name.ok_or_else(|| Failure::invalid("an object has no valid name"))
-}
-
-fn no_answer() -> Failure {
-    Failure::unavailable(format_args!("no answer within {REQUEST_TIMEOUT:?}"))
 }
 
 /// What is sent to the program, and when.
@@ -397,17 +301,8 @@ fn random() -> u64 {
 /// The label that names the service of an EndpointSlice.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// The time that one request may take. A watch has to start within it.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The time that all pages of a list may take together.
-const LIST_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// How long the server keeps a watch open. Each start of a watch shows that the server is there.
 const WATCH_SECONDS: u32 = 45;
-
-/// A watch that is silent for longer than the server keeps it open is dead.
-const MAX_SILENCE: Duration = Duration::from_secs(50);
 
 /// A server that ends several watches earlier than this has failed.
 const SHORT_WATCH: Duration = Duration::from_secs(5);
@@ -426,17 +321,8 @@ const LIFE_SIGN: Duration = Duration::from_secs(15);
 const CONFIRMATION_DELAY: Duration = Duration::from_millis(1_100);
 const MAX_LISTS: u32 = 3;
 
-/// The page size of kubectl and client-go.
-const PAGE_SIZE: u32 = 500;
-
-/// A million objects.
-const MAX_PAGES: u32 = 2_000;
-
 /// The limit of Kubernetes is 253 bytes.
 const MAX_NAME: usize = 512;
-
-const MAX_VERSION: usize = 256;
-const MAX_TOKEN: usize = 16 << 10;
 
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);

@@ -3,6 +3,7 @@
 //! One thread does everything, and answers the pings as well. So an agent that hangs anywhere does not answer.
 
 pub(crate) mod confinement;
+mod pace;
 pub(crate) mod resolvers;
 
 use std::io;
@@ -16,8 +17,11 @@ use tracing_subscriber::EnvFilter;
 use crate::agent::frame::{FrameError, MessageReader, MessageWriter};
 use crate::agent::message::{Confinement, FromAgent, MAX_MESSAGE, ToAgent, VERSION};
 use crate::agent::process::confinement::confine;
+use crate::agent::process::pace::Pace;
 use crate::agent::process::resolvers::Resolvers;
+use crate::agent::store::Store;
 use crate::fault;
+use crate::fleet::store::Outcome;
 use crate::resolution::observation::Observation;
 use crate::source::cloud::CloudSource;
 
@@ -69,14 +73,22 @@ async fn serve(
     confinement: Confinement,
 ) -> Result<(), ProcessError> {
     writer.push(&FromAgent::Hello { version: VERSION, confinement })?;
-    let mut resolvers = Resolvers::default();
+    let (mut resolvers, mut store, mut pace) = (Resolvers::default(), Store::default(), Pace::default());
     loop {
         tokio::select! {
             biased;
             // A program that sends without reading is not read either.
             message = reader.next(), if writer.pending() <= MAX_MESSAGE => match message? {
                 Some(ToAgent::Ping { number }) => writer.push(&FromAgent::Pong { number })?,
-                Some(ToAgent::Task(task)) => resolvers.apply(*task),
+                Some(ToAgent::Task(task)) => {
+                    store.apply(task.store.as_ref());
+                    resolvers.apply(*task);
+                }
+                Some(ToAgent::Store { number, operation }) => {
+                    if let Some(reply) = store.perform(number, operation) {
+                        writer.push(&reply)?;
+                    }
+                }
                 None => return Ok(()),
             },
             written = writer.flush(), if writer.pending() > 0 => {
@@ -88,7 +100,23 @@ async fn serve(
             (source, observation) = resolvers.next(), if writer.pending() == 0 => {
                 report(&mut writer, source, observation)?;
             }
+            // Behind the observations, which are few.
+            message = async { pace.ready().await; store.next().await }, if writer.pending() == 0 => {
+                push_store(&mut writer, &message)?;
+                pace.count(writer.pending());
+            }
         }
+    }
+}
+
+/// Sends a message about the store. An answer that is too long for a message is none.
+fn push_store(writer: &mut MessageWriter<OwnedWriteHalf>, message: &FromAgent) -> Result<(), FrameError> {
+    match (writer.push(message), message) {
+        (Err(FrameError::TooLong(_)), FromAgent::StoreReply { number, .. }) => {
+            let error = format!("the entries do not fit into {} MiB", MAX_MESSAGE >> 20);
+            writer.push(&FromAgent::StoreReply { number: *number, outcome: Outcome::Failed { error } })
+        }
+        (result, _) => result,
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::agent::digitalocean;
 use crate::agent::message::Task;
 use crate::fault;
 use crate::resolution::observation::Observation;
@@ -38,7 +37,7 @@ impl Resolvers {
             task.digitalocean.as_ref(),
             sources(Resolver::DigitalOcean),
             |settings, sources, observed| {
-                let run = move || digitalocean::run(settings.clone(), sources.clone(), observed.clone());
+                let run = move || digitalocean(settings.clone(), sources.clone(), observed.clone());
                 fault::restarted(Resolver::DigitalOcean.name(), run)
             },
         );
@@ -61,10 +60,18 @@ impl Resolvers {
     }
 }
 
+#[cfg(feature = "digitalocean")]
+use crate::agent::digitalocean::run as digitalocean;
 #[cfg(feature = "kubernetes")]
 use crate::agent::kubernetes::run as kubernetes;
 
-/// The configuration names the feature that is missing, so no task has such sources.
+// The configuration rejects a section whose feature is missing, so no task has such sources.
+
+#[cfg(not(feature = "digitalocean"))]
+async fn digitalocean(_: DigitalOceanSettings, _: watch::Receiver<Sources>, observed: mpsc::Sender<Observed>) {
+    observed.closed().await;
+}
+
 #[cfg(not(feature = "kubernetes"))]
 async fn kubernetes(_: KubernetesSettings, _: watch::Receiver<Sources>, observed: mpsc::Sender<Observed>) {
     observed.closed().await;

@@ -103,6 +103,9 @@ pub(super) fn is_within_limits(observation: &Observation) -> bool {
 /// Messages a second, without those for sources.
 const MIN_MESSAGES: usize = 100;
 
+/// Messages about a store a second, in addition: a listing of some thousand keys.
+pub(super) const MAX_STORE_MESSAGES: usize = 10_000;
+
 /// Bytes of messages a second.
 pub(super) const MAX_BYTES: usize = 64 << 20;
 

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::agent::frame::{MessageReader, MessageWriter};
 use crate::agent::message::Task;
+use crate::fleet::settings::{Engine, StoreSettings};
 use crate::resolution::settings::{DigitalOceanSettings, KubernetesSettings, Secret};
 
 /// The program that is the agent.
@@ -118,16 +119,24 @@ fn shown(status: io::Result<ExitStatus>) -> String {
 /// other, because a variable may be a secret.
 fn environment(task: &Task, value: impl Fn(&str) -> Option<OsString>) -> BTreeMap<OsString, OsString> {
     let digitalocean = task.digitalocean.as_ref().map(|DigitalOceanSettings { token, .. }| token);
-    let kubernetes = match &task.kubernetes {
-        Some(KubernetesSettings::Server { token, .. }) => token.as_ref(),
-        Some(KubernetesSettings::InCluster | KubernetesSettings::Kubeconfig { .. }) | None => None,
-    };
-    let secrets = digitalocean.into_iter().chain(kubernetes).filter_map(|secret| match secret {
+    let kubernetes = task.kubernetes.as_ref().and_then(token);
+    let store = task.store.as_ref().and_then(|StoreSettings { engine, .. }| match engine {
+        Engine::Etcd(etcd) => etcd.login.as_ref().map(|login| &login.password),
+        Engine::Kubernetes { connection, .. } => token(connection),
+    });
+    let secrets = digitalocean.into_iter().chain(kubernetes).chain(store).filter_map(|secret| match secret {
         Secret::Environment(name) => Some(name.as_str()),
         Secret::File(_) => None,
     });
     let known = secrets.chain(KEPT_VARIABLES).filter_map(|name| Some((OsStr::new(name).to_owned(), value(name)?)));
     known.collect()
+}
+
+fn token(settings: &KubernetesSettings) -> Option<&Secret> {
+    match settings {
+        KubernetesSettings::Server { token, .. } => token.as_ref(),
+        KubernetesSettings::InCluster | KubernetesSettings::Kubeconfig { .. } => None,
+    }
 }
 
 const KEPT_VARIABLES: [&str; 5] =
@@ -142,6 +151,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::settings::{EtcdSettings, Login};
     use crate::resolution::settings::AddressChoice;
 
     #[test]
@@ -166,8 +176,21 @@ mod tests {
                 token: Some(Secret::Environment("K8S_TOKEN".to_owned())),
             }),
             sources: Vec::new(),
+            store: Some(StoreSettings {
+                fleet: "prod".to_owned(),
+                engine: Engine::Etcd(EtcdSettings {
+                    endpoints: vec!["https://10.0.0.2:2379".to_owned()],
+                    ca: None,
+                    identity: None,
+                    login: Some(Login {
+                        user: "portcullis".to_owned(),
+                        password: Secret::Environment("ETCD_PASSWORD".to_owned()),
+                    }),
+                    prefix: "/portcullis".to_owned(),
+                }),
+            }),
         };
         let own = names(&task).into_iter().filter(|name| !KEPT_VARIABLES.contains(&name.as_str()));
-        assert_eq!(own.collect::<Vec<_>>(), ["DO_TOKEN", "K8S_TOKEN"]);
+        assert_eq!(own.collect::<Vec<_>>(), ["DO_TOKEN", "ETCD_PASSWORD", "K8S_TOKEN"]);
     }
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod child;
+pub(crate) mod requests;
 #[cfg(test)]
 mod tests;
 
@@ -9,7 +10,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
@@ -18,22 +19,38 @@ use crate::agent::message::{Confinement, FromAgent, Task, ToAgent, VERSION};
 use crate::agent::state::{AgentState, Phase};
 use crate::agent::supervisor::check::{KnownSources, MessageRate, is_within_limits};
 use crate::agent::supervisor::child::{AgentProcess, Program};
+use crate::agent::supervisor::requests::{Requests, StoreDialogue, StoreViolation, fail};
+use crate::fleet::settings::StoreSettings;
+use crate::fleet::store::{Request, StoreEvent};
 use crate::printable;
 use crate::resolution::observation::Observation;
 use crate::source::cloud::CloudSource;
 
-/// Supervises the agent until the task channel is closed. `observe` receives what the agent reports of the task's sources.
-pub(crate) async fn run(
-    task: watch::Receiver<Arc<Task>>,
-    observe: impl Fn(CloudSource, Observation),
-    state: Arc<AgentState>,
-) {
-    Supervisor { task, observe, state, program: Program::itself() }.run().await;
+/// What the agent reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// A result for a source of the task.
+    Observation(CloudSource, Observation),
+    /// News of a store. After a change of the configuration, it may be the former one.
+    Store(Arc<StoreSettings>, StoreEvent),
 }
 
-struct Supervisor<O> {
+/// Supervises the agent until the task channel is closed. `report` receives what the agent reports of the task's sources and of
+/// its store. The agent performs the requests; without an agent they fail.
+pub(crate) async fn run(
     task: watch::Receiver<Arc<Task>>,
-    observe: O,
+    requests: Requests,
+    report: impl Fn(Report),
+    state: Arc<AgentState>,
+) {
+    let mut requests = requests.acquire().await;
+    Supervisor { task, requests: &mut requests, report, state, program: Program::itself() }.run().await;
+}
+
+struct Supervisor<'r, O> {
+    task: watch::Receiver<Arc<Task>>,
+    requests: &'r mut mpsc::Receiver<Request>,
+    report: O,
     state: Arc<AgentState>,
     program: Program,
 }
@@ -65,6 +82,8 @@ enum AgentError {
     UnknownSource(CloudSource),
     #[error("an invalid result for {0}")]
     InvalidObservation(CloudSource),
+    #[error(transparent)]
+    Store(#[from] StoreViolation),
 }
 
 /// An agent failed, which is logged.
@@ -90,18 +109,18 @@ enum Release {
     ProgramEnds,
     /// The task has no sources.
     NotNeeded,
-    /// The task needs a variable that the agent's environment lacks.
-    Environment,
+    /// The task needs a variable that the agent's environment lacks, or has another store.
+    Replaced,
 }
 
-impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
+impl<O: Fn(Report)> Supervisor<'_, O> {
     async fn run(mut self) {
         let mut pauses = Pauses::default();
         loop {
             while !self.task.borrow_and_update().is_needed() {
                 self.state.enter(Phase::NotNeeded);
                 pauses = Pauses::default();
-                if self.task.changed().await.is_err() {
+                if !self.task_changes("the configuration has no store").await {
                     return;
                 }
             }
@@ -109,7 +128,7 @@ impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
             let started = Instant::now();
             match self.supervise().await {
                 Ok(Release::ProgramEnds) => return,
-                Ok(Release::NotNeeded | Release::Environment) => {}
+                Ok(Release::NotNeeded | Release::Replaced) => {}
                 Err(Failed) => {
                     let pause = pauses.next(started.elapsed());
                     info!(?pause, "agent restart planned");
@@ -127,11 +146,21 @@ impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
         loop {
             tokio::select! {
                 () = sleep_until(end) => return true,
-                changed = self.task.changed() => match changed {
-                    Ok(()) if self.task.borrow_and_update().is_needed() => {}
-                    Ok(()) => return true,
-                    Err(_) => return false,
-                },
+                continues = self.task_changes("the agent that reaches the store has ended") => {
+                    if !continues || !self.task.borrow_and_update().is_needed() {
+                        return continues;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for another task while there is no agent. Requests fail with this error. Returns whether the program continues.
+    async fn task_changes(&mut self, error: &str) -> bool {
+        loop {
+            tokio::select! {
+                changed = self.task.changed() => return changed.is_ok(),
+                Some(request) = self.requests.recv() => fail(request.reply, error),
             }
         }
     }
@@ -144,7 +173,14 @@ impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
             Err(error) => return Err(self.failed(None, &AgentError::Start(error), None)),
         };
         let process = agent.id();
-        match self.serve(&mut agent, task).await {
+        let mut dialogue = Dialogue::new(&task);
+        let served = self.serve(&mut agent, &mut dialogue, &task).await;
+        if let Some(store) = dialogue.store.store().cloned() {
+            let error = "the agent that reaches the store has ended";
+            dialogue.store.fail(error);
+            (self.report)(Report::Store(store, StoreEvent::Down { error: error.to_owned() }));
+        }
+        match served {
             Ok(release) => {
                 let status = agent.stop().await;
                 info!(process, status, "agent ended");
@@ -167,23 +203,29 @@ impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
         Failed
     }
 
-    async fn serve(&mut self, agent: &mut AgentProcess, task: Arc<Task>) -> Result<Release, AgentError> {
+    async fn serve(
+        &mut self,
+        agent: &mut AgentProcess,
+        dialogue: &mut Dialogue,
+        task: &Task,
+    ) -> Result<Release, AgentError> {
         let confinement =
             timeout(HELLO_TIMEOUT, greeting(&mut agent.reader)).await.unwrap_or(Err(AgentError::NoHello))?;
         let process = agent.id();
         info!(process, confinement = confinement.name(), "agent started");
         self.state.enter(Phase::Up { process, confinement });
-        let mut dialogue = Dialogue::new(&task);
-        push(&mut agent.writer, &ToAgent::Task(Box::new(Task::clone(&task))))?;
+        dialogue.start();
+        push(&mut agent.writer, &ToAgent::Task(Box::new(task.clone())))?;
         loop {
             let silent_at = dialogue.silent_at();
+            let answer_due = dialogue.store.answer_due();
             tokio::select! {
                 // Messages first: after a pause of this process, the answers are there already.
                 biased;
                 message = agent.reader.next() => match message? {
                     Some(message) => {
-                        if let Some((source, observation)) = dialogue.receive(message, agent.reader.last_length())? {
-                            (self.observe)(source, observation);
+                        if let Some(report) = dialogue.receive(message, agent.reader.last_length())? {
+                            (self.report)(report);
                         }
                     }
                     None => return Err(AgentError::Closed),
@@ -191,6 +233,9 @@ impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
                 written = agent.writer.flush(), if agent.writer.pending() > 0 => written.map_err(FrameError::from)?,
                 () = sleep_until(silent_at.unwrap_or_else(Instant::now)), if silent_at.is_some() => {
                     return Err(AgentError::Silent);
+                }
+                () = sleep_until(answer_due.unwrap_or_else(Instant::now)), if answer_due.is_some() => {
+                    return Err(StoreViolation::NoAnswer.into());
                 }
                 () = sleep_until(dialogue.next_ping) => {
                     let ping = dialogue.ping();
@@ -207,11 +252,16 @@ impl<O: Fn(CloudSource, Observation)> Supervisor<O> {
                     if !task.is_needed() {
                         return Ok(Release::NotNeeded);
                     }
-                    if !agent.has_environment(&task) {
-                        return Ok(Release::Environment);
+                    if !agent.has_environment(&task) || !dialogue.store.can_continue_with(task.store.as_ref()) {
+                        return Ok(Release::Replaced);
                     }
                     dialogue.replace(&task);
                     push(&mut agent.writer, &ToAgent::Task(Box::new(Task::clone(&task))))?;
+                }
+                Some(request) = self.requests.recv(), if agent.writer.pending() == 0 && dialogue.store.has_room() => {
+                    if let Some((number, operation)) = dialogue.store.open(request) {
+                        push(&mut agent.writer, &ToAgent::Store { number, operation })?;
+                    }
                 }
             }
         }
@@ -235,6 +285,7 @@ fn push<W: tokio::io::AsyncWrite + Unpin>(writer: &mut MessageWriter<W>, message
 /// What is expected of an agent that has greeted.
 struct Dialogue {
     known: KnownSources,
+    store: StoreDialogue,
     rate: MessageRate,
     /// The number of the last ping, and of the last one that was answered.
     asked: u64,
@@ -250,6 +301,7 @@ impl Dialogue {
         let now = Instant::now();
         Self {
             known: KnownSources::new(task),
+            store: StoreDialogue::new(task.store.as_ref()),
             rate: MessageRate::new(now),
             asked: 0,
             answered: 0,
@@ -259,9 +311,15 @@ impl Dialogue {
         }
     }
 
-    /// Checks a message, and returns the observation in it.
-    fn receive(&mut self, message: FromAgent, length: usize) -> Result<Option<(CloudSource, Observation)>, AgentError> {
-        let most = self.known.max_messages();
+    /// Notes that the agent has greeted.
+    fn start(&mut self) {
+        let now = Instant::now();
+        (self.last_answer, self.next_ping) = (now, now + PING_INTERVAL);
+    }
+
+    /// Checks a message, and returns the report in it.
+    fn receive(&mut self, message: FromAgent, length: usize) -> Result<Option<Report>, AgentError> {
+        let most = self.known.max_messages() + if self.store.store().is_some() { check::MAX_STORE_MESSAGES } else { 0 };
         if !self.rate.allows(length, most, Instant::now()) {
             return Err(AgentError::Flood { most });
         }
@@ -277,12 +335,17 @@ impl Dialogue {
                 self.known.answered(number);
                 Ok(None)
             }
+            FromAgent::StoreNews(event) => {
+                let (store, event) = self.store.report(event)?;
+                Ok(Some(Report::Store(store, event)))
+            }
+            FromAgent::StoreReply { number, outcome } => Ok(self.store.answer(number, outcome).map(|()| None)?),
             FromAgent::Observed { source, observation } => {
                 if !is_within_limits(&observation) {
                     return Err(AgentError::InvalidObservation(source));
                 }
                 match self.known.judge(&source) {
-                    check::Knowledge::Current => Ok(Some((source, observation))),
+                    check::Knowledge::Current => Ok(Some(Report::Observation(source, observation))),
                     check::Knowledge::Former => Ok(None),
                     check::Knowledge::Unknown => Err(AgentError::UnknownSource(source)),
                 }
@@ -301,6 +364,7 @@ impl Dialogue {
 
     fn replace(&mut self, task: &Task) {
         self.known.replace(task, self.asked);
+        self.store.replace(task.store.as_ref());
     }
 
     /// When an agent that was asked and does not answer counts as hanging. The second condition applies after a pause of this process, in

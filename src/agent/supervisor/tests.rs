@@ -16,6 +16,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::agent::state::AgentStatus;
+use crate::fleet::settings::{Engine, EtcdSettings, StoreSettings};
+use crate::fleet::store::{Operation, Outcome, StoreClient};
 use crate::resolution::settings::{AddressChoice, DigitalOceanSettings, Secret};
 
 const SCRIPT: &str = "PORTCULLIS_TEST_FAKE_AGENT";
@@ -51,12 +53,31 @@ fn fake_agent() {
             let observation = json!({ "failed": { "error": "a\u{202e}b" } });
             program.send(&json!({ "observed": { "source": "droplet:1", "observation": observation } }));
         }
+        "news without a store" => program.send(&json!({ "store_news": "listing" })),
+        "reply without a request" => {
+            program.send(&json!({ "store_reply": { "number": 1, "outcome": { "done": { "version": "1" } } } }));
+        }
         "flood" => (0..10_000).for_each(|_| program.send(&observed(1))),
         _ => {}
     }
     while let Some(message) = program.receive() {
         if let Some(ping) = message.get("ping") {
             program.send(&json!({ "pong": ping }));
+        }
+        if message["task"]["store"].is_object() {
+            program.send(&json!({ "store_news": "listing" }));
+            let key = if script == "change of another key" { "members/a" } else { "shared/epoch" };
+            program.send(&json!({ "store_news": { "changed": { "key": key, "value": "1", "version": "1" } } }));
+            program.send(&json!({ "store_news": { "synced": { "cluster": "c", "revision": 7 } } }));
+        }
+        if let Some(number) = message["store"]["number"].as_u64() {
+            let key = if script == "key that was not asked for" { "b" } else { "a" };
+            let outcome = match script.as_str() {
+                "ends at a request" => return,
+                "answer of another kind" => json!({ "done": { "version": "1" } }),
+                _ => json!({ "entries": [{ "key": key, "value": number.to_string(), "version": "1" }] }),
+            };
+            program.send(&json!({ "store_reply": { "number": number, "outcome": outcome } }));
         }
         if let Some(sources) = message["task"]["sources"].as_array() {
             for source in sources {
@@ -92,7 +113,8 @@ impl Peer {
 struct Supervised {
     task: watch::Sender<Arc<Task>>,
     state: Arc<AgentState>,
-    observed: mpsc::UnboundedReceiver<(CloudSource, Observation)>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    store: StoreClient,
     supervisor: JoinSet<()>,
 }
 
@@ -101,24 +123,40 @@ fn task(numbers: &[u64]) -> Arc<Task> {
     Arc::new(Task { sources, ..Task::default() })
 }
 
+/// A task with a store.
+fn store_task(fleet: &str) -> Arc<Task> {
+    let endpoints = vec!["http://127.0.0.1:1".to_owned()];
+    let etcd = EtcdSettings { endpoints, ca: None, identity: None, login: None, prefix: "/portcullis".to_owned() };
+    let store = StoreSettings { fleet: fleet.to_owned(), engine: Engine::Etcd(etcd) };
+    Arc::new(Task { store: Some(store), ..Task::clone(&task(&[1])) })
+}
+
+fn get(key: &str) -> Operation {
+    Operation::Get { keys: vec![key.to_owned()] }
+}
+
 impl Supervised {
     fn start(script: &str, numbers: &[u64]) -> Self {
-        let (task, watched) = watch::channel(task(numbers));
-        let (state, (sender, observed)) = (Arc::<AgentState>::default(), mpsc::unbounded_channel());
+        Self::start_with(script, task(numbers))
+    }
+
+    fn start_with(script: &str, task: Arc<Task>) -> Self {
+        let (task, watched) = watch::channel(task);
+        let (state, (sender, reports)) = (Arc::<AgentState>::default(), mpsc::unbounded_channel());
+        let (store, mut requests) = StoreClient::new();
         let arguments = ["--exact", "agent::supervisor::tests::fake_agent", "--nocapture", "--quiet"];
-        let supervisor = Supervisor {
-            task: watched,
-            observe: move |source, observation| drop(sender.send((source, observation))),
-            state: Arc::clone(&state),
-            program: Program {
-                path: env::current_exe().unwrap().into(),
-                arguments: arguments.map(Into::into).to_vec(),
-                environment: vec![(SCRIPT.into(), script.into())],
-            },
+        let program = Program {
+            path: env::current_exe().unwrap().into(),
+            arguments: arguments.map(Into::into).to_vec(),
+            environment: vec![(SCRIPT.into(), script.into())],
         };
+        let supervised = Arc::clone(&state);
         let mut tasks = JoinSet::new();
-        tasks.spawn(supervisor.run());
-        Self { task, state, observed, supervisor: tasks }
+        tasks.spawn(async move {
+            let report = move |report| drop(sender.send(report));
+            Supervisor { task: watched, requests: &mut requests, report, state: supervised, program }.run().await;
+        });
+        Self { task, state, reports, store, supervisor: tasks }
     }
 
     /// Waits for a state.
@@ -137,10 +175,29 @@ impl Supervised {
     }
 
     async fn next(&mut self) -> (u64, String) {
-        match timeout(Duration::from_secs(60), self.observed.recv()).await.expect("it comes in time") {
-            Some((CloudSource::Droplet(number), Observation::Failed { error })) => (number, error),
+        match timeout(Duration::from_secs(60), self.reports.recv()).await.expect("it comes in time") {
+            Some(Report::Observation(CloudSource::Droplet(number), Observation::Failed { error })) => (number, error),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+impl Supervised {
+    /// The next event of the store.
+    async fn event(&mut self) -> StoreEvent {
+        loop {
+            let report = timeout(Duration::from_secs(60), self.reports.recv()).await.expect("it comes in time");
+            if let Some(Report::Store(_, event)) = report {
+                return event;
+            }
+        }
+    }
+
+    /// Waits until the store has been listed.
+    async fn synced(&mut self) {
+        assert_eq!(self.event().await, StoreEvent::Listing);
+        assert!(matches!(self.event().await, StoreEvent::Changed { .. }));
+        assert!(matches!(self.event().await, StoreEvent::Synced { .. }));
     }
 }
 
@@ -238,6 +295,8 @@ async fn failing_agent_is_started_again_and_its_error_is_kept() {
         ("wrong pong", "an answer that was not asked for"),
         ("unknown source", "a result for droplet:99, which is not in its task"),
         ("hidden text", "an invalid result for droplet:1"),
+        ("news without a store", "a message about a store, which is not in its task"),
+        ("reply without a request", "an answer to a request that is not open"),
         ("flood", "more than 104 messages or 64 MiB a second"),
         ("other version", "it has version 2 of the messages, and not 1"),
     ] {
@@ -250,6 +309,92 @@ async fn failing_agent_is_started_again_and_its_error_is_kept() {
             supervised.until(|status| status.restarts == 2).await;
         }
     }
+}
+
+#[tokio::test]
+async fn requests_are_answered_by_the_agent() {
+    let mut supervised = Supervised::start_with("good", store_task("prod"));
+    supervised.synced().await;
+    for number in 1..=3 {
+        let outcome = supervised.store.perform(get("a")).await;
+        let Outcome::Entries(entries) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(entries[0].value, number.to_string(), "the number of the request");
+    }
+    let mut requests = JoinSet::new();
+    for _ in 0..200 {
+        let store = supervised.store.clone();
+        requests.spawn(async move { store.perform(get("a")).await });
+    }
+    while let Some(outcome) = requests.join_next().await {
+        assert!(matches!(outcome, Ok(Outcome::Entries(_))), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn report_names_the_store_to_which_it_belongs() {
+    let mut supervised = Supervised::start_with("good", store_task("prod"));
+    supervised.synced().await;
+    supervised.task.send(store_task("test")).unwrap();
+    loop {
+        let report = timeout(Duration::from_secs(60), supervised.reports.recv()).await.expect("it comes in time");
+        let Some(Report::Store(store, event)) = report else { continue };
+        let fleet = if matches!(event, StoreEvent::Down { .. }) { "prod" } else { "test" };
+        assert_eq!(store.fleet, fleet, "{event:?}");
+        if matches!(event, StoreEvent::Synced { .. }) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_answer_ends_the_agent_and_its_requests_fail() {
+    for (script, error) in [
+        ("key that was not asked for", "an answer that does not fit its request"),
+        ("answer of another kind", "an answer that does not fit its request"),
+        ("ends at a request", "it closed the connection"),
+    ] {
+        let mut supervised = Supervised::start_with(script, store_task("prod"));
+        supervised.synced().await;
+        let outcome = supervised.store.perform(get("a")).await;
+        assert!(matches!(outcome, Outcome::Failed { .. }), "{script}: {outcome:?}");
+        assert!(matches!(supervised.event().await, StoreEvent::Down { .. }), "{script}");
+        let status = supervised.until(|status| status.last_error.is_some()).await;
+        assert!(status.last_error.unwrap().starts_with(error), "{script}");
+        supervised.synced().await;
+    }
+}
+
+#[tokio::test]
+async fn change_of_a_key_that_is_not_shared_ends_the_agent() {
+    let mut supervised = Supervised::start_with("change of another key", store_task("prod"));
+    assert_eq!(supervised.event().await, StoreEvent::Listing);
+    assert!(matches!(supervised.event().await, StoreEvent::Down { .. }));
+    let status = supervised.until(|status| status.last_error.is_some()).await;
+    assert!(status.last_error.unwrap().starts_with("an invalid report of the store"));
+}
+
+#[tokio::test]
+async fn request_without_an_agent_or_a_store_fails_at_once() {
+    let supervised = Supervised::start("good", &[]);
+    supervised.until(|status| !status.is_needed()).await;
+    let asked = Instant::now();
+    assert!(matches!(supervised.store.perform(get("a")).await, Outcome::Failed { .. }));
+    supervised.task.send(task(&[1])).unwrap();
+    supervised.process().await;
+    assert!(matches!(supervised.store.perform(get("a")).await, Outcome::Failed { .. }));
+    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn agent_is_replaced_when_the_task_has_another_store() {
+    let mut supervised = Supervised::start_with("good", store_task("prod"));
+    supervised.synced().await;
+    let process = supervised.process().await;
+    supervised.task.send(store_task("test")).unwrap();
+    gone(process).await;
+    assert!(matches!(supervised.event().await, StoreEvent::Down { .. }));
+    supervised.synced().await;
+    assert_eq!(supervised.state.status().restarts, 0);
 }
 
 #[tokio::test]

@@ -11,11 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
+use crate::cli::client::http::with_query;
 use crate::cli::client::http::{Call, OpenResponse};
 use crate::cli::client::json_view::JsonView;
 use crate::cli::client::listeners::require_listener;
 use crate::cli::client::server_events::{EventParser, ServerEvent};
-use crate::cli::client::sessions::with_query;
 use crate::cli::{Failure, escaped, hint};
 use crate::printable;
 

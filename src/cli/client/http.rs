@@ -59,6 +59,13 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A path with the parameters that have a value.
+pub(crate) fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let given = parameters.iter().filter_map(|(key, value)| Some(format!("{key}={}", encoded((*value)?))));
+    let query: Vec<_> = given.collect();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
+}
+
 /// Percent-encodes a name for a segment of a path or a value in a query.
 pub(crate) fn encoded(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
@@ -160,6 +167,12 @@ const MAX_REPLY: usize = 256 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn query_has_the_given_parameters_encoded() {
+        assert_eq!(with_query("/v1/x", &[("a", None)]), "/v1/x");
+        assert_eq!(with_query("/v1/x", &[("a", Some("1/2")), ("b", None), ("c", Some("&"))]), "/v1/x?a=1%2F2&c=%26");
+    }
 
     #[test]
     fn names_in_targets_are_encoded() {

@@ -6,13 +6,16 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
 use crate::cli::client::json_view::{DASH, JsonView};
+use crate::cli::client::members::missing_members;
 use crate::cli::output::moment::{NEAR, ago, minute, since};
 use crate::cli::output::table::{Table, clipped};
+use crate::printable;
 use crate::x509::expiry::days_left;
 
 /// Renders one table per listener.
 pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
     let items = JsonView(body).list("items");
+    let silent = silent_members(body);
     let mut listeners: Vec<String> = Vec::new();
     for item in items.clone() {
         let listener = item.text_or_dash("listener");
@@ -24,7 +27,8 @@ pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
     for (index, listener) in listeners.iter().enumerate() {
         let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "STATUS"]);
         for item in items.clone().filter(|item| item.text_or_dash("listener") == *listener) {
-            table.row([kind(item), name(item), expires(item, now), open(item), last_used(item, now), usage(item, now)]);
+            let usage = if is_unknown(item) { format!("unknown: {silent}") } else { usage(item, now) };
+            table.row([kind(item), name(item), expires(item, now), open(item), last_used(item, now), usage]);
         }
         let _ = write!(out, "{}listener {listener}\n{}", if index == 0 { "" } else { "\n" }, table.render("  "));
     }
@@ -67,7 +71,23 @@ fn expires(item: JsonView<'_>, now: OffsetDateTime) -> String {
 }
 
 fn open(item: JsonView<'_>) -> String {
-    item.number("sessions").to_string()
+    if is_unknown(item) { "unknown".to_owned() } else { item.number("sessions").to_string() }
+}
+
+/// Whether a member of the fleet that may use the item has not answered.
+fn is_unknown(item: JsonView<'_>) -> bool {
+    item.0.get("sessions").is_some_and(Value::is_null)
+}
+
+/// The members of the fleet whose use is not all known: `no answer from b (unknown); incomplete answer from c`.
+fn silent_members(body: &Value) -> String {
+    let missing = body.get("missing").map(missing_members).filter(|missing| !missing.is_empty());
+    let incomplete: Vec<_> =
+        body.get("incomplete").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let incomplete = (!incomplete.is_empty()).then(|| printable::field(incomplete.join(", ")));
+    let missing = missing.map(|missing| format!("no answer from {missing}"));
+    let incomplete = incomplete.map(|incomplete| format!("incomplete answer from {incomplete}"));
+    [missing, incomplete].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn last_used(item: JsonView<'_>, now: OffsetDateTime) -> String {

@@ -1,5 +1,7 @@
 //! `portcullis sessions`: lists and closes sessions.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::Value;
@@ -7,9 +9,10 @@ use time::OffsetDateTime;
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
-use crate::cli::client::http::encoded;
+use crate::cli::client::http::with_query;
 use crate::cli::client::json_view::{DASH, JsonView};
 use crate::cli::client::listeners::require_listener;
+use crate::cli::client::members::{confirm, parse_wait};
 use crate::cli::output::moment::since;
 use crate::cli::output::table::Table;
 use crate::cli::{Failure, print, print_json};
@@ -39,8 +42,23 @@ pub(crate) enum SessionsCommand {
         #[command(flatten)]
         running: Running,
         /// Session IDs, as shown by `sessions list` and in audit events
-        #[arg(required = true, value_name = "ID")]
+        #[arg(required_unless_present_any = ["client", "source"], value_name = "ID")]
         ids: Vec<u64>,
+        /// The sessions of the client certificate with this subject, as shown by `sessions list`
+        #[arg(long, value_name = "SUBJECT", conflicts_with = "ids")]
+        client: Option<String>,
+        /// The sessions of clients in this network
+        #[arg(long, value_name = "CIDR", conflicts_with = "ids")]
+        source: Option<Network>,
+        /// Only the sessions of this listener
+        #[arg(long, value_name = "LISTENER", conflicts_with = "ids")]
+        listener: Option<String>,
+        /// Close them at all members of the fleet; exit 1 if one does not confirm it
+        #[arg(long, conflicts_with = "ids")]
+        fleet: bool,
+        /// With --fleet: wait up to this time for the members [default: 5s]
+        #[arg(long, value_name = "DURATION", value_parser = parse_wait, requires = "fleet")]
+        wait: Option<Duration>,
         /// Print JSON instead of text
         #[arg(long)]
         json: bool,
@@ -55,7 +73,21 @@ pub(crate) fn run(command: &SessionsCommand) -> Result<(), Failure> {
                 [("listener", listener.as_deref()), ("source", source.as_deref()), ("client", client.as_deref())];
             list(&AdminClient::find(running)?, filters, *json)
         }
-        SessionsCommand::Close { running, ids, json } => close(&AdminClient::find(running)?, ids, *json),
+        SessionsCommand::Close { running, ids, client: None, source: None, json, .. } => {
+            close(&AdminClient::find(running)?, ids, *json)
+        }
+        SessionsCommand::Close { running, ids: _, client, source, listener, fleet, wait, json } => {
+            let source = source.map(|source| source.to_string());
+            let wait = wait.map(|wait| format!("{}ms", wait.as_millis()));
+            let parameters = [
+                ("client", client.as_deref()),
+                ("source", source.as_deref()),
+                ("listener", listener.as_deref()),
+                ("fleet", fleet.then_some("true")),
+                ("wait", wait.as_deref()),
+            ];
+            close_selected(&AdminClient::find(running)?, &with_query("/v1/sessions", &parameters), *json)
+        }
     }
 }
 
@@ -65,13 +97,6 @@ fn list(client: &AdminClient, filters: [(&str, Option<&str>); 3], as_json: bool)
     }
     let sessions = client.get(&with_query("/v1/sessions", &filters))?;
     if as_json { print_json(&sessions) } else { print(&to_text(&sessions, OffsetDateTime::now_utc())) }
-}
-
-/// A path with the parameters that have a value.
-pub(crate) fn with_query(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
-    let given = parameters.iter().filter_map(|(key, value)| Some(format!("{key}={}", encoded((*value)?))));
-    let query: Vec<_> = given.collect();
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
 }
 
 /// With `--json`, a success prints nothing: the replies have no body.
@@ -93,6 +118,21 @@ fn close(client: &AdminClient, ids: &[u64], as_json: bool) -> Result<(), Failure
         [id] => Err(Failure::Failed(format!("there is no session {id}; it may have ended already"))),
         ids => Err(Failure::Failed(format!("there are no sessions {}; they may have ended already", ids.join(", ")))),
     }
+}
+
+fn close_selected(client: &AdminClient, target: &str, as_json: bool) -> Result<(), Failure> {
+    let body = client.send(Method::DELETE, target, None)?.into_body()?;
+    if as_json {
+        print_json(&body)?;
+    } else {
+        match body.get("closed").and_then(Value::as_u64) {
+            Some(1) => print("1 session is closed\n")?,
+            Some(closed) => print(&format!("{closed} sessions are closed\n"))?,
+            None => {}
+        }
+    }
+    let is_complete = body.get("missing").and_then(Value::as_array).is_none_or(Vec::is_empty);
+    if is_complete { Ok(()) } else { confirm(&body, "sessions") }
 }
 
 fn to_text(body: &Value, now: OffsetDateTime) -> String {
@@ -142,13 +182,7 @@ mod tests {
     use serde_json::json;
     use time::Duration;
 
-    use super::*;
-
-    #[test]
-    fn query_has_the_given_parameters_encoded() {
-        assert_eq!(with_query("/v1/x", &[("a", None)]), "/v1/x");
-        assert_eq!(with_query("/v1/x", &[("a", Some("1/2")), ("b", None), ("c", Some("&"))]), "/v1/x?a=1%2F2&c=%26");
-    }
+    use super::{OffsetDateTime, to_text};
 
     #[test]
     fn each_session_is_one_line() {

@@ -37,6 +37,14 @@ pub enum AdminRequest {
     SourceGroups,
     /// Certificates, CAs and sources with their use.
     Rotation,
+    /// The same at all members of the fleet.
+    FleetRotation,
+    /// The members of the fleet and its store.
+    Fleet,
+    /// Accept the store of the fleet as it is.
+    AcceptStore,
+    /// Forget a member that is gone, by its name.
+    ForgetMember(String),
     /// The sessions and denied connections of the last hour.
     History,
     /// All certificates with their expiry and use.
@@ -45,6 +53,8 @@ pub enum AdminRequest {
     Sessions(SessionFilter),
     /// Close one session, by its ID.
     CloseSession(u64),
+    /// Close the sessions of a client or a source.
+    CloseSessions(CloseSessions),
     /// Denied sources by listener, network and reason.
     Denials(DenialFilter),
     /// Reload the configuration.
@@ -121,6 +131,22 @@ pub struct ChangeSources {
     pub if_match: Option<String>,
     /// Whether to show only what would change.
     pub plan: bool,
+    /// How long to wait until all members of the fleet have the change in force.
+    pub wait: Option<Duration>,
+}
+
+/// Which sessions to close: those that have all that is set. A client or a source is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CloseSessions {
+    pub listener: Option<String>,
+    /// An address or network that contains the client.
+    pub source: Option<Network>,
+    /// The subject of the client certificate.
+    pub client: Option<String>,
+    /// Whether to close them at all members of the fleet.
+    pub fleet: bool,
+    /// How long to wait for the members.
+    pub wait: Option<Duration>,
 }
 
 /// A change of the pinned client certificates of a listener.

@@ -134,6 +134,7 @@ fn change(call: &Call<'_>, change: SourcesChange) -> Result<Operation, AdminResp
         change,
         if_match,
         plan: call.query.flag("plan", false)?,
+        wait: call.query.wait()?,
     })))
 }
 

@@ -98,7 +98,12 @@ catalog! {
     SOURCE_LAST_SUCCESS: Gauge "portcullis_source_last_success_timestamp_seconds" ["listener", "rule"]
         "Time of the last successful lookup of a source.", "with `dns` and cloud sources, after the first success";
     AGENT_UP: Gauge "portcullis_agent_up" []
-        "Whether the process that resolves cloud sources answers.", "with cloud sources";
+        "Whether the process that resolves cloud sources and reaches the store of the fleet answers.",
+        "with cloud sources and with `[fleet]`";
+    FLEET_MEMBERS: Gauge "portcullis_fleet_members" ["state"]
+        "Members of the fleet by state: live, or unknown if their lease has expired.", "with `[fleet]`";
+    FLEET_REVISION: Gauge "portcullis_fleet_revision" []
+        "Revision of the store at the last contact.", "with `[fleet]`, after the first contact";
     UPSTREAM_UP: Gauge "portcullis_upstream_up" ["listener", "address"]
         "Whether an upstream address has a healthy endpoint.", "after the first dial of the address";
     SHIELD_DROPPED: Counter "portcullis_shield_dropped_packets_total" ["listener"]

@@ -20,7 +20,8 @@ use prometheus_client::registry::Registry;
 
 use crate::agent::state::AgentState;
 use crate::metrics::exposition::catalog::{
-    ADMIN_AUTH_FAILURES, ADMIN_REQUESTS, AGENT_UP, AUDIT_DROPPED, BUILD_INFO, CONFIG_HASH, RELOAD_SUCCESSFUL, RELOADS,
+    ADMIN_AUTH_FAILURES, ADMIN_REQUESTS, AGENT_UP, AUDIT_DROPPED, BUILD_INFO, CONFIG_HASH, FLEET_MEMBERS,
+    FLEET_REVISION, RELOAD_SUCCESSFUL, RELOADS,
 };
 use crate::metrics::exposition::families::Families;
 use crate::metrics::exposition::format::Format;
@@ -35,9 +36,20 @@ pub(crate) struct Sources {
     pub(crate) registry: Arc<ConnectionRegistry>,
     pub(crate) resolutions: Arc<ResolutionCache>,
     pub(crate) agent: Arc<AgentState>,
+    /// Returns the figures of the fleet; `None` without one.
+    pub(crate) fleet: Box<dyn Fn() -> Option<FleetFigures> + Send + Sync>,
     pub(crate) process: Arc<ProcessMetrics>,
     /// Returns the number of lines that log and audit file have lost.
     pub(crate) audit_dropped: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// What is known of the fleet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FleetFigures {
+    /// The numbers of members that are live and unknown.
+    pub(crate) members: (usize, usize),
+    /// How far the store has come; `None` before the first contact.
+    pub(crate) revision: Option<u64>,
 }
 
 impl fmt::Debug for Sources {
@@ -58,7 +70,7 @@ pub(crate) fn render(sources: &Sources, accept: Option<&str>) -> Result<(&'stati
 }
 
 fn collect(sources: &Sources) -> Families {
-    let Sources { current, registry, resolutions, agent, process, audit_dropped } = sources;
+    let Sources { current, registry, resolutions, agent, fleet, process, audit_dropped } = sources;
     let snapshot = Arc::clone(&current.borrow());
     let mut families = Families::default();
     listeners::collect(&snapshot, registry, resolutions, &mut families);
@@ -67,6 +79,14 @@ fn collect(sources: &Sources) -> Families {
     let agent = agent.status();
     if agent.is_needed() {
         families.set(&AGENT_UP, [], agent.is_up());
+    }
+    if let Some(FleetFigures { members: (live, unknown), revision }) = fleet() {
+        for (state, count) in [("live", live), ("unknown", unknown)] {
+            families.set(&FLEET_MEMBERS, [state], u64::try_from(count).unwrap_or(u64::MAX));
+        }
+        if let Some(revision) = revision {
+            families.set(&FLEET_REVISION, [], revision);
+        }
     }
     if snapshot.config.admin.is_some() {
         collect_admin(&process.admin, &mut families);

@@ -55,6 +55,7 @@ async fn process_is_not_ready_until_its_listeners_are_bound() {
     site.install("main", OffsetDateTime::now_utc() + time::Duration::days(30));
     let snapshot = site.snapshot(listener("main", 1, ""), None);
     let sources = Arc::new(Sources {
+        fleet: Box::new(|| None),
         current: watch::channel(Arc::new(snapshot)).1,
         registry: Arc::default(),
         resolutions: Arc::default(),

@@ -6,6 +6,7 @@ import { denialsView } from './denials.js';
 import { announce, closeDialogs, toast } from './dialogs.js';
 import { button, h, replace } from './dom.js';
 import { explainView } from './explain.js';
+import { fleetView } from './fleet.js';
 import { clockSeconds, dateTime, MINUTE, SECOND } from './format.js';
 import { issues } from './issues.js';
 import { showShortcuts, startKeys } from './keys.js';
@@ -30,6 +31,7 @@ const VIEWS = [
   { name: 'rotation', label: 'Rotation', key: 'r', show: rotationView },
   { name: 'explain', label: 'Explain', key: 'e', show: explainView },
   { name: 'reload', label: 'Reload', key: 'l', show: reloadView },
+  { name: 'fleet', label: 'Fleet', key: 'f', show: fleetView, isPresent: () => Boolean(state.status?.fleet) },
   { name: 'audit', label: 'Audit', key: 'a', show: auditView },
   { name: 'tokens', label: 'Tokens', key: 'k', show: tokensView, role: 'owner' },
 ];
@@ -46,7 +48,7 @@ let certificatePoll = null;
 
 // Views ---------------------------------------------------------------------------------------------------------------
 
-const offered = () => VIEWS.filter((view) => !view.role || can(view.role));
+const offered = () => VIEWS.filter((view) => (!view.role || can(view.role)) && (view.isPresent?.() ?? true));
 
 const drain = h('div', { class: 'drain', id: 'drain', hidden: true });
 
@@ -83,19 +85,22 @@ function showView({ focus = true, keepsDialogs = false } = {}) {
   if (!keepsDialogs) closeDialogs();
   if (!view) {
     document.title = 'Portcullis';
-    const isForbidden = VIEWS.some((each) => each.name === place.view);
+    const known = VIEWS.find((each) => each.name === place.view);
+    const isForbidden = known?.role && !can(known.role);
     replace(
       main,
       h(
         'div',
         { class: 'page' },
-        h('h1', {}, isForbidden ? 'Not available' : 'No such page'),
+        h('h1', {}, known ? 'Not available' : 'No such page'),
         h(
           'p',
           {},
           isForbidden
             ? 'Your role does not permit this page. Sign in with a token of an owner.'
-            : 'The address names no page of the panel.',
+            : known
+              ? 'The configuration has no section for this page.'
+              : 'The address names no page of the panel.',
         ),
         h('p', {}, h('a', { href: '#/' }, 'Open the overview')),
       ),
@@ -129,7 +134,17 @@ function markCurrent(name) {
   }
 }
 
+const namesOf = (views) => views.map(({ name }) => name).join(' ');
+
+/** Shows the views that the status offers. The links keep the focus unless the offer changes. */
+function updateNav() {
+  if (nav.dataset.views === namesOf(offered())) return;
+  showNav();
+  markCurrent(route().view);
+}
+
 function showNav() {
+  nav.dataset.views = namesOf(offered());
   replace(
     nav,
     h(
@@ -355,6 +370,7 @@ function begin(session, { focus, keepsDialogs = false }) {
   let isShown = false;
   const onStatus = (status) => {
     state.status = status;
+    updateNav();
     showIssueCount();
     showDrain();
     // The first status names the listeners, which most views need.

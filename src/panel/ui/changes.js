@@ -199,7 +199,7 @@ export function changeDialog({
     const { nodes, confirm: label = 'Confirm', danger = false, isEmpty = false } = shown;
     const back = () => enter({ name: 'form', context });
     showPane(planPane);
-    replace(message, error ? errorOf(error, unsureText(error)) : note);
+    replace(message, error ? errorOf(error, adviceFor(error)) : note);
     replace(planPane, nodes, commands);
     replace(
       footer,
@@ -298,7 +298,11 @@ function errorOf(error, ...more) {
 }
 
 // Without an answer the change may have been made.
-function unsureText(error) {
+function adviceFor(error) {
+  if (error.status === 503 && error.retryAfter) {
+    const text = `What you entered is kept. Try again in ${error.retryAfter} s or later.`;
+    return h('p', { class: 'small' }, text);
+  }
   if (error.status !== 0) return null;
   const text = 'It is not known whether the change was made. Compare the list before you try again.';
   return h('p', { class: 'small' }, text);

@@ -77,6 +77,7 @@ export function issues({ status, certificates, session }) {
       'Show the sessions',
     );
   }
+  putFleet(status.fleet, put);
   for (const listener of status.listeners ?? []) {
     const { name } = listener;
     if (listener.upstream_health === 'unhealthy') {
@@ -130,6 +131,17 @@ export function issues({ status, certificates, session }) {
         `${unsettled[0].rule}: ${unsettled[0].detail ?? 'no answer'}`,
         link('sources', name, { q: unsettled.length === 1 ? unsettled[0].rule.replace(/^[^:]*:/, '') : '' }),
         'Show the source',
+      );
+    }
+    const shared = listener.fleet_rules;
+    if (shared && ['missing', 'invalid'].includes(shared.state)) {
+      put(
+        'warn',
+        `fleet-rules-${name}`,
+        `${name}: the rules in the store of the fleet are ${shared.state}`,
+        `The last good rules stay in force. ${firstLine(shared.detail)}`,
+        link('fleet'),
+        'Show the fleet',
       );
     }
     if (listener.shield?.unavailable_reason) {
@@ -191,6 +203,31 @@ export function issues({ status, certificates, session }) {
   }
   const order = { bad: 0, warn: 1, info: 2 };
   return found.sort((a, b) => order[a.kind] - order[b.kind]);
+}
+
+function putFleet(fleet, put) {
+  if (!fleet) return;
+  const { store, detail, duplicate } = fleet;
+  if (store === 'refused' || store === 'down') {
+    put(
+      store === 'refused' ? 'bad' : 'warn',
+      'fleet-store',
+      `The store of the fleet is ${store}`,
+      `The last good rules stay in force, and the rules of the fleet cannot be changed. ${firstLine(detail)}`,
+      link('fleet'),
+      'Show the fleet',
+    );
+  }
+  if (duplicate) {
+    put(
+      'bad',
+      'fleet-duplicate',
+      'Another process has the name of this member',
+      `Both are ${fleet.member} in the fleet ${fleet.name}. Give each member its own name.`,
+      link('fleet'),
+      'Show the fleet',
+    );
+  }
 }
 
 const firstLine = (text) => String(text ?? '').split('\n')[0];

@@ -10,7 +10,7 @@ import { groupBy } from './filter.js';
 import { count, shellJoin, shellQuote, visibleJson } from './format.js';
 import { go, link } from './router.js';
 import { addressesOf, stateOf } from './source-facts.js';
-import { showSourcesPlan } from './source-plan.js';
+import { missingMembers, showSourcesPlan } from './source-plan.js';
 import {
   appendCommand,
   changedRules,
@@ -22,14 +22,24 @@ import {
   sourceOf,
   unchanged,
 } from './source-rules.js';
-import { isGroup, sourceGroups, state } from './state.js';
+import { isGroup, isShared, sourceGroups, state } from './state.js';
 import { path } from './url.js';
 import { facts, field, time } from './widgets.js';
 
 /** How many mistakes are searched for in one text. Each needs a request, because the API names the first one. */
 const MAX_LINE_ERRORS = 8;
 
+/** How long a change waits for the other members of a fleet. */
+const MEMBER_WAIT = '5s';
+
 const targetOf = (listener) => path`/v1/listeners/${listener}/sources`;
+
+/** The target of a change, which waits until all members have it. */
+const waiting = (listener, target) => (isShared(listener) ? `${target}?wait=${MEMBER_WAIT}` : target);
+
+/** The same for the commands of a change. `null` stands for a command that cannot be shown. */
+const waitingCommands = (listener, commands) =>
+  isShared(listener) ? commands.map((command) => command && `${command} --wait ${MEMBER_WAIT}`) : commands;
 
 /** The list of a listener, `{ rules, etag }`. */
 export async function loadSources(listener, options) {
@@ -49,11 +59,19 @@ const doneAt =
     const undo = { listener, before: change.before, etag: result.etag };
     state.undo = undo;
     const run = () => (state.undo === undo ? undoDialog() : go(link('sources', listener)));
-    toast('good', `The sources of ${listener} are changed. The new rules are in force.`, {
-      action: { label: 'Undo', name: 'undo', run },
-    });
+    const action = { label: 'Undo', name: 'undo', run };
+    const missing = unconfirmed(result);
+    if (missing) toast('warn', `The sources of ${listener} are changed at this member. ${missing}`, { action });
+    else toast('good', `The sources of ${listener} are changed. The new rules are in force.`, { action });
     notifyChanged();
   };
+
+/** Which members of the fleet have not confirmed a change, in words; `null` if all have. */
+function unconfirmed({ data, response }) {
+  if (response.status !== 202) return null;
+  const names = missingMembers(data?.missing);
+  return names ? `Not confirmed by ${names}.` : 'The other members of the fleet cannot be asked.';
+}
 
 // Adding --------------------------------------------------------------------------------------------------------------
 
@@ -224,11 +242,16 @@ export function addDialog({
         current.some((each) => each.type === rule.type && each.value === rule.value && each.state !== 'expired'),
       );
       return {
-        request: { method: 'POST', path: target, body: { rules: input.rules }, etag },
+        request: { method: 'POST', path: waiting(listener, target), body: { rules: input.rules }, etag },
         before: current.filter(isEditable),
         renewed,
         known,
-        cli: [...byDescription].map(([shown, rules]) => appendCommand(listener, rules, { description: shown, ...input.end })),
+        cli: waitingCommands(
+          listener,
+          [...byDescription].map(([shown, rules]) =>
+            appendCommand(listener, rules, { description: shown, ...input.end }),
+          ),
+        ),
       };
     },
     plan: (change) => planWithLineErrors(change),
@@ -237,8 +260,7 @@ export function addDialog({
 
 /** Asks for the plan. Of invalid lines the API names the first, so the others are found by asking without it. */
 async function planWithLineErrors({ request }) {
-  const ask = async (body) =>
-    (await send(request.method, `${request.path}?plan=true`, { body, etag: request.etag })).data;
+  const ask = (body) => planOf({ request: { ...request, body } });
   try {
     return await ask(request.body);
   } catch (error) {
@@ -287,7 +309,9 @@ export function allowDialog({ listener, choices, intro = null, onAllowed = () =>
       const values = change.request.body.rules.map((rule) => rule.value);
       onAllowed(values);
       const showSources = () => go(link('sources', listener));
-      toast('good', `${listener} admits ${values.join(', ')} now.`, {
+      const missing = unconfirmed(result);
+      const text = `${listener} admits ${values.join(', ')} now.`;
+      toast(missing ? 'warn' : 'good', missing ? `${text} ${missing}` : text, {
         action: { label: 'Show the sources', name: 'show-sources', run: showSources },
       });
       notifyChanged();
@@ -378,19 +402,22 @@ export function editDialog({ listener, context, rule }) {
       const [uuid, edited] = [rule.uuid, changed].map(visibleJson);
       const edits = `.rules |= map(if .uuid == ${uuid} then ${edited} else {type, value, uuid, origin} end)`;
       return {
-        request: { method: 'PUT', path: target, body, etag: tag },
+        request: { method: 'PUT', path: waiting(listener, target), body, etag: tag },
         before: current.filter(isEditable),
         changes: isMoved ? [] : [{ old, input }],
-        cli: isMoved
-          ? [
-              appendCommand(listener, [{ type: rule.type, value: input.value }], {
-                description: input.description,
-                ...expiryOf(input, old),
-              }),
-              shellJoin(['portcullis', 'sources', 'remove', listener, sourceOf(old)]),
-            ]
-          : [editCommand(listener, old, input)].filter(Boolean),
-        api: editByJq(target, edits, tag),
+        cli: waitingCommands(
+          listener,
+          isMoved
+            ? [
+                appendCommand(listener, [{ type: rule.type, value: input.value }], {
+                  description: input.description,
+                  ...expiryOf(input, old),
+                }),
+                shellJoin(['portcullis', 'sources', 'remove', listener, sourceOf(old)]),
+              ]
+            : [editCommand(listener, old, input)].filter(Boolean),
+        ),
+        api: editByJq(listener, edits, tag),
       };
     },
   });
@@ -415,21 +442,31 @@ export function removeDialog({ listener, context, rules: chosen }) {
     build: ({ rules: current, etag: tag }) => {
       const before = current.filter(isEditable);
       const kept = before.filter((rule) => !wanted.has(rule.uuid));
-      const cli = [shellJoin(['portcullis', 'sources', 'remove', listener, ...chosen.map(sourceOf)])];
+      const command = shellJoin(['portcullis', 'sources', 'remove', listener, ...chosen.map(sourceOf)]);
+      const cli = waitingCommands(listener, [command]);
       if (chosen.length === 1) {
         return {
-          request: { method: 'DELETE', path: `${target}/${encodeURIComponent(first.uuid)}`, etag: tag },
+          request: {
+            method: 'DELETE',
+            path: waiting(listener, `${target}/${encodeURIComponent(first.uuid)}`),
+            etag: tag,
+          },
           before,
           cli,
         };
       }
       const list = visibleJson([...wanted]);
       return {
-        request: { method: 'PUT', path: target, body: { rules: kept.map(unchanged) }, etag: tag },
+        request: {
+          method: 'PUT',
+          path: waiting(listener, target),
+          body: { rules: kept.map(unchanged) },
+          etag: tag,
+        },
         before,
         cli,
         api: editByJq(
-          target,
+          listener,
           `.rules |= map(select(.uuid as $u | ${list} | index($u) | not) | {type, value, uuid, origin})`,
           tag,
         ),
@@ -438,7 +475,7 @@ export function removeDialog({ listener, context, rules: chosen }) {
   });
 }
 
-/** Restores the rules of the file as they were before the last change. */
+/** Restores the rules as they were before the last change. */
 export function undoDialog() {
   const { listener, before, etag: last } = state.undo;
   const target = targetOf(listener);
@@ -450,18 +487,19 @@ export function undoDialog() {
       if (etag !== last) throw new FieldError('The list has changed again since then. Edit its rules instead.');
       const now = rules.filter(isEditable);
       return {
-        request: { method: 'PUT', path: target, body: { rules: restored(before, now) }, etag },
+        request: { method: 'PUT', path: waiting(listener, target), body: { rules: restored(before, now) }, etag },
         before: now,
         changes: changedRules(now, before),
-        ...commandsBetween(listener, now, before),
+        cli: waitingCommands(listener, commandsBetween(listener, now, before).cli),
       };
     },
   });
 }
 
 /** An edit of a long list, as a pipe that fits on a command line. */
-function editByJq(target, filter, etag) {
+function editByJq(listener, filter, etag) {
+  const target = targetOf(listener);
   const read = curl({ method: 'GET', path: target });
-  const write = curl({ method: 'PUT', path: target, etag, data: '@-' });
+  const write = curl({ method: 'PUT', path: waiting(listener, target), etag, data: '@-' });
   return `${read} |\njq ${shellQuote(filter)} |\n${write}`;
 }

@@ -3,7 +3,7 @@
 import { contains, isEverything, parseNetwork, sizeOf } from './address.js';
 import { get } from './api.js';
 import { h, replace } from './dom.js';
-import { count, relative } from './format.js';
+import { count, relative, visible } from './format.js';
 import { planSummary, ruleLine, sessionsEnded } from './plan-parts.js';
 import { sourceOf } from './source-rules.js';
 import { isGroup } from './state.js';
@@ -18,7 +18,11 @@ export function showSourcesPlan(listener, { plan, change }) {
     rules_added_count: addedCount = added.length,
     rules_removed_count: removedCount = removed.length,
   } = plan;
-  const ended = plan.sessions_ended_count ?? plan.sessions_ended.length;
+  const endedHere = plan.sessions_ended_count ?? plan.sessions_ended.length;
+  // `null` if a member of the fleet has not answered.
+  const endedInFleet = plan.fleet ? plan.fleet.sessions_ended_count : endedHere;
+  const ended = endedInFleet ?? endedHere;
+  const mayEndMore = endedInFleet === null && removedCount > 0;
   const edits = (change.changes ?? []).map(editText).filter(Boolean);
   const renewed = change.renewed ?? [];
   const isEmpty = addedCount === 0 && removedCount === 0 && edits.length === 0 && renewed.length === 0;
@@ -63,9 +67,11 @@ export function showSourcesPlan(listener, { plan, change }) {
       renewed.length > 0 && ['info', `${count(renewed.length, 'rule')} renewed`],
       isEmpty
         ? ['idle', 'nothing changes']
-        : ended > 0
-          ? ['warn', `${count(ended, 'session ends', 'sessions end')}`]
-          : ['good', 'no session ends'],
+        : mayEndMore
+          ? ['warn', 'sessions of the fleet that end: unknown']
+          : ended > 0
+            ? ['warn', `${count(ended, 'session ends', 'sessions end')}`]
+            : ['good', 'no session ends'],
     ]),
     isEmpty
       ? h(
@@ -97,17 +103,33 @@ export function showSourcesPlan(listener, { plan, change }) {
     newly.length > 0
       ? h('section', {}, h('h3', {}, 'Who can newly connect'), newSources(newly, addedCount), denied)
       : null,
-    isEmpty ? null : sessionsEnded(plan.sessions_ended, ended),
+    isEmpty ? null : sessionsEnded(plan.sessions_ended, endedHere),
+    isEmpty || !plan.fleet ? null : atMembers(plan.fleet),
   ];
-  const danger = plan.admits_nobody || everything.length > 0 || ended > 0;
+  const danger = plan.admits_nobody || everything.length > 0 || ended > 0 || mayEndMore;
   const verb =
     addedCount > 0 && removedCount === 0
       ? `Add ${count(addedCount, 'rule')}`
       : removedCount > 0 && addedCount === 0
         ? `Remove ${count(removedCount, 'rule')}`
         : 'Change the rules';
-  return { nodes, isEmpty, danger, confirm: ended > 0 ? `${verb}, end ${count(ended, 'session')}` : verb };
+  const confirm = ended > 0 && !mayEndMore ? `${verb}, end ${count(ended, 'session')}` : verb;
+  return { nodes, isEmpty, danger, confirm };
 }
+
+/** The sessions of all members of the fleet that end, those of this member included. */
+function atMembers({ sessions_ended_count: ended, missing }) {
+  const names = missingMembers(missing);
+  const text =
+    ended === null
+      ? `Unknown: ${names ? `no answer from ${names}` : 'the members cannot be asked'}.`
+      : `${count(ended, 'session ends', 'sessions end')} at all members, this one included.`;
+  return h('section', { id: 'plan-fleet' }, h('h3', {}, 'Sessions of the fleet'), h('p', {}, text));
+}
+
+/** `b (unknown), c (live)`; empty if none is named. */
+export const missingMembers = (missing) =>
+  (missing ?? []).map(({ member, state }) => `${visible(member)} (${state})`).join(', ');
 
 function knownText(known) {
   const rest = known.length === 1 ? 'stays as it is' : 'stay as they are';

@@ -16,6 +16,8 @@ const RANK = { viewer: 0, operator: 1, owner: 2 };
 export const can = (role) => (lookup(RANK, state.session?.role) ?? -1) >= RANK[role];
 
 export const listeners = () => state.status?.listeners ?? [];
+/** Whether the rules of the listener are in the store of the fleet. */
+export const isShared = (name) => Boolean(listenerNamed(name)?.fleet_rules);
 /** The source groups, which have rules as listeners do and are addressed as `group:NAME`. */
 export const sourceGroups = () => (state.status?.source_groups ?? []).map((each) => `group:${each.name}`);
 export const isGroup = (owner) => owner.startsWith('group:');

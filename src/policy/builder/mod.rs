@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod chains;
+pub(crate) mod fleet;
 pub(crate) mod groups;
 pub(crate) mod issuing;
 pub(crate) mod proxies;
@@ -25,6 +26,7 @@ use crate::limit::rate_limiter::RateLimiter;
 use crate::metrics::listener::ListenerMetrics;
 use crate::policy::builder::reader::Reader;
 use crate::policy::builder::server::Server;
+use crate::policy::fleet::FleetSecrets;
 use crate::policy::history::{CertificateHistory, GenerationStamp};
 use crate::policy::{BindAddr, ListenerPolicy, with_roles};
 use crate::protocol::Protocol;
@@ -51,6 +53,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) now: GenerationStamp,
     /// The counters of a removed listener that had this name.
     pub(crate) former_metrics: Option<Arc<ListenerMetrics>>,
+    /// What the members of the fleet keep secret.
+    pub(crate) fleet: &'a FleetSecrets,
 }
 
 impl Builder<'_> {
@@ -96,6 +100,7 @@ impl Builder<'_> {
                 .or_else(|| self.former_metrics.clone())
                 .unwrap_or_default(),
             ca_bundle: ca_bundle?,
+            has_fleet_rules: listener.fleet_rules.is_some(),
             tls_inputs: inputs.map(Arc::new),
         };
         self.warn_about_shield(&policy);
@@ -126,7 +131,10 @@ impl Builder<'_> {
         }
         if listener.sources.enforcement == Enforcement::Observe {
             self.reader.warn("enforcement = \"observe\" admits untrusted sources; set \"enforce\" to reject them");
-        } else if trusted.count() == 0 && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_))) {
+        } else if !self.waits_for_fleet()
+            && trusted.count() == 0
+            && listener.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)))
+        {
             let fix = match listener.sources_file {
                 Some(_) => format!("add one with: portcullis sources append {} SOURCE", listener.name),
                 None => "add rules to trusted_sources".to_owned(),
@@ -138,6 +146,12 @@ impl Builder<'_> {
             self.reader.warn(format_args!(
                 "every user of this machine can connect to unix:{path} (mode {mode:04o}); set a narrower mode"
             ));
+        }
+        if self.waits_for_fleet() {
+            self.reader.warn(
+                "there is no copy of the fleet's rules yet, so no source of theirs is admitted; they are fetched when the \
+                 program runs and the store answers",
+            );
         }
         self.warn_about_sources();
         if listener.protocol == Protocol::Postgres

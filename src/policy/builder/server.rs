@@ -5,7 +5,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::config::files::Location;
-use crate::config::{Revoke, SourcedFile, Tls};
+use crate::config::{Revoke, SharedTicketKeys, SourcedFile, Tls};
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::client_verifier::ClientVerifier;
 use crate::identity::settings::ClientAuth;
@@ -215,9 +215,14 @@ impl Builder<'_> {
         }
     }
 
-    /// Reads the shared session ticket keys; `Some(None)` if none are set.
+    /// Reads the shared session ticket keys; `Some(None)` if there are none.
     fn tickets(&mut self, tls: &Tls) -> Option<Option<TicketKeys>> {
-        let Some(file) = &tls.ticket_keys else { return Some(None) };
+        let file = match &tls.ticket_keys {
+            None => return Some(None),
+            // Until the keys of the fleet are known, the listener has its own.
+            Some(SharedTicketKeys::Fleet) => return Some(self.fleet.tickets.as_ref().map(|(_, keys)| keys.clone())),
+            Some(SharedTicketKeys::File(file)) => file,
+        };
         let keys = self.reader.parse(file, TicketKeys::parse)?;
         self.reader.warn_about_readers("ticket keys", &Location::from(&file.path));
         Some(Some(keys))

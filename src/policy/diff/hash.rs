@@ -4,6 +4,7 @@ use std::path::{Path, absolute};
 
 use crate::config::{Config, Listener};
 use crate::policy::Snapshot;
+use crate::policy::diff::fleet;
 use crate::policy::diff::setting::Setting;
 use crate::policy::diff::settings;
 use crate::policy::diff::value::Value;
@@ -22,11 +23,37 @@ impl Snapshot {
         self.config_hash.get_or_init(|| sha256_hex(self.canonical_text().as_bytes()))
     }
 
+    /// SHA-256 of who is admitted at each listener: the rules, the trusted certificates and the settings of client
+    /// authentication. Equal at the members of a fleet, whatever their addresses, files and upstreams are.
+    pub(crate) fn trust_hash(&self) -> &str {
+        self.trust_hash.get_or_init(|| sha256_hex(self.trust_text().as_bytes()))
+    }
+
+    fn trust_text(&self) -> String {
+        let directory = Directory::of(&self.config);
+        let mut text = String::new();
+        let mut listeners: Vec<_> = self.policies.iter().collect();
+        listeners.sort_by(|one, other| one.name.cmp(&other.name));
+        for policy in listeners {
+            let Some(listener) = self.listener(policy) else { continue };
+            let settings = settings::of_listener(listener, policy);
+            let settings = settings.iter().filter(|setting| OF_TRUST.contains(&setting.key));
+            add(&mut text, &policy.name, settings, &directory);
+            let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
+            trust.extend(of_trusted(policy.certificates()));
+            trust.extend(policy.revocation_lists().iter().map(|list| format!("crl {}", sha256_hex(list.der()))));
+            trust.sort_unstable();
+            trust.dedup();
+            trust.iter().for_each(|line| add_line(&mut text, line));
+        }
+        text
+    }
+
     fn canonical_text(&self) -> String {
         let directory = Directory::of(&self.config);
         let mut text = String::new();
         let process = settings::of_process(&self.config);
-        add(&mut text, "", process.iter().filter(|setting| setting.key != STATE_DIRECTORY), &directory);
+        add(&mut text, "", process.iter().filter(|setting| !OF_MACHINE.contains(&setting.key)), &directory);
         let mut trust: Vec<_> = of_trusted(self.admin_certificates()).collect();
         trust.sort_unstable();
         trust.iter().for_each(|line| add_line(&mut text, line));
@@ -110,7 +137,13 @@ impl Directory {
 /// The roles of certificates that Portcullis presents.
 const PRESENTED: [&str; 3] = ["server", "upstream_certificate", "admin"];
 
-const STATE_DIRECTORY: &str = "state.directory";
+/// Keys that differ between equal machines.
+const OF_MACHINE: [&str; 2] = ["state.directory", fleet::MEMBER];
+
+/// The keys of a listener that say who is admitted, besides rules and certificates.
+const OF_TRUST: [&str; 6] =
+    ["enforcement", "tls", "tls.client_auth", "tls.trusted_clients", "tls.anchor_validity", "tls.crl_expired"];
+
 const MAX_HANDSHAKES: &str = "limits.max_handshakes";
 
 #[cfg(test)]

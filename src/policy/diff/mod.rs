@@ -3,6 +3,7 @@
 //! Both policies are flattened to the same keys with their effective values ([`settings`]), and the two lists are compared. The
 //! flattening destructures every configuration type by name, so a new field does not compile until it has a key.
 
+pub(crate) mod fleet;
 pub(crate) mod hash;
 pub(crate) mod resolvers;
 pub(crate) mod setting;

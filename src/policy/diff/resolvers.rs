@@ -32,20 +32,29 @@ fn of_digitalocean(settings: &DigitalOceanSettings) -> Vec<Setting> {
 }
 
 fn of_kubernetes(settings: &KubernetesSettings) -> Vec<Setting> {
-    let (kubeconfig, server, ca, token) = match settings {
-        KubernetesSettings::InCluster => (None, Some("in cluster"), None, None),
-        KubernetesSettings::Kubeconfig { file } => (Some(file), None, None, None),
-        KubernetesSettings::Server { server, ca, token } => (None, Some(server.as_str()), ca.as_ref(), token.as_ref()),
-    };
+    let (kubeconfig, server, ca, token) = connection(settings);
     vec![
-        optional("resolver.kubernetes.kubeconfig", kubeconfig.map(|file| path(file))),
+        optional("resolver.kubernetes.kubeconfig", kubeconfig),
         optional("resolver.kubernetes.server", server),
-        optional("resolver.kubernetes.ca", ca.map(|file| path(file))),
-        optional("resolver.kubernetes.token_file", token.map(secret)),
+        optional("resolver.kubernetes.ca", ca),
+        optional("resolver.kubernetes.token_file", token),
     ]
 }
 
-fn secret(secret: &Secret) -> String {
+/// The values of `kubeconfig`, `server`, `ca` and `token_file`.
+pub(crate) fn connection(
+    settings: &KubernetesSettings,
+) -> (Option<String>, Option<String>, Option<String>, Option<String>) {
+    match settings {
+        KubernetesSettings::InCluster => (None, Some("in cluster".to_owned()), None, None),
+        KubernetesSettings::Kubeconfig { file } => (Some(path(file)), None, None, None),
+        KubernetesSettings::Server { server, ca, token } => {
+            (None, Some(server.clone()), ca.as_deref().map(path), token.as_ref().map(secret))
+        }
+    }
+}
+
+pub(crate) fn secret(secret: &Secret) -> String {
     match secret {
         Secret::File(file) => path(file),
         Secret::Environment(name) => format!("env:{name}"),

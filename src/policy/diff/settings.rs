@@ -7,16 +7,17 @@ use std::path::PathBuf;
 use crate::addr::{ListenAddr, UpstreamAddr};
 use crate::config::admin::{Admin, AdminTls};
 use crate::config::files::Location;
+use crate::config::tls::FLEET;
 use crate::config::{
-    CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, Shield, SourcedFile, Tls, Upstream,
-    UpstreamTls,
+    CertificateFiles, Config, Limits, Listener, Log, LogFormat, Reload, Revoke, SharedTicketKeys, Shield, SourcedFile,
+    Tls, Upstream, UpstreamTls,
 };
 use crate::identity::settings::ClientAuth;
 use crate::limit::rate::Rate;
 use crate::policy::ListenerPolicy;
-use crate::policy::diff::resolvers;
 use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
+use crate::policy::diff::{fleet, resolvers};
 use crate::protocol::{MinTlsVersion, Negotiation, Protocol, Verification};
 use crate::source::group::RuleOwner;
 use crate::source::trusted::{Enforcement, SourcePolicy};
@@ -36,6 +37,7 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
         reload,
         drain,
         resolvers,
+        fleet,
         source_groups,
         listeners: _,
         positions: _,
@@ -53,6 +55,7 @@ pub(crate) fn of_process(config: &Config) -> Vec<Setting> {
         plain("shutdown.drain", duration(*drain)),
     ];
     settings.extend(resolvers::of_resolvers(resolvers));
+    settings.extend(fleet.iter().flat_map(fleet::of_fleet));
     // Without a group the setting is absent, so that the hash of such a configuration does not depend on the version.
     let groups: Vec<_> = source_groups.iter().map(|group| group.name.to_string()).collect();
     settings.extend((!groups.is_empty()).then(|| list("source_group", groups)));
@@ -112,6 +115,7 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         socket_files,
         sources: SourcePolicy { trusted: _, enforcement },
         sources_file,
+        fleet_rules,
         ca_bundle,
         proxies,
         shield,
@@ -128,7 +132,9 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         addresses(listen, socket_files),
         optional("ipv6_only", ipv6_only(listen)),
         graded("enforcement", enforcement, u64::from(*enforcement == Enforcement::Observe)),
-        optional("sources_file", sources_file.as_deref().map(path)),
+        // The copy of rules in the store is not what an operator configures.
+        optional("sources_file", sources_file.as_deref().filter(|_| fleet_rules.is_none()).map(path)),
+        optional("sources_store", fleet_rules.as_ref().map(|_| FLEET)),
         optional("ca_bundle", ca_bundle.as_ref().map(|file| path(&file.path))),
         graded("shield", shield, shield_degree(*shield)),
         graded("revoke", revoke_word(*revoke), u64::from(*revoke == Revoke::Keep)),
@@ -339,11 +345,15 @@ fn issuing(named: Option<&CertificateFiles>, policy: &ListenerPolicy) -> Setting
     optional("tls.issuing_ca", shown).exposing(Exposure::degree(named.is_some()))
 }
 
-fn tickets(named: Option<&SourcedFile>, policy: &ListenerPolicy) -> Setting {
+fn tickets(named: Option<&SharedTicketKeys>, policy: &ListenerPolicy) -> Setting {
     let keys = policy.tls_inputs.as_ref().and_then(|inputs| inputs.tickets.as_ref());
     let value = match (named, keys) {
-        (Some(file), Some(keys)) => Value::TicketKeys { file: path(&file.path), keys: keys.clone() },
-        (Some(file), None) => Value::One(path(&file.path)),
+        (Some(SharedTicketKeys::File(file)), Some(keys)) => {
+            Value::TicketKeys { file: path(&file.path), keys: keys.clone() }
+        }
+        (Some(SharedTicketKeys::File(file)), None) => Value::One(path(&file.path)),
+        // The fleet rotates the keys, which is no change of the configuration.
+        (Some(SharedTicketKeys::Fleet), _) => Value::One(FLEET.to_owned()),
         (None, _) => Value::Unset,
     };
     Setting { key: "tls.ticket_keys", value, exposure: Exposure::None }

@@ -15,9 +15,12 @@ use crate::config::sources::{GroupScope, RuleScope};
 use crate::control::error::ErrorKind;
 use crate::control::request::{ChangeSources, NewToken};
 use crate::control::response::AdminResponse;
+use crate::fleet::manifest;
 use crate::policy::{ListenerPolicy, Snapshot};
 use crate::server::admin_handler::action::Action;
+use crate::server::admin_handler::fleet::FleetWish;
 use crate::server::admin_handler::{AdminHandler, Origin};
+use crate::server::fleet::write::{RulesChange, unavailable};
 use crate::server::reload::ReloadRequest;
 use crate::server::reload::change::{
     ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener, unknown_owner,
@@ -57,7 +60,7 @@ impl AdminHandler {
         current: &Arc<Snapshot>,
         reply: oneshot::Sender<AdminResponse>,
     ) {
-        let ChangeSources { listener, change, if_match, plan } = request;
+        let ChangeSources { listener, change, if_match, plan, wait } = request;
         let name = match find_rules(current, &listener) {
             Ok(list) => list.owner().to_string(),
             Err(response) => return drop(reply.send(response)),
@@ -65,32 +68,12 @@ impl AdminHandler {
         let requires_list_in_force = if_match.is_some();
         let action = action_of(&change, &name, origin);
         let form = Form::of(&change);
-        let owner = name.clone();
-        let edit: Box<Edit> =
-            Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
-                let list = find_rules(current, &owner)?;
-                if let Some(wanted) = if_match
-                    && wanted != report::sources::etag(&list)
-                {
-                    let message = "the rules have changed since they were read (ETag); read them again";
-                    return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
-                }
-                let names: Vec<_> = current.groups().iter().map(|group| group.name.clone()).collect();
-                let groups = match list.owner() {
-                    RuleOwner::Listener(_) => GroupScope::Named(&names),
-                    RuleOwner::Group(_) => GroupScope::InGroup,
-                };
-                let scope = RuleScope { resolvers: current.config.resolvers.written(), groups };
-                let target = Target { file: path, owner: &owner, rules: list.rules(), scope };
-                let edited = apply(text_of(path, content)?, &target, &change, OffsetDateTime::now_utc(), cache)
-                    .map_err(edit_error)?;
-                Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
-            });
-        let file = ChangedFile::Sources { owner: name.clone() };
+        let replaces_all = matches!(change, SourcesChange::Replace(_));
+        let edit = SourcesEdit { owner: name.clone(), if_match, change: Arc::new(change) };
         let (registry, resolutions) = (Arc::clone(&self.registry), Arc::clone(&self.resolutions));
-        let before = Arc::clone(current);
-        let change = FileChange { file, edit, requires_list_in_force, plan, action };
-        self.send_change(change, reply, move |result| match result {
+        let (before, owner) = (Arc::clone(current), name.clone());
+        let has_fleet_rules = current.named(&name).is_some_and(|policy| policy.has_fleet_rules);
+        let respond = move |result| match result {
             ChangeResult::Planned { built, .. } => {
                 AdminResponse::ok(report::sources::plan(&built.snapshot, &before, RuleOwner::of(&name), &registry))
             }
@@ -108,7 +91,22 @@ impl AdminHandler {
                 };
                 response.with_etag(&report::sources::etag(&list))
             }
-        });
+        };
+        if has_fleet_rules {
+            let edit = Box::new(move |digest| edit.clone().of_text(digest));
+            let change =
+                RulesChange { listener: owner, edit, has_precondition: requires_list_in_force, replaces_all, action };
+            return self.change_fleet_rules(change, FleetWish { plan, wait }, reply, Box::new(respond));
+        }
+        if wait.is_some() {
+            let message = format_args!(
+                "{owner} has no sources_store = \"fleet\", so its rules are those of this member only; leave out wait"
+            );
+            return drop(reply.send(AdminResponse::conflict(message)));
+        }
+        let (file, action) = (ChangedFile::Sources { owner }, Some(action));
+        let change = FileChange { file, edit: edit.of_text(None), requires_list_in_force, plan, action };
+        self.send_change(change, reply, respond);
     }
 
     pub(super) fn new_token(
@@ -204,8 +202,49 @@ impl AdminHandler {
 }
 
 fn of_tokens(edit: Box<Edit>, action: Action) -> FileChange {
-    FileChange { file: ChangedFile::Tokens, edit, requires_list_in_force: false, plan: false, action }
+    FileChange { file: ChangedFile::Tokens, edit, requires_list_in_force: false, plan: false, action: Some(action) }
 }
+
+/// A change of the rules of a listener or a group, which may be made more than once.
+#[derive(Clone)]
+struct SourcesEdit {
+    owner: String,
+    if_match: Option<String>,
+    change: Arc<SourcesChange>,
+}
+
+impl SourcesEdit {
+    /// The edit of a text, which must have this digest if there is one.
+    fn of_text(self, digest: Option<String>) -> Box<Edit> {
+        Box::new(move |path: &Path, content: Option<&[u8]>, current: &Snapshot, cache: &mut RuleCache| {
+            let Self { owner, if_match, change } = self;
+            let list = find_rules(current, &owner)?;
+            if let Some(wanted) = if_match
+                && wanted != report::sources::etag(&list)
+            {
+                let message = "the rules have changed since they were read (ETag); read them again";
+                return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
+            }
+            // The fleet may have no rules of the listener yet.
+            let text = if content.is_none() { NO_RULES } else { text_of(path, content)? };
+            if digest.is_some_and(|digest| digest != manifest::digest(text)) {
+                return Err(unavailable("the last good copy of the rules was edited by hand"));
+            }
+            let names: Vec<_> = current.groups().iter().map(|group| group.name.clone()).collect();
+            let groups = match list.owner() {
+                RuleOwner::Listener(_) => GroupScope::Named(&names),
+                RuleOwner::Group(_) => GroupScope::InGroup,
+            };
+            let scope = RuleScope { resolvers: current.config.resolvers.written(), groups };
+            let target = Target { file: path, owner: &owner, rules: list.rules(), scope };
+            let edited = apply(text, &target, &change, OffsetDateTime::now_utc(), cache).map_err(edit_error)?;
+            Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
+        })
+    }
+}
+
+/// The text of a file without rules.
+const NO_RULES: &str = "rule = []\n";
 
 /// How a change is answered.
 #[derive(Clone, Copy)]

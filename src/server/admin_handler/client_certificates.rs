@@ -53,13 +53,13 @@ impl AdminHandler {
             requires_list_in_force: if_match.is_some(),
             edit: edit(listener.clone(), change.clone(), if_match),
             plan,
-            action: action_of(&change, policy, origin),
+            action: Some(action_of(&change, policy, origin)),
             file: ChangedFile::Pin { listener: listener.clone(), change: change.clone() },
         };
         let (registry, before) = (Arc::clone(&self.registry), Arc::clone(current));
         self.send_change(file_change, reply, move |result| {
             let response = match result {
-                ChangeResult::Planned { built, listeners } => {
+                ChangeResult::Planned { built, listeners, .. } => {
                     let find = |snapshot| find_listener(snapshot, &listener).map(|policy| &**policy);
                     let (snapshot, listeners) = (&built.snapshot, listeners.as_slice());
                     find(&before).and_then(|before| {

@@ -3,6 +3,7 @@
 pub(crate) mod action;
 pub(crate) mod changes;
 pub(crate) mod client_certificates;
+pub(crate) mod fleet;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::changes::{find_listener, find_rules};
 use crate::server::counts::{Count, Counts};
+use crate::server::fleet::FleetService;
 use crate::server::history::History;
 use crate::server::reload;
 use crate::server::reload::{ReloadReply, ReloadRequest};
@@ -62,11 +64,14 @@ pub(crate) struct AdminHandler {
     pending: JoinSet<()>,
     /// Limits the memory of lists that are being written.
     long_reads: Arc<Semaphore>,
+    fleet: Arc<FleetService>,
 }
 
 /// The requests that the handler receives, and those that it sends.
 #[derive(Debug)]
 pub(crate) struct Queues {
+    /// Performs requests about the fleet.
+    pub(crate) fleet: Arc<FleetService>,
     pub(crate) requests: mpsc::Receiver<PendingRequest>,
     pub(crate) reload_requests: mpsc::Sender<ReloadRequest>,
 }
@@ -115,7 +120,7 @@ impl AdminHandler {
         last_uses: Arc<LastUses>,
     ) -> Self {
         let started_at = OffsetDateTime::now_utc();
-        let Queues { requests, reload_requests } = queues;
+        let Queues { fleet, requests, reload_requests } = queues;
         Self {
             requests,
             reload_requests,
@@ -129,6 +134,7 @@ impl AdminHandler {
             draining: None,
             pending: JoinSet::new(),
             long_reads: Arc::new(Semaphore::new(MAX_LONG_READS)),
+            fleet,
         }
     }
 
@@ -225,8 +231,6 @@ impl AdminHandler {
             AdminRequest::Reload => return self.reload(origin, reply),
             AdminRequest::Plan { file } => return self.plan(file, &origin, current, reply),
             AdminRequest::ChangeSources(change) => return self.change_sources(change, origin, current, reply),
-            AdminRequest::ChangePins(change) => return self.change_pins(change, origin, current, reply),
-            AdminRequest::IssueCertificate(request) => return self.issue_certificate(request, origin, current, reply),
             AdminRequest::NewToken(token) => return self.new_token(token, origin, current, reply),
             AdminRequest::RevokeToken(name) => return self.revoke_token(name, origin, current, reply),
             AdminRequest::Explain { listener, source, chain } => {
@@ -258,8 +262,32 @@ impl AdminHandler {
                 });
             }
             AdminRequest::Sessions(filter) => return self.sessions(filter, current, reply),
+            other => return self.handle_other(other, origin, current, reply),
         };
         let _ = reply.send(self.with_draining(response));
+    }
+
+    /// Handles the requests about client certificates and the fleet.
+    fn handle_other(
+        &mut self,
+        request: AdminRequest,
+        origin: Origin,
+        current: &Arc<Snapshot>,
+        reply: oneshot::Sender<AdminResponse>,
+    ) {
+        match request {
+            AdminRequest::ChangePins(change) => self.change_pins(change, origin, current, reply),
+            AdminRequest::IssueCertificate(request) => self.issue_certificate(request, origin, current, reply),
+            AdminRequest::Fleet => self.describe_fleet(reply),
+            AdminRequest::AcceptStore => self.accept_store(origin, reply),
+            AdminRequest::ForgetMember(name) => self.forget_member(name, origin, reply),
+            AdminRequest::CloseSessions(request) => self.close_sessions(request, origin, reply),
+            AdminRequest::FleetRotation => self.fleet_rotation(current, reply),
+            other => {
+                let message = format_args!("a request without a handler: {other:?}");
+                let _ = reply.send(AdminResponse::error(ErrorKind::ServerError, message));
+            }
+        }
     }
 
     fn sessions(&mut self, filter: SessionFilter, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
@@ -339,6 +367,7 @@ impl AdminHandler {
             "loaded_at": seconds(current.built_at),
             "last_reload": last_reload,
             "agent": report::agent(&agent.status()),
+            "fleet": self.fleet.summary(),
             "descriptors": report::descriptors(&listeners.descriptors()),
             "faults": record::recent().iter().map(fault_json).collect::<Vec<_>>(),
             "listeners": current.listeners().iter().map(listener).collect::<Vec<_>>(),
@@ -368,6 +397,7 @@ impl AdminHandler {
             "shield": report::shield(&listeners.shield(policy)),
             "dns_sources": report::dns_sources(policy, &self.resolutions),
             "cloud_sources": report::cloud_sources(policy, &self.resolutions),
+            "fleet_rules": crate::server::fleet::report::rules(&self.fleet.policy(), &policy.name, &self.fleet.status()),
             "handshakes": policy.open_handshakes(),
             "max_handshakes": policy.max_handshakes,
             "sessions": relaying,
@@ -492,6 +522,7 @@ fn is_change(request: &AdminRequest) -> bool {
             | AdminRequest::IssueCertificate(_)
             | AdminRequest::NewToken(_)
             | AdminRequest::RevokeToken(_)
+            | AdminRequest::AcceptStore
     )
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::config::files::{Files, Fingerprint, MAX_FILE_SIZE};
+use crate::config::fleet::Fleet;
 use crate::config::problem::Problems;
 use crate::config::rule_cache::RuleCache;
 use crate::control::error::ErrorKind;
@@ -29,8 +30,13 @@ use crate::source::group::RuleOwner;
 /// A file that the API may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ChangedFile {
-    /// The `sources_file` of a listener or a group, given by the text of its [`RuleOwner`].
+    /// The `sources_file` of a listener or a group, given by the text of its [`RuleOwner`]. With `sources_store`, the last good
+    /// copy, which a plan edits.
     Sources { owner: String },
+    /// The last good copy of the rules of a listener in the store of the fleet.
+    FleetRules { listener: String },
+    /// The last good copy of the fleet's ticket keys.
+    FleetTickets,
     /// `[admin] tokens_file`.
     Tokens,
     /// The file of `client_certificates` of a listener that holds a certificate, or that is to hold it.
@@ -47,7 +53,8 @@ pub(crate) struct FileChange {
     /// Whether to show only what would change.
     pub(crate) plan: bool,
     /// Who changes what, for the audit.
-    pub(crate) action: Action,
+    /// `None` for what the fleet has changed.
+    pub(crate) action: Option<Action>,
 }
 
 /// Edits a file. Receives its path, its content (`None` if it does not exist), the policy in force and the rules that are known
@@ -81,7 +88,7 @@ pub(crate) enum ChangeResult {
     /// The change is in force with this policy.
     Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid>, listeners: Vec<String> },
     /// The policy that the change leads to.
-    Planned { built: Box<Built>, listeners: Vec<String> },
+    Planned { built: Box<Built>, listeners: Vec<String>, edited: Edited },
 }
 
 /// A change whose policy is built and whose file is not written yet.
@@ -148,6 +155,12 @@ impl ChangedFile {
                     AdminResponse::conflict(message)
                 })
             }
+            Self::FleetRules { listener } => {
+                let configured = current.config.listeners.iter().find(|configured| configured.name == *listener);
+                let configured = configured.filter(|configured| configured.fleet_rules.is_some());
+                configured.and_then(|configured| configured.sources_file.clone()).ok_or_else(no_fleet)
+            }
+            Self::FleetTickets => current.config.fleet.as_ref().map(Fleet::tickets_file).ok_or_else(no_fleet),
             Self::Tokens => {
                 let file = current.config.admin.as_ref().and_then(|admin| admin.tokens_file.clone());
                 file.ok_or_else(|| {
@@ -169,10 +182,10 @@ impl ChangedFile {
     /// A 409 response if files were edited by hand, so that it has not.
     fn check_effect(&self, snapshot: &Snapshot, path: &Path) -> Result<(), AdminResponse> {
         match self {
-            Self::Sources { .. } | Self::Tokens if self.path(snapshot).is_ok_and(|named| named == path) => Ok(()),
-            Self::Sources { .. } | Self::Tokens => Err(AdminResponse::conflict(
-                "the configuration file was edited and names another file now; reload first",
-            )),
+            _ if self.is_named() && self.path(snapshot).is_ok_and(|named| named == path) => Ok(()),
+            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => Err(
+                AdminResponse::conflict("the configuration file was edited and names another file now; reload first"),
+            ),
             Self::Pin { listener, change } => match snapshot.named(listener) {
                 Some(policy) => pins::check_effect(policy, change, path),
                 None => Err(AdminResponse::conflict(format_args!(
@@ -183,11 +196,25 @@ impl ChangedFile {
     }
 
     /// The action as the audit shows it, once the effect of the change is known.
-    pub(crate) fn audited(&self, action: Action, change: &BuiltChange) -> Option<Action> {
+    pub(crate) fn audited(&self, action: Option<Action>, change: &BuiltChange) -> Option<Action> {
         match self {
-            Self::Sources { .. } | Self::Tokens => Some(action),
+            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => action,
             Self::Pin { .. } if change.write.is_empty() => None,
-            Self::Pin { listener, .. } => Some(action.with_other_listeners(listener, &change.listeners)),
+            Self::Pin { listener, .. } => Some(action?.with_other_listeners(listener, &change.listeners)),
+        }
+    }
+
+    /// Whether the configuration names the file by its path.
+    const fn is_named(&self) -> bool {
+        !matches!(self, Self::Pin { .. })
+    }
+
+    /// Whether the file may be missing: the first change creates it.
+    fn may_be_missing(&self, current: &Snapshot) -> bool {
+        match self {
+            Self::Sources { owner } => current.named(owner).is_some_and(|policy| policy.has_fleet_rules),
+            // Each new pin has a file of its own.
+            Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens | Self::Pin { .. } => true,
         }
     }
 
@@ -223,13 +250,13 @@ impl ChangedFile {
             Self::Pin { listener, .. } => {
                 snapshot.named(listener).map(|policy| report::client_certificates::etag(policy))
             }
-            Self::Tokens => None,
+            Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => None,
         }
     }
 
     const fn links(&self) -> Links {
         match self {
-            Self::Sources { .. } | Self::Tokens => Links::Followed,
+            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => Links::Followed,
             Self::Pin { .. } => Links::Refused,
         }
     }
@@ -249,7 +276,7 @@ pub(crate) fn build(
 ) -> Result<BuiltChange, AdminResponse> {
     let path = file.path(current)?;
     let mut files = Files::knowing(Arc::clone(&current.known_rules));
-    let before = read(&path, file, &mut files)?;
+    let before = read(&path, file.may_be_missing(current), &mut files)?;
     if let Some(in_force) = in_force
         && !in_force.has_same_content(&path, &files)
     {
@@ -279,10 +306,17 @@ pub(crate) fn build(
     file.check_effect(&built.snapshot, &path)?;
     let listeners = match file {
         ChangedFile::Pin { .. } => pins::changed_listeners(current, &built.snapshot),
-        ChangedFile::Sources { .. } | ChangedFile::Tokens => Vec::new(),
+        ChangedFile::Sources { .. }
+        | ChangedFile::FleetRules { .. }
+        | ChangedFile::FleetTickets
+        | ChangedFile::Tokens => Vec::new(),
     };
     let write = FileWrite { path, before, after, links };
     Ok(BuiltChange { built: Box::new(built), fingerprint, write, affected, listeners })
+}
+
+fn no_fleet() -> AdminResponse {
+    AdminResponse::conflict("the configuration has changed and no longer uses the fleet here")
 }
 
 fn invalid_configuration(problems: &Problems) -> AdminResponse {
@@ -290,16 +324,17 @@ fn invalid_configuration(problems: &Problems) -> AdminResponse {
     AdminResponse::error(ErrorKind::ReloadRejected, message)
 }
 
-fn read(path: &Path, file: &ChangedFile, files: &mut Files) -> Result<Option<Arc<[u8]>>, AdminResponse> {
-    let text = match file {
-        ChangedFile::Sources { .. } => files.read(path).map(Some),
-        // The first token creates the file, and each new pin has a file of its own.
-        ChangedFile::Tokens | ChangedFile::Pin { .. } => files.read_if_present(path),
-    };
+fn read(path: &Path, may_be_missing: bool, files: &mut Files) -> Result<Option<Arc<[u8]>>, AdminResponse> {
+    let text = if may_be_missing { files.read_if_present(path) } else { files.read(path).map(Some) };
     text.map_err(|why| AdminResponse::conflict(format_args!("{} {why}", path.display())))
 }
 
 impl FileWrite {
+    /// The new content of the file.
+    pub(crate) fn into_content(self) -> Option<Vec<u8>> {
+        self.after
+    }
+
     /// Whether the file stays as it is.
     fn is_empty(&self) -> bool {
         self.before.as_deref() == self.after.as_deref()

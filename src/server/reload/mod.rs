@@ -32,7 +32,9 @@ use crate::dns::{self, Lookup};
 use crate::policy::{Built, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::resolution::cache_file::CacheFile;
-use crate::server::reload::change::{BuiltChange, ChangeReply, ChangeResult, FileChange, FileWrite, PendingChange};
+use crate::server::reload::change::{
+    BuiltChange, ChangeReply, ChangeResult, Edited, FileChange, FileWrite, PendingChange,
+};
 use crate::server::reload::thread::PolicyThread;
 use crate::server::reload::watcher::Watcher;
 use crate::server::systemd;
@@ -310,10 +312,11 @@ impl Reloader {
         let built = built.await;
         let built = built.unwrap_or_else(|fault| Err(AdminResponse::error(ErrorKind::ServerError, fault)));
         match built {
-            Ok((BuiltChange { built, listeners, .. }, _)) if plan => {
+            Ok((BuiltChange { built, listeners, write, affected, .. }, _)) if plan => {
                 let Built { snapshot, warnings } = *built;
                 let built = Box::new(Built { snapshot: snapshot.planned(), warnings });
-                let _ = reply.send(Ok(ChangeResult::Planned { built, listeners }));
+                let edited = Edited { content: write.into_content(), affected };
+                let _ = reply.send(Ok(ChangeResult::Planned { built, listeners, edited }));
                 None
             }
             Ok((change, action)) => Some(PendingChange { change, action, reply }),

@@ -17,6 +17,7 @@ state = { directory = "state" }
 admin = { listen = ["unix:admin.sock", "127.0.0.1:9642"], metrics = "127.0.0.1:9643", hosts = ["portcullis.internal"], tokens_file = "tokens.toml", tls = { certificates = [{ cert = "server.crt", key = "server.key" }], client_ca = "ca.crt" }, token = [{ name = "ci", role = "operator", sha256 = "0000000000000000000000000000000000000000000000000000000000000000", expires_at = 2036-01-31T00:00:00Z, sources = ["10.0.0.0/8"] }] }
 reload = { watch = true, poll = "30s", revoke = "disconnect" }
 resolver = { digitalocean = { token_file = "do.token", endpoint = "https://api.digitalocean.com", ca = "ca.crt", refresh = "60s", addresses = "all" }, kubernetes = { kubeconfig = "kubeconfig", server = "https://10.0.0.1:6443", ca = "ca.crt", token_file = "k8s.token" } }
+fleet = { name = "prod", member = "proxy-1", store = "etcd", key_file = "fleet.key", ticket_rotation = "12h", etcd = { endpoints = ["https://10.0.0.1:2379"], ca = "ca.crt", cert = "user.crt", key = "user.key", user = "portcullis", password_file = "etcd.password", prefix = "/portcullis" }, kubernetes = { namespace = "shop" } }
 shutdown = { drain = "30s" }
 
 [[source_group]]
@@ -40,6 +41,7 @@ trusted_sources = [
     { type = "group", value = "web" },
 ]
 sources_file = "orders.sources"
+sources_store = "fleet"
 ca_bundle = "ca.crt"
 tls = { certificates = [{ cert = "server.crt", key = "server.key", key_passphrase_file = "right.txt" }], min_version = "1.2", client_auth = "optional", client_ca = ["ca.crt"], client_crl = "ca.crl", crl_expired = "refuse", anchor_validity = "enforce", client_certificates = "client*.crt", trusted_clients = ["cn:client", "email:app@example.com"], issuing_ca = { cert = "ca.crt", key = "ca.key" }, ticket_keys = "tickets.keys" }
 upstream = { address = ["127.0.0.1:5432", "unix:pg.sock"], connect_timeout = "5s", dial_retry = "2s", target = "any", tls = "verify-full", ca = "redis_ca.pem", anchor_validity = "enforce", cert = "user.crt", key = "user.key", key_passphrase_file = "user.txt", server_name = "db.internal", negotiation = "postgres", proxy_protocol = "off" }
@@ -117,7 +119,8 @@ const VALUES: [&str; 13] = [
     "7734077340773407734",
 ];
 
-const SECRET_KEYS: [&str; 5] = ["key", "key_passphrase_file", "ticket_keys", "token", "token_file"];
+const SECRET_KEYS: [&str; 7] =
+    ["key", "key_file", "key_passphrase_file", "password_file", "ticket_keys", "token", "token_file"];
 
 /// All values in the text that are not written as table headers, with their keys.
 fn values(text: &str) -> Vec<(String, Range<usize>)> {
@@ -267,9 +270,18 @@ fn content_of_an_invalid_file_is_never_printed() {
     let directory = tempfile::tempdir().unwrap();
     let key = "-----BEGIN PRIVATE KEY-----\nhunter2hunter2+hunter2\n-----END PRIVATE KEY-----\n";
     for content in [key, "hunter2", "hunter2 = \"hunter2", "[[rule]]\ntype = \"ip_addr\"\nvalue = hunter2\n"] {
-        for name in
-            ["server.key", "right.txt", "tickets.keys", "orders.sources", "ca.crt", "ca.crl", "server.crt", "user.key"]
-        {
+        for name in [
+            "server.key",
+            "right.txt",
+            "tickets.keys",
+            "orders.sources",
+            "ca.crt",
+            "ca.crl",
+            "server.crt",
+            "user.key",
+            "fleet.key",
+            "etcd.password",
+        ] {
             std::fs::write(directory.path().join(name), content).unwrap();
         }
         let output = messages(directory.path(), EVERY_KEY);

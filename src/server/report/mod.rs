@@ -376,6 +376,11 @@ pub(crate) fn plan(built: &Built, current: &Snapshot, registry: &ConnectionRegis
     })
 }
 
+/// The number of sessions that a policy would end.
+pub(crate) fn count_ended(snapshot: &Snapshot, registry: &ConnectionRegistry) -> usize {
+    EndedSessions::from_registry(snapshot, registry).0.len()
+}
+
 /// The sessions that a policy would end, and why.
 struct EndedSessions(Vec<(SessionInfo, Arc<LiveConnection>, Outcome)>);
 
@@ -408,7 +413,7 @@ pub(crate) fn differences(differences: &[Difference]) -> Value {
 }
 
 /// The session of a connection, unless it is closing.
-fn relaying(live: &LiveConnection) -> Option<SessionInfo> {
+pub(crate) fn relaying(live: &LiveConnection) -> Option<SessionInfo> {
     live.listed().filter(|listed| listed.state.is_relaying())
 }
 

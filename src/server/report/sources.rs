@@ -101,6 +101,11 @@ impl<'s> RuleList<'s> {
         self.listeners.iter().filter_map(|policy| policy.usage.of(item)).map(|used| used.last).max()
     }
 
+    /// Whether the rules that are not in the configuration are in the store of the fleet.
+    fn is_in_fleet(&self) -> bool {
+        matches!(self.owner, RuleOwner::Listener(_)) && self.listeners.iter().any(|policy| policy.has_fleet_rules)
+    }
+
     /// Whether a listener admits no client.
     fn admits_nobody(&self) -> bool {
         self.listeners.iter().any(|policy| admits_nobody(policy))
@@ -257,10 +262,17 @@ fn rule_json(list: &RuleList<'_>, rule: &Rule, sessions: &HashMap<Item, u64>) ->
         "description": rule.description,
         "created_at": rule.origin.created_at().map(seconds),
         "expires_at": rule.expires_at.map(seconds),
-        "origin": rule.origin.code(),
+        "origin": origin(list, rule),
         "sessions": sessions.get(&item).copied().unwrap_or_default(),
         "last_used": list.last_used(&item).map(seconds),
     })
+}
+
+fn origin(list: &RuleList<'_>, rule: &Rule) -> &'static str {
+    match rule.origin {
+        Origin::SourcesFile { .. } if list.is_in_fleet() => "fleet",
+        Origin::SourcesFile { .. } | Origin::Configuration => rule.origin.code(),
+    }
 }
 
 /// Adds `state` and `detail`, and for a host or a cloud source `addresses_count` and, if there are not too many, `addresses`.

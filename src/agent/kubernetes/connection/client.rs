@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::header::RETRY_AFTER;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client as HttpClient, Error as HttpError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -38,10 +38,10 @@ pub(super) fn build(config: Config) -> Result<Client, String> {
         let limit = Limit::of(&request);
         let (again, http) = (repeated(&request), http.clone());
         async move {
-            let answer = match http.request(request).await {
+            let answer = match (http.request(request).await, again) {
                 // The server has closed a connection that was kept for the next request.
-                Err(error) if !error.is_connect() => http.request(again).await,
-                answer => answer,
+                (Err(error), Some(again)) if !error.is_connect() => http.request(again).await,
+                (answer, _) => answer,
             };
             bounded(answer, limit).await
         }
@@ -54,21 +54,24 @@ pub(super) fn build(config: Config) -> Result<Client, String> {
     Ok(Client::new(service, config.default_namespace))
 }
 
-/// A copy of a request. All requests of this resolver are GET requests without a body.
-fn repeated(request: &Request<Body>) -> Request<Body> {
+/// A copy of a GET request, which has no body. A write is not repeated, because it may have been performed.
+fn repeated(request: &Request<Body>) -> Option<Request<Body>> {
+    if request.method() != Method::GET {
+        return None;
+    }
     let mut copy = Request::new(Body::empty());
     request.uri().clone_into(copy.uri_mut());
     request.headers().clone_into(copy.headers_mut());
-    copy
+    Some(copy)
 }
 
-/// The body of an answer with the status 200.
+/// The body of an answer with a status of success.
 ///
 /// # Errors
 /// [`Rejected`] for another status. kube takes the status from the body, which may state another one or none.
 async fn bounded(answer: Result<Response<Incoming>, HttpError>, limit: Limit) -> Result<Response<Bounded>, BoxError> {
     let answer = answer?;
-    if answer.status() == StatusCode::OK {
+    if matches!(answer.status(), StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED) {
         return Ok(answer.map(|inner| Bounded { inner, limit, used: 0 }));
     }
     let code = answer.status().as_u16();

@@ -18,11 +18,11 @@ use crate::fault;
 use crate::resolution::settings::KubernetesSettings;
 
 /// How the API server of the settings is reached. All watches share it.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     settings: Arc<KubernetesSettings>,
     state: Mutex<State>,
     /// Bounds the memory of lists that are read at the same time.
-    pub(super) lists: Semaphore,
+    pub(crate) lists: Semaphore,
 }
 
 #[derive(Default)]
@@ -34,19 +34,19 @@ struct State {
 }
 
 /// A client, and the generation of its credentials.
-pub(super) struct Connected {
-    pub(super) client: Client,
-    pub(super) generation: u64,
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    pub(crate) generation: u64,
 }
 
 impl Connection {
-    pub(super) fn new(settings: KubernetesSettings) -> Self {
+    pub(crate) fn new(settings: KubernetesSettings) -> Self {
         let (settings, state) = (Arc::new(settings), Mutex::new(State::default()));
         Self { settings, state, lists: Semaphore::new(MAX_CONCURRENT_LISTS) }
     }
 
     /// The client. The files are read again after [`REREAD`].
-    pub(super) async fn client(&self) -> Result<Connected, Failure> {
+    pub(crate) async fn client(&self) -> Result<Connected, Failure> {
         let mut state = self.state.lock().await;
         if state.read_at.is_none_or(|read_at| read_at.elapsed() >= REREAD) {
             self.read(&mut state).await.map_err(Failure::unavailable)?;
@@ -59,7 +59,7 @@ impl Connection {
 
     /// Reads the files again, because the server has rejected the token of this generation. Returns whether the credentials
     /// are others now.
-    pub(super) async fn renew(&self, rejected: u64) -> bool {
+    pub(crate) async fn renew(&self, rejected: u64) -> bool {
         let mut state = self.state.lock().await;
         if state.generation == rejected {
             // An error keeps the credentials, which the server has rejected.

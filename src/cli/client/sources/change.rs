@@ -1,7 +1,5 @@
 //! `portcullis sources append` and `sources replace`.
 
-use std::fmt::Write as _;
-
 use hyper::Method;
 use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
@@ -9,9 +7,10 @@ use time::{Duration, OffsetDateTime};
 use crate::cli::client::AdminClient;
 use crate::cli::client::http::{Call, encoded};
 use crate::cli::client::json_view::JsonView;
+use crate::cli::client::members::confirm;
 use crate::cli::client::reply::Reply;
 use crate::cli::client::sources::rule::GivenRule;
-use crate::cli::client::sources::{Place, Plan, plan};
+use crate::cli::client::sources::{Options, Place, plan};
 use crate::cli::{Failure, hint, print, print_json};
 use crate::source::group::RuleOwner;
 use crate::timestamp;
@@ -42,11 +41,12 @@ impl Addition<'_> {
     }
 }
 
-pub(crate) fn append(client: &AdminClient, place: &Place, new: &Addition<'_>, plan: Plan) -> Result<(), Failure> {
+pub(crate) fn append(client: &AdminClient, place: &Place, new: &Addition<'_>, options: Options) -> Result<(), Failure> {
     let call = Change { method: Method::POST, target: place.target(), body: Some(new.in_json()), if_match: None };
-    let Some(body) = call.send(client, place, plan)? else { return Ok(()) };
+    let Some(body) = call.send(client, place, options)? else { return Ok(()) };
     if place.json {
-        return print_json(&body);
+        print_json(&body)?;
+        return confirm(&body, &place.listener);
     }
     let now = OffsetDateTime::now_utc();
     let rules = JsonView(&body).list("rules");
@@ -54,7 +54,7 @@ pub(crate) fn append(client: &AdminClient, place: &Place, new: &Addition<'_>, pl
     if new.ttl.is_some() && rules.clone().any(|rule| was_there(rule, new.ttl, now)) {
         hint("a rule that was there already keeps its expiry time; remove it first to change that");
     }
-    Ok(())
+    confirm(&body, &place.listener)
 }
 
 /// `cache: added ip_addr:203.0.113.7 (3f2a9c41), expires in 2h`. A rule that was there before has its own expiry time.
@@ -82,19 +82,22 @@ pub(crate) fn named(rule: JsonView<'_>) -> String {
     format!("{}:{} ({uuid})", rule.text_or_dash("type"), rule.text_or_dash("value"))
 }
 
-pub(crate) fn replace(client: &AdminClient, place: &Place, rules: &[GivenRule], plan: Plan) -> Result<(), Failure> {
+pub(crate) fn replace(
+    client: &AdminClient,
+    place: &Place,
+    rules: &[GivenRule],
+    options: Options,
+) -> Result<(), Failure> {
     let body = json!({ "rules": rules.iter().map(GivenRule::in_json).collect::<Vec<_>>() });
     let call = Change { method: Method::PUT, target: place.target(), body: Some(body), if_match: None };
-    if call.send(client, place, plan)?.is_none() {
-        return Ok(());
-    }
-    let mut text = format!("{}: the sources_file now has ", place.listener);
-    let _ = match rules {
-        [] => writeln!(text, "no rules"),
-        [rule] => writeln!(text, "1 rule: {rule}"),
-        rules => writeln!(text, "{} rules", rules.len()),
+    let Some(body) = call.send(client, place, options)? else { return Ok(()) };
+    let count = match rules {
+        [] => "no rules".to_owned(),
+        [rule] => format!("1 rule ({rule})"),
+        rules => format!("{} rules", rules.len()),
     };
-    report(client, place, &text)
+    report(client, place, &format!("{}: now has {count} besides those of the configuration\n", place.listener))?;
+    confirm(&body, &place.listener)
 }
 
 /// Prints the result of a change without a reply, and warns if nobody is admitted now.
@@ -139,10 +142,10 @@ pub(crate) struct Change {
 
 impl Change {
     /// Sends the change and returns the body of the reply. With `--plan`, prints the plan and returns `None`.
-    pub(crate) fn send(self, client: &AdminClient, place: &Place, plan: Plan) -> Result<Option<Value>, Failure> {
-        let reply = self.reply(client, plan)?;
+    pub(crate) fn send(self, client: &AdminClient, place: &Place, options: Options) -> Result<Option<Value>, Failure> {
+        let reply = self.reply(client, options)?;
         let body = reply.into_listener_body()?;
-        if plan.plan {
+        if options.plan.plan {
             plan::show(&body, &place.listener, place.json)?;
             return Ok(None);
         }
@@ -150,9 +153,9 @@ impl Change {
     }
 
     /// Sends the change.
-    pub(crate) fn reply(self, client: &AdminClient, plan: Plan) -> Result<Reply, Failure> {
+    pub(crate) fn reply(self, client: &AdminClient, options: Options) -> Result<Reply, Failure> {
         let Self { method, target, body, if_match } = self;
-        let target = if plan.plan { format!("{target}?plan=true") } else { target };
+        let target = options.query(&target);
         client.call(Call { method, target: &target, body: body.as_ref(), if_match: if_match.as_deref() })
     }
 }

@@ -8,7 +8,7 @@ use crate::cli::client::AdminClient;
 use crate::cli::client::json_view::JsonView;
 use crate::cli::client::sources::change::Change;
 use crate::cli::client::sources::remove::{RuleSelector, Selection, change_selected};
-use crate::cli::client::sources::{Place, Plan};
+use crate::cli::client::sources::{Options, Place, is_changeable};
 
 /// New values of a rule. What is `None` stays as it is.
 #[derive(Debug)]
@@ -33,11 +33,11 @@ pub(crate) fn edit(
     place: &Place,
     selector: &RuleSelector,
     edit: &Edit<'_>,
-    options: Plan,
+    options: Options,
 ) -> Result<(), Failure> {
     let selection = Selection { place, rules: std::slice::from_ref(selector), done: "changed" };
     change_selected(client, &selection, options, |_, list, if_match| {
-        let rules = JsonView(list).list("rules").filter(|rule| rule.text("origin").as_deref() == Some("file"));
+        let rules = JsonView(list).list("rules").filter(|rule| is_changeable(*rule));
         let rules: Vec<Value> = rules.map(|rule| edit.in_json(rule, selector.selects(rule))).collect();
         Change { method: Method::PUT, target: place.target(), body: Some(json!({ "rules": rules })), if_match }
     })

@@ -7,11 +7,15 @@ pub(crate) mod plan;
 pub(crate) mod remove;
 pub(crate) mod rule;
 
+use std::time::Duration;
+
 use clap::{ArgGroup, Args, Subcommand};
 
 use crate::cli::client::AdminClient;
 use crate::cli::client::args::Running;
-use crate::cli::client::http::encoded;
+use crate::cli::client::http::{encoded, with_query};
+use crate::cli::client::json_view::JsonView;
+use crate::cli::client::members::parse_wait;
 use crate::cli::client::sources::change::{Addition, append, replace};
 use crate::cli::client::sources::edit::{Edit, Expiry, edit};
 use crate::cli::client::sources::remove::{RuleSelector, remove};
@@ -25,12 +29,12 @@ pub(crate) enum SourcesCommand {
         #[command(flatten)]
         place: Place,
     },
-    /// Add rules to the sources_file of a listener or a group
+    /// Add rules to a listener or a group, in its sources_file or in the store of the fleet
     #[command(long_about = APPEND)]
     Append(Box<AppendArgs>),
-    /// Change description and expiry of a rule in the sources_file of a listener or a group; its sessions stay open
+    /// Change description and expiry of a rule of a listener or a group; its sessions stay open
     Edit(Box<EditArgs>),
-    /// Remove rules from the sources_file of a listener or a group; sessions that only they admit are closed
+    /// Remove rules from a listener or a group; sessions that only they admit are closed
     Remove {
         #[command(flatten)]
         place: Place,
@@ -41,20 +45,20 @@ pub(crate) enum SourcesCommand {
         #[arg(id = "rule_options", long = "rule", value_name = "TYPE:VALUE", value_delimiter = ',')]
         rule_options: Vec<RuleSelector>,
         #[command(flatten)]
-        plan: Plan,
+        options: Options,
     },
-    /// Replace all rules in the sources_file of a listener or a group
+    /// Replace all rules of a listener or a group in its sources_file or in the store of the fleet
     #[command(group(ArgGroup::new("replacement").args(["rules", "rule_options", "none"]).required(true).multiple(true)))]
     Replace {
         #[command(flatten)]
         place: Place,
         #[command(flatten)]
         rules: Rules,
-        /// Remove all rules, so that the sources_file admits nobody
+        /// Remove all of them, so that only rules of the configuration admit clients
         #[arg(long, conflicts_with_all = ["rules", "rule_options"])]
         none: bool,
         #[command(flatten)]
-        plan: Plan,
+        options: Options,
     },
 }
 
@@ -75,7 +79,7 @@ pub(crate) struct AppendArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_positive_duration_text)]
     ttl: Option<String>,
     #[command(flatten)]
-    plan: Plan,
+    options: Options,
 }
 
 #[derive(Debug, Args)]
@@ -100,7 +104,7 @@ pub(crate) struct EditArgs {
     #[arg(long)]
     no_expiry: bool,
     #[command(flatten)]
-    plan: Plan,
+    options: Options,
 }
 
 /// The listener or the group, and how to reach its program.
@@ -133,6 +137,29 @@ pub(crate) struct Plan {
     pub(crate) plan: bool,
 }
 
+/// How a change is made.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+    /// Wait up to this time, such as 5s, until all members of the fleet have the change in force; exit 1 if one has not
+    #[arg(long, value_name = "DURATION", value_parser = parse_wait, conflicts_with = "plan")]
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Options {
+    /// The path with the parameters of the query.
+    pub(crate) fn query(self, path: &str) -> String {
+        let wait = self.wait.map(|wait| format!("{}ms", wait.as_millis()));
+        with_query(path, &[("plan", self.plan.plan.then_some("true")), ("wait", wait.as_deref())])
+    }
+}
+
+/// Whether a rule can be changed by commands: it is in the `sources_file` or in the store of the fleet.
+pub(crate) fn is_changeable(rule: JsonView<'_>) -> bool {
+    matches!(rule.text("origin").as_deref(), Some("file" | "fleet"))
+}
+
 impl Rules {
     fn all(&self) -> Vec<GivenRule> {
         self.rules.iter().chain(&self.rule_options).cloned().collect()
@@ -154,28 +181,28 @@ pub(crate) fn run(command: &SourcesCommand) -> Result<(), Failure> {
     match command {
         SourcesCommand::List { place } => list::list(&place.client()?, place),
         SourcesCommand::Append(args) => {
-            let AppendArgs { place, rules, my_address, description, ttl, plan } = &**args;
+            let AppendArgs { place, rules, my_address, description, ttl, options } = &**args;
             let client = place.client()?;
             let mut rules = rules.all();
             if *my_address {
                 rules.push(own_address(&client)?);
             }
             let addition = Addition { rules: &rules, description: description.as_deref(), ttl: ttl.as_deref() };
-            append(&client, place, &addition, *plan)
+            append(&client, place, &addition, *options)
         }
         SourcesCommand::Edit(args) => {
-            let EditArgs { place, rule, description, ttl, expires_at, no_expiry, plan } = &**args;
+            let EditArgs { place, rule, description, ttl, expires_at, no_expiry, options } = &**args;
             let ttl = ttl.as_deref().map(Expiry::Ttl);
             let expiry = ttl.or(expires_at.as_deref().map(Expiry::At)).or(no_expiry.then_some(Expiry::Never));
-            edit(&place.client()?, place, rule, &Edit { description: description.as_deref(), expiry }, *plan)
+            edit(&place.client()?, place, rule, &Edit { description: description.as_deref(), expiry }, *options)
         }
-        SourcesCommand::Remove { place, rules, rule_options, plan } => {
+        SourcesCommand::Remove { place, rules, rule_options, options } => {
             let removals: Vec<_> = rules.iter().chain(rule_options).cloned().collect();
-            remove(&place.client()?, place, &removals, *plan)
+            remove(&place.client()?, place, &removals, *options)
         }
         // `none` has no further effect: clap has checked that it stands for an empty list.
-        SourcesCommand::Replace { place, rules, none: _, plan } => {
-            replace(&place.client()?, place, &rules.all(), *plan)
+        SourcesCommand::Replace { place, rules, none: _, options } => {
+            replace(&place.client()?, place, &rules.all(), *options)
         }
     }
 }
@@ -192,7 +219,7 @@ const NO_ADDRESS: &str = "--my-address: the program does not know an address of 
                           use --url, or write the address";
 
 const APPEND: &str = "\
-Add rules to the sources_file of a listener or a group. They are in force when the command ends. A rule that is there already stays as it is.
+Add rules to a listener or a group, in its sources_file or in the store of the fleet. They are in force when the command ends. A rule that is there already stays as it is.
 
 A CI runner admits itself for two hours with `portcullis sources append LISTENER --my-address --ttl 2h --url URL`. It needs no \
 clean-up: the rule and its sessions end after that time.";

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::cli::client::json_view::JsonView;
+use crate::cli::client::members::missing_members;
 use crate::cli::difference::{MAX_SHOWN, count, omitted, sessions};
 use crate::cli::{Failure, print, print_json};
 
@@ -37,6 +38,9 @@ fn to_text(body: &Value, listener: &str) -> String {
     } else {
         let _ = writeln!(out, "{ended}");
     }
+    if let Some(fleet) = plan.object("fleet") {
+        let _ = writeln!(out, "{}", at_members(fleet));
+    }
     if plan.list("sessions_ended").next().is_some() {
         out.push_str(&sessions(plan));
     }
@@ -44,6 +48,19 @@ fn to_text(body: &Value, listener: &str) -> String {
         let _ = writeln!(out, "warning: {warning}");
     }
     out
+}
+
+/// The sessions of all members of the fleet, this one included.
+fn at_members(fleet: JsonView<'_>) -> String {
+    match fleet.0.get("sessions_ended_count").and_then(Value::as_u64) {
+        Some(1) => "in the fleet: 1 session would end".to_owned(),
+        Some(count) => format!("in the fleet: {count} sessions would end"),
+        None => {
+            let missing = fleet.0.get("missing").map(missing_members).filter(|missing| !missing.is_empty());
+            let why = missing.map(|missing| format!(": no answer from {missing}")).unwrap_or_default();
+            format!("in the fleet: unknown{why}")
+        }
+    }
 }
 
 /// `ip_addr:203.0.113.7 (office)`.

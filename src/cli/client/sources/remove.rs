@@ -10,9 +10,10 @@ use crate::cli::Failure;
 use crate::cli::client::AdminClient;
 use crate::cli::client::http::{Call, encoded};
 use crate::cli::client::json_view::JsonView;
+use crate::cli::client::members::confirm;
 use crate::cli::client::sources::change::{Change, named, report};
 use crate::cli::client::sources::rule::{GivenRule, GivenRuleError};
-use crate::cli::client::sources::{Place, Plan, plan};
+use crate::cli::client::sources::{Options, Place, is_changeable, plan};
 
 /// A rule of a listener, by its UUID or its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub(crate) fn remove(
     client: &AdminClient,
     place: &Place,
     removals: &[RuleSelector],
-    options: Plan,
+    options: Options,
 ) -> Result<(), Failure> {
     let selection = Selection { place, rules: removals, done: "removed" };
     change_selected(client, &selection, options, |split, _, etag| split.removal(place, etag))
@@ -76,7 +77,7 @@ pub(crate) struct Selection<'a> {
 pub(crate) fn change_selected(
     client: &AdminClient,
     selection: &Selection<'_>,
-    options: Plan,
+    options: Options,
     change: impl Fn(&Split<'_>, &Value, Option<String>) -> Change,
 ) -> Result<(), Failure> {
     let Selection { place, rules, done } = *selection;
@@ -91,11 +92,12 @@ pub(crate) fn change_selected(
             continue;
         }
         let body = reply.into_body()?;
-        if options.plan {
+        if options.plan.plan {
             return plan::show(&body, &place.listener, place.json);
         }
         let lines = split.selected.iter().map(|rule| format!("{}: {done} {}\n", place.listener, named(*rule)));
-        return report(client, place, &lines.collect::<String>());
+        report(client, place, &lines.collect::<String>())?;
+        return confirm(&body, &place.listener);
     }
     Err(Failure::Failed(format!(
         "{}: nothing was {done}: other clients changed the rules during each of {MAX_ATTEMPTS} attempts; try again",
@@ -117,7 +119,7 @@ impl<'a> Split<'a> {
     /// If one of the selectors selects no rule of the file.
     fn of(list: &'a Value, selectors: &[RuleSelector], done: &str) -> Result<Self, String> {
         let (in_file, elsewhere): (Vec<_>, Vec<_>) =
-            JsonView(list).list("rules").partition(|rule| rule.text("origin").as_deref() == Some("file"));
+            JsonView(list).list("rules").partition(|rule| is_changeable(*rule));
         for selector in selectors {
             if in_file.iter().any(|rule| selector.selects(*rule)) {
                 continue;
@@ -127,7 +129,7 @@ impl<'a> Split<'a> {
                     format!("nothing was {done}: {selector} is in the configuration file; edit it there and reload")
                 }
                 Some(_) => {
-                    format!("nothing was {done}: {selector} is not in the sources_file; edit it where it is set")
+                    format!("nothing was {done}: {selector} cannot be changed by commands; edit it where it is set")
                 }
                 None => format!("nothing was {done}: there is no rule {selector}; see portcullis sources list"),
             });

@@ -18,10 +18,24 @@ use crate::cli::output::table::Table;
 use crate::cli::{Failure, print, print_json};
 use crate::timestamp;
 
-pub(crate) fn status(running: &Running, with_rotation: bool, as_json: bool) -> Result<(), Failure> {
+/// What `status` shows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown {
+    pub(crate) rotation: bool,
+    /// With `rotation`, of all members of the fleet.
+    pub(crate) fleet: bool,
+    pub(crate) json: bool,
+}
+
+pub(crate) fn status(running: &Running, shown: Shown) -> Result<(), Failure> {
+    let Shown { rotation: with_rotation, fleet, json: as_json } = shown;
     let client = AdminClient::find(running)?;
     let now = OffsetDateTime::now_utc();
-    let body = client.get(if with_rotation { "/v1/rotation" } else { "/v1/status" })?;
+    let body = client.get(match (with_rotation, fleet) {
+        (true, true) => "/v1/rotation?fleet=true",
+        (true, false) => "/v1/rotation",
+        (false, _) => "/v1/status",
+    })?;
     if as_json {
         return print_json(&body);
     }
@@ -62,7 +76,10 @@ fn to_text(body: &Value, denials: Option<&Value>, now: OffsetDateTime) -> String
     if let Some(agent) = status.object("agent") {
         line(&mut out, "agent", &self::agent(agent, now));
     }
-    let _ = write!(out, "{}\n{}", faults(status, now), listeners(status, denials, now));
+    if let Some(fleet) = status.object("fleet") {
+        line(&mut out, "fleet", &self::fleet(fleet, now));
+    }
+    let _ = write!(out, "{}{}\n{}", fleet_rules(status), faults(status, now), listeners(status, denials, now));
     let _ = write!(out, "{}{}{}", upstreams(status, now), source_groups(status), dns_sources(status, now));
     let _ = write!(out, "{}{}", cloud_sources(status, now), shields(status, now));
     out
@@ -81,7 +98,7 @@ fn descriptors(status: JsonView<'_>, now: OffsetDateTime) -> Option<String> {
     Some(format!("{connections} of at most {max} (limit of open files: {limit}){paused}"))
 }
 
-/// The process that resolves cloud sources.
+/// The process that resolves cloud sources and reaches the store of the fleet.
 fn agent(agent: JsonView<'_>, now: OffsetDateTime) -> String {
     let age = agent.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
     let restarts = match agent.number("restarts") {
@@ -92,8 +109,51 @@ fn agent(agent: JsonView<'_>, now: OffsetDateTime) -> String {
     let error = agent.text("last_error").map(|error| format!("; last error: {error}")).unwrap_or_default();
     match agent.text("state").as_deref() {
         Some("up") => format!("up{age}{restarts}{error}"),
-        _ => format!("DOWN{age}: cloud sources keep their last good addresses{restarts}{error}"),
+        _ => format!(
+            "DOWN{age}: cloud sources keep their last good addresses, and the rules of the fleet stay in force{restarts}{error}"
+        ),
     }
+}
+
+/// The fleet and its store.
+fn fleet(fleet: JsonView<'_>, now: OffsetDateTime) -> String {
+    let age = fleet.time("since").map(|at| format!(" for {}", since(at, now))).unwrap_or_default();
+    let state = fleet.text_or_dash("store");
+    let detail = fleet.text("detail").map(|detail| format!(": {detail}")).unwrap_or_default();
+    let store = match state.as_str() {
+        "up" => format!("store up{age}"),
+        _ => format!("store {}{age}; the last good rules stay in force{detail}", state.to_uppercase()),
+    };
+    let members = fleet.object("members");
+    let count = |key: &str| members.map_or(0, |members| members.number(key));
+    let members = match count("unknown") {
+        0 => format!("{} members", count("live")),
+        unknown => format!("{} members, {unknown} UNKNOWN", count("live").saturating_add(unknown)),
+    };
+    let duplicate = match fleet.flag("duplicate") {
+        Some(true) => "; ANOTHER PROCESS HAS THE NAME OF THIS MEMBER",
+        Some(false) | None => "",
+    };
+    format!("{}, {members}, {store}{duplicate}", fleet.text_or_dash("name"))
+}
+
+/// A line for each listener whose rules in the store are not in force; empty if there is none.
+fn fleet_rules(status: JsonView<'_>) -> String {
+    let mut out = String::new();
+    for listener in status.list("listeners") {
+        let Some(rules) = listener.object("fleet_rules") else { continue };
+        let state = rules.text_or_dash("state");
+        let what = match (state.as_str(), rules.flag("has_copy")) {
+            ("in_force", _) => continue,
+            (_, Some(false)) => {
+                format!("{state}: no rules of the fleet are known here, so none of them admits a client")
+            }
+            _ => format!("{state}: the last good rules stay in force"),
+        };
+        let detail = rules.text("detail").map(|detail| format!(" ({detail})")).unwrap_or_default();
+        line(&mut out, "fleet rules", &format!("{} {what}{detail}", listener.text_or_dash("name")));
+    }
+    out
 }
 
 /// Internal faults, which are defects of Portcullis to report; empty if there are none.

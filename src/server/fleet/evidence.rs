@@ -1,0 +1,200 @@
+//! The use of certificates and rules at all members.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::control::response::AdminResponse;
+use crate::fault;
+use crate::fleet::command::{Answer, CommandTask};
+use crate::server::fleet::ask::Answers;
+use crate::server::fleet::report::missing;
+use crate::server::fleet::write::{fleet_of, unavailable};
+use crate::server::fleet::{FleetService, PART};
+
+/// What all members have answered, for every caller that has waited for it.
+type Shared = Result<Arc<Answers>, String>;
+
+/// Asks all members for their evidence, one question at a time.
+///
+/// Callers that come during a question share the next one. So an answer is never older than its question, and callers at one
+/// member, however many, cost the others little.
+#[derive(Debug)]
+pub(crate) struct EvidenceQueue {
+    /// The question that has not begun yet.
+    next: Mutex<Option<watch::Receiver<Option<Shared>>>>,
+    turn: Semaphore,
+    /// When the last question began.
+    asked_at: Mutex<Option<Instant>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Default for EvidenceQueue {
+    fn default() -> Self {
+        Self { next: Mutex::default(), turn: Semaphore::new(1), asked_at: Mutex::default(), tasks: Mutex::default() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FleetService {
+    /// The evidence of all members, as it is after this call.
+    async fn evidence(self: &Arc<Self>, member: &str) -> Shared {
+        let mut waiting = {
+            let mut next = lock(&self.evidence.next);
+            // One that has failed before its turn has no sender any more.
+            let _ = next.take_if(|waiting| waiting.has_changed().is_err());
+            let waiting = next.get_or_insert_with(|| {
+                let (answer, waiting) = watch::channel(None);
+                let (service, member) = (Arc::clone(self), member.to_owned());
+                let mut tasks = lock(&self.evidence.tasks);
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn(async move {
+                    let asked = fault::contained(PART, service.ask_for_evidence(&member)).await;
+                    answer.send_replace(Some(asked.unwrap_or_else(|fault| Err(fault.to_string()))));
+                });
+                waiting
+            });
+            waiting.clone()
+        };
+        let answered = waiting.wait_for(Option::is_some).await;
+        let answered = answered.ok().and_then(|answered| answered.clone());
+        answered.unwrap_or_else(|| Err("the question was not asked".to_owned()))
+    }
+
+    async fn ask_for_evidence(&self, member: &str) -> Shared {
+        let _turn = self.evidence.turn.acquire().await.map_err(|closed| closed.to_string())?;
+        let earliest = lock(&self.evidence.asked_at).map(|asked_at| asked_at + MIN_INTERVAL);
+        if let Some(earliest) = earliest {
+            sleep_until(earliest).await;
+        }
+        *lock(&self.evidence.asked_at) = Some(Instant::now());
+        // Whoever comes from now on may know of a use that these answers do not have.
+        drop(lock(&self.evidence.next).take());
+        self.ask(member, CommandTask::Evidence, TIMEOUT).await.map(Arc::new)
+    }
+
+    /// The use of certificates and rules at all members. `own` is the report of this one.
+    ///
+    /// # Errors
+    /// The response to the caller.
+    pub(crate) async fn rotation(self: &Arc<Self>, mut own: Value) -> Result<Value, AdminResponse> {
+        let fleet = fleet_of(self)?;
+        if self.believed.borrow().is_none() {
+            return Err(self.no_store());
+        }
+        let answers = self.evidence(&fleet.member).await.map_err(unavailable)?;
+        let items = own.get_mut("items").map(Value::take).and_then(|items| match items {
+            Value::Array(items) => Some(items),
+            _ => None,
+        });
+        let mut all = Vec::new();
+        let mut incomplete = Vec::new();
+        let mut known = BTreeMap::new();
+        for mut item in items.unwrap_or_default() {
+            // The answer of this member has its use too.
+            without_use(&mut item);
+            known.insert(identity(&item), all.len());
+            all.push(item);
+        }
+        for (member, answer) in &answers.by_member {
+            let Answer::Evidence { items, is_complete } = answer else { continue };
+            if !is_complete {
+                incomplete.push(member);
+            }
+            for item in items {
+                match known.get(&identity(item)).and_then(|index| all.get_mut(*index)) {
+                    Some(sum) => add(sum, item),
+                    None => {
+                        let mut item = item.clone();
+                        set(&mut item, "only_at", json!(member));
+                        known.insert(identity(&item), all.len());
+                        all.push(item);
+                    }
+                }
+            }
+        }
+        if !answers.missing.is_empty() || !incomplete.is_empty() {
+            // No use is known, and there may be one at a member whose use is not all known.
+            for item in all.iter_mut().filter(|item| number(item, "sessions") == 0) {
+                set(item, "sessions", Value::Null);
+            }
+        }
+        let members: Vec<_> = answers.by_member.keys().collect();
+        set(&mut own, "items", Value::Array(all));
+        set(&mut own, "members", json!(members));
+        set(&mut own, "missing", missing(&answers.missing));
+        set(&mut own, "incomplete", json!(incomplete));
+        Ok(own)
+    }
+}
+
+/// What the items of different members have in common if they are the same.
+fn identity(item: &Value) -> [String; 4] {
+    ["listener", "kind", "name", "sha256"]
+        .map(|key| item.get(key).and_then(Value::as_str).unwrap_or_default().to_owned())
+}
+
+fn without_use(item: &mut Value) {
+    for (key, value) in [
+        ("sessions", json!(0)),
+        ("first_used", Value::Null),
+        ("last_used", Value::Null),
+        ("last_users", json!([])),
+        ("clients", json!([])),
+        ("more_clients", json!(0)),
+    ] {
+        set(item, key, value);
+    }
+}
+
+/// Adds the use at another member.
+fn add(sum: &mut Value, other: &Value) {
+    for key in ["sessions", "more_clients"] {
+        let total = number(sum, key).saturating_add(number(other, key));
+        set(sum, key, json!(total));
+    }
+    // Times in RFC 3339 with the same precision and offset are ordered as text.
+    let text = |item: &Value, key: &str| item.get(key).and_then(Value::as_str).map(str::to_owned);
+    let first = [text(sum, "first_used"), text(other, "first_used")].into_iter().flatten().min();
+    let last = [text(sum, "last_used"), text(other, "last_used")].into_iter().flatten().max();
+    set(sum, "first_used", json!(first));
+    set(sum, "last_used", json!(last));
+    for (key, most) in [("clients", MAX_CLIENTS), ("last_users", MAX_LAST_USERS)] {
+        let list = |item: &Value| item.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+        let mut both = [list(sum), list(other)].concat();
+        let omitted = both.len().saturating_sub(most);
+        both.truncate(most);
+        set(sum, key, Value::Array(both));
+        if key == "clients" {
+            let more = number(sum, "more_clients").saturating_add(u64::try_from(omitted).unwrap_or(u64::MAX));
+            set(sum, "more_clients", json!(more));
+        }
+    }
+}
+
+fn number(item: &Value, key: &str) -> u64 {
+    item.get(key).and_then(Value::as_u64).unwrap_or_default()
+}
+
+fn set(item: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = item.as_object_mut() {
+        fields.insert(key.to_owned(), value);
+    }
+}
+
+/// How long the members may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time between two questions.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+const MAX_CLIENTS: usize = 5;
+const MAX_LAST_USERS: usize = 8;
