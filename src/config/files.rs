@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::config::credential;
+use crate::config::systemd_credential;
 use crate::config::rule_cache::{KnownRules, RuleCache};
 use crate::digest::{Sha256, sha256};
 use crate::permissions;
@@ -226,7 +226,7 @@ impl Files {
     pub fn is_open_to_others(&self, location: impl Into<Location>) -> bool {
         let location = location.into();
         let others = match &location {
-            Location::File(path) if credential::holds(path) || is_in_volume(path) => 0o004,
+            Location::File(path) if systemd_credential::holds(path) || is_in_volume(path) => 0o004,
             Location::File(_) | Location::Variable(_) => 0o044,
         };
         let inspected = match &location {

@@ -4,7 +4,6 @@
 //! and every value has its type. Certificate files are only named here; [`crate::policy`] reads them.
 
 pub(crate) mod admin;
-pub(crate) mod credential;
 pub(crate) mod document;
 pub(crate) mod edit;
 pub(crate) mod files;
@@ -20,6 +19,7 @@ pub(crate) mod rule_reader;
 pub(crate) mod shown;
 pub(crate) mod source_group;
 pub(crate) mod sources;
+pub(crate) mod systemd_credential;
 pub(crate) mod tls;
 pub(crate) mod upstream;
 pub(crate) mod url;

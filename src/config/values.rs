@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::addr::UpstreamAddr;
-use crate::config::credential;
+use crate::config::systemd_credential;
 use crate::config::document::Node;
 use crate::config::files::Location;
 use crate::config::{PathForm, SourcedFile, SourcedPem, shown};
@@ -87,7 +87,7 @@ impl Node<'_> {
             self.problem(IS_PEM);
             return None;
         }
-        match credential::named(text) {
+        match systemd_credential::named(text) {
             Some(name) => self.credential(name),
             None if text.is_empty() => {
                 self.expected(FILE);
@@ -174,11 +174,11 @@ impl Node<'_> {
     }
 
     fn credential(&self, name: &str) -> Option<PathBuf> {
-        if !credential::is_name(name) {
+        if !systemd_credential::is_name(name) {
             self.expected("a credential name without slashes and \"..\"");
             return None;
         }
-        let directory = credential::directory();
+        let directory = systemd_credential::directory();
         if directory.is_none() {
             let name = shown::credential(self.key(), name);
             let found = match &name {
