@@ -17,7 +17,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("descriptors", &[]),
     ("digest", &[]),
     ("jitter", &[]),
-    ("protocol", &["addr", "outcome"]),
+    ("protocol/redis", &[]),
+    ("protocol", &["addr", "outcome", "protocol/redis"]),
     ("source", &["addr", "timestamp"]),
     ("limit", &["addr", "outcome"]),
     ("token", &["addr", "digest", "source", "limit"]),
@@ -26,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("x509", &["printable", "timestamp", "digest"]),
     ("x509/chain", &["timestamp", "x509"]),
     ("identity", &["printable", "outcome", "timestamp", "x509", "x509/chain"]),
+    ("credential", &["timestamp", "digest", "x509", "identity"]),
     ("issuing", &["x509"]),
     ("tls", &["outcome", "protocol", "x509", "identity"]),
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
@@ -72,6 +74,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "outcome",
             "fault",
             "descriptors",
+            "protocol/redis",
             "protocol",
             "limit",
             "identity",
@@ -139,6 +142,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "outcome",
             "fault",
             "descriptors",
+            "protocol/redis",
             "protocol",
             "source",
             "limit",
@@ -274,7 +278,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Folders of decisions: no runtime, log, clock, disk or network.
-const PURE: &[&str] = &["addr", "outcome", "printable", "timestamp", "protocol", "source"];
+const PURE: &[&str] = &["addr", "outcome", "printable", "timestamp", "protocol", "source", "credential"];
 
 const IMPURE_WORDS: &[&str] =
     &["tokio", "tracing", "std::fs", "std::net::Tcp", "Instant::now", "SystemTime::now", "now_utc"];

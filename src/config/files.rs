@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::config::systemd_credential;
 use crate::config::rule_cache::{KnownRules, RuleCache};
+use crate::config::systemd_credential;
 use crate::digest::{Sha256, sha256};
 use crate::permissions;
 

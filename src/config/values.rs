@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::addr::UpstreamAddr;
-use crate::config::systemd_credential;
 use crate::config::document::Node;
 use crate::config::files::Location;
+use crate::config::systemd_credential;
 use crate::config::{PathForm, SourcedFile, SourcedPem, shown};
 use crate::limit::rate::{Rate, RateError};
 

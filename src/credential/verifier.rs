@@ -39,7 +39,9 @@ pub(crate) struct Parameters {
 /// Why a text is not a verifier. The texts contain nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum VerifierError {
-    #[error("is not of the form SCRAM-SHA-256$ITERATIONS:SALT$STOREDKEY:SERVERKEY; make one with portcullis password add")]
+    #[error(
+        "is not of the form SCRAM-SHA-256$ITERATIONS:SALT$STOREDKEY:SERVERKEY; make one with portcullis password add"
+    )]
     Form,
     #[error("has {0} iterations; use {MIN_ITERATIONS} to {MAX_ITERATIONS}")]
     Iterations(u32),

@@ -37,7 +37,7 @@ impl FromIterator<ClientPattern> for TrustedClients {
 }
 
 /// One entry of `trusted_clients`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ClientPattern {
     /// `cn:app`
     Common(String),
@@ -56,6 +56,32 @@ pub enum ClientPattern {
 }
 
 impl ClientPattern {
+    /// The pattern that matches this name only.
+    pub(crate) fn of_name(name: SubjectName<'_>) -> Option<Self> {
+        match name {
+            SubjectName::Common(name) => Some(Self::Common(name.to_owned())),
+            SubjectName::Dns(name) => Some(Self::Dns(name.to_ascii_lowercase())),
+            SubjectName::Email(name) => Some(Self::Email(with_domain_in_lower_case(name))),
+            SubjectName::Sha256(digits) => digits.parse().map(Self::Sha256).ok(),
+            SubjectName::Uri(name) => Some(Self::Uri(name.to_owned())),
+        }
+    }
+
+    /// This pattern, and every wider one that may include it. A path of a wider one has at most `longest_path` bytes.
+    pub(crate) fn and_wider(&self, longest_path: usize) -> Vec<Self> {
+        let mut all = vec![self.clone()];
+        match self {
+            Self::Dns(name) => all.extend(name.split_once('.').map(|(_, rest)| Self::DnsBelow(rest.to_owned()))),
+            Self::Uri(name) | Self::UriBelow(name) => {
+                let paths = name.match_indices('/').filter_map(|(slash, _)| name.get(..=slash));
+                let paths = paths.take_while(|path| path.len() <= longest_path);
+                all.extend(paths.map(|path| Self::UriBelow(path.to_owned())).filter(|wider| wider != self));
+            }
+            Self::Common(_) | Self::DnsBelow(_) | Self::Email(_) | Self::Sha256(_) => {}
+        }
+        all
+    }
+
     /// Whether every client that matches `other` matches this pattern too.
     pub fn includes(&self, other: &Self) -> bool {
         match (self, other) {
@@ -66,7 +92,7 @@ impl ClientPattern {
         }
     }
 
-    fn matches(&self, name: SubjectName<'_>) -> bool {
+    pub(crate) fn matches(&self, name: SubjectName<'_>) -> bool {
         match (self, name) {
             (Self::Common(pattern), SubjectName::Common(name)) | (Self::Uri(pattern), SubjectName::Uri(name)) => {
                 pattern == name

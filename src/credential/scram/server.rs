@@ -147,7 +147,9 @@ fn chosen_binding(mechanism: Mechanism, header: &str, data: Option<&[u8]>) -> Re
     match (flag, mechanism, data) {
         ("n", Mechanism::Scram, _) | ("y", Mechanism::Scram, None) => Ok(header.as_bytes().to_vec()),
         ("y", Mechanism::Scram, Some(_)) => Err(ServerError::Downgrade),
-        ("n" | "y", Mechanism::ScramPlus, _) => Err(ServerError::Malformed("no channel binding with SCRAM-SHA-256-PLUS")),
+        ("n" | "y", Mechanism::ScramPlus, _) => {
+            Err(ServerError::Malformed("no channel binding with SCRAM-SHA-256-PLUS"))
+        }
         (_, Mechanism::Scram, _) if flag.starts_with("p=") => {
             Err(ServerError::Malformed("channel binding with SCRAM-SHA-256"))
         }
@@ -186,10 +188,7 @@ mod tests {
     #[test]
     fn exchange_of_rfc_7677_is_accepted() {
         let (exchange, first) = begin(Mechanism::Scram, CLIENT_FIRST, None).unwrap();
-        assert_eq!(
-            first,
-            "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
-        );
+        assert_eq!(first, "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096");
         let other = Verifier::of("other", verifier().parameters);
         let proven = exchange.finish(CLIENT_FINAL.as_bytes(), &[other, verifier()]).unwrap();
         assert_eq!(proven.index, 1);

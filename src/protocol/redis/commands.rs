@@ -240,7 +240,10 @@ fn start(bytes: &[u8]) -> Start {
     };
     let left = arguments - 1;
     if !NAME_LENGTHS.contains(&size) {
-        return Start::Other { length: name_at, rest: Rest { body: size.saturating_add(LINE_END), left, ..Rest::default() } };
+        return Start::Other {
+            length: name_at,
+            rest: Rest { body: size.saturating_add(LINE_END), left, ..Rest::default() },
+        };
     }
     let Some(name) = bytes.get(name_at..name_at + size) else { return Start::Incomplete };
     let (length, rest) = (name_at + size, Rest { body: LINE_END, left, ..Rest::default() });
@@ -588,10 +591,15 @@ mod tests {
     #[test]
     fn commands_that_authenticate_are_found_between_others() {
         let get = array(&[b"GET", b"key"]);
-        let stream = [&get[..], &array(&[b"auth", b"p\r\n"]), &get, &array(&[b"Hello", b"3", b"AUTH", b"u", b"p"]), &get];
+        let stream =
+            [&get[..], &array(&[b"auth", b"p\r\n"]), &get, &array(&[b"Hello", b"3", b"AUTH", b"u", b"p"]), &get];
         let expected = [&get[..], b"<auth p\r\n>", &get, b"<Hello 3 AUTH u p>", &get];
         assert_followed(&stream.concat(), &expected.concat(), false);
-        assert_followed(b"AUTH 'a b'\r\n \"\\x41UTH\" \"p\\n\\\"\"\nHELLO\r\n*1\r\n$4\r\nAUTH\r\n", b"<AUTH a b><AUTH p\n\"><HELLO><AUTH>", false);
+        assert_followed(
+            b"AUTH 'a b'\r\n \"\\x41UTH\" \"p\\n\\\"\"\nHELLO\r\n*1\r\n$4\r\nAUTH\r\n",
+            b"<AUTH a b><AUTH p\n\"><HELLO><AUTH>",
+            false,
+        );
         assert_followed(b"*2\rX$4\rXAUTHXX$1\rXpXXPING\r\n", b"<AUTH p>PING\r\n", false);
     }
 

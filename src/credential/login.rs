@@ -1,0 +1,183 @@
+//! How a client has authenticated, and whether that still holds.
+
+use std::fmt;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::credential::clients::{Client, Clients, Password};
+use crate::timestamp;
+use crate::x509::subject_name::SubjectName;
+
+/// How a client has authenticated. A session keeps it, and is judged again by it.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(crate) client: Arc<Client>,
+    pub(crate) by: Proof,
+}
+
+/// What a client has authenticated with.
+#[derive(Clone, Debug)]
+pub(crate) enum Proof {
+    /// One of its passwords.
+    Password(Arc<Password>),
+    /// A verified certificate that matches one of its `certificates`.
+    Certificate,
+}
+
+/// Why a login no longer holds. The text has the names of user and password, and nothing of a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RevokedLogin {
+    user: String,
+    why: WhyRevoked,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum WhyRevoked {
+    ClientRemoved,
+    ClientDisabled,
+    /// No password has this ID, or another one has it.
+    PasswordRemoved(String),
+    PasswordExpired(String, OffsetDateTime),
+    /// The certificate is not one of the client.
+    Certificate,
+}
+
+impl Login {
+    /// When the login ends even if the clients stay as they are.
+    pub(crate) fn until(&self) -> Option<OffsetDateTime> {
+        match &self.by {
+            Proof::Password(password) => password.expires_at,
+            Proof::Certificate => None,
+        }
+    }
+
+    /// Whether both are the same login under the same clients. One that was judged by other clients is another one.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        let is_same_proof = match (&self.by, &other.by) {
+            (Proof::Password(one), Proof::Password(other)) => Arc::ptr_eq(one, other),
+            (Proof::Certificate, Proof::Certificate) => true,
+            (Proof::Password(_), Proof::Certificate) | (Proof::Certificate, Proof::Password(_)) => false,
+        };
+        is_same_proof && Arc::ptr_eq(&self.client, &other.client)
+    }
+}
+
+impl Clients {
+    /// Returns the login as these clients have it. `names` are those of the verified certificate that the client has now.
+    ///
+    /// # Errors
+    /// If these clients would not accept it.
+    pub(crate) fn judge<'a>(
+        &self,
+        login: &Login,
+        names: impl IntoIterator<Item = SubjectName<'a>>,
+        now: OffsetDateTime,
+    ) -> Result<Login, RevokedLogin> {
+        let user = &login.client.user;
+        let revoked = |why| RevokedLogin { user: user.clone(), why };
+        let client = self.by_user(user).ok_or_else(|| revoked(WhyRevoked::ClientRemoved))?;
+        if client.is_disabled {
+            return Err(revoked(WhyRevoked::ClientDisabled));
+        }
+        let by = match &login.by {
+            Proof::Password(known) => {
+                let password = client.password(&known.id).filter(|password| password.verifier == known.verifier);
+                let password = password.ok_or_else(|| revoked(WhyRevoked::PasswordRemoved(known.id.clone())))?;
+                if let Some(end) = password.expires_at.filter(|_| password.is_expired(now)) {
+                    return Err(revoked(WhyRevoked::PasswordExpired(known.id.clone(), end)));
+                }
+                Proof::Password(Arc::clone(password))
+            }
+            Proof::Certificate => match self.by_certificate(names) {
+                Ok(Some(owner)) if Arc::ptr_eq(owner, client) => Proof::Certificate,
+                Ok(_) | Err(_) => return Err(revoked(WhyRevoked::Certificate)),
+            },
+        };
+        Ok(Login { client: Arc::clone(client), by })
+    }
+}
+
+/// Completes "credential_revoked: …". Fits a policy in force and one that is only planned.
+impl fmt::Display for RevokedLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user, why } = self;
+        match why {
+            WhyRevoked::ClientRemoved => write!(f, "the client {user:?} is not in clients_file"),
+            WhyRevoked::ClientDisabled => write!(f, "the client {user:?} is disabled"),
+            WhyRevoked::PasswordRemoved(id) => {
+                write!(f, "the password {id} of {user:?} is not in clients_file, or another one has its ID")
+            }
+            WhyRevoked::PasswordExpired(id, end) => {
+                write!(f, "the password {id} of {user:?} expired at {}", timestamp::seconds(*end))
+            }
+            WhyRevoked::Certificate => write!(f, "the certificate is not one of the client {user:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+
+    use super::*;
+    use crate::credential::clients::fixtures::{client, clients, password};
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn by_password(clients: &Clients, user: &str, id: &str) -> Login {
+        let client = Arc::clone(clients.by_user(user).unwrap());
+        let by = Proof::Password(Arc::clone(client.password(id).unwrap()));
+        Login { client, by }
+    }
+
+    fn why(judged: Result<Login, RevokedLogin>) -> String {
+        judged.unwrap_err().to_string()
+    }
+
+    fn app(passwords: impl IntoIterator<Item = Password>) -> Clients {
+        clients([client("app", passwords)])
+    }
+
+    #[test]
+    fn login_by_password_holds_while_the_same_password_is_valid() {
+        let before = app([password("p1", "one"), password("p2", "two")]);
+        let login = by_password(&before, "app", "p1");
+        assert!(before.judge(&login, [], NOW).unwrap().is_same_as(&login));
+        assert_eq!(login.until(), None);
+
+        let end = NOW + Duration::HOUR;
+        let ending = app([Password { expires_at: Some(end), ..password("p1", "one") }]);
+        let renewed = ending.judge(&login, [], NOW).unwrap();
+        assert_eq!(renewed.until(), Some(end));
+        assert!(!renewed.is_same_as(&login));
+        assert_eq!(why(ending.judge(&renewed, [], end)), "the password p1 of \"app\" expired at 1970-01-01T01:00:00Z");
+
+        let removed = "the password p1 of \"app\" is not in clients_file, or another one has its ID";
+        assert_eq!(why(app([password("p2", "two")]).judge(&login, [], NOW)), removed);
+        assert_eq!(why(app([password("p1", "other")]).judge(&login, [], NOW)), removed);
+        assert_eq!(why(Clients::default().judge(&login, [], NOW)), "the client \"app\" is not in clients_file");
+        let disabled = Client { is_disabled: true, ..client("app", [password("p1", "one")]) };
+        assert_eq!(why(clients([disabled]).judge(&login, [], NOW)), "the client \"app\" is disabled");
+    }
+
+    #[test]
+    fn login_by_certificate_holds_while_the_certificate_belongs_to_the_client() {
+        let with =
+            |user: &str, pattern: &str| Client { certificates: vec![pattern.parse().unwrap()], ..client(user, []) };
+        let before = clients([with("app", "cn:app"), client("web", [])]);
+        let login = Login { client: Arc::clone(before.by_user("app").unwrap()), by: Proof::Certificate };
+        let names = [SubjectName::Common("app"), SubjectName::Dns("app.internal")];
+        assert!(before.judge(&login, names, NOW).is_ok());
+        let other = "the certificate is not one of the client \"app\"";
+        assert_eq!(why(before.judge(&login, [], NOW)), other, "it is no longer verified");
+        for changed in [
+            clients([client("app", []), with("web", "cn:app")]),
+            clients([client("app", [password("p1", "one")])]),
+            clients([with("app", "cn:app"), with("web", "dns:app.internal")]),
+        ] {
+            assert_eq!(why(changed.judge(&login, names, NOW)), other);
+        }
+        assert!(clients([with("app", "dns:*.internal")]).judge(&login, names, NOW).is_ok());
+    }
+}
