@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::addr::ListenAddr;
+use crate::config::credentials::credentials;
 use crate::config::document::{Node, Section};
 use crate::config::fleet::Fleet;
 use crate::config::limits::limits;
@@ -95,6 +96,7 @@ impl<'a> Listeners<'a> {
         let upstream = section
             .require("upstream", "\"host:port\" or \"unix:/path\"")
             .and_then(|node| upstream(&node, protocol, self.directory));
+        let credentials = credentials(&section, protocol, self.directory);
         let limits = limits(section.section("limits"));
         let proxies = proxies(&section);
         let shield = section.get("shield").and_then(|node| node.choice(&SHIELDS));
@@ -103,6 +105,7 @@ impl<'a> Listeners<'a> {
         section.add_misplaced_keys("write it in [listener.tls]", &OF_TLS);
         section.add_misplaced_keys("write it in [listener.limits]", &OF_LIMITS);
         section.add_misplaced_keys("write it in [listener.upstream]", &OF_UPSTREAM);
+        section.add_misplaced_keys("write it in [listener.credentials]", &OF_CREDENTIALS);
         section.finish();
         let listen = listen?;
         let access = |listen: &Listen| match (&listen.address, listen.access) {
@@ -122,6 +125,7 @@ impl<'a> Listeners<'a> {
             shield: shield.unwrap_or_default(),
             tls: tls?,
             upstream: upstream?,
+            credentials: credentials?,
             limits,
             revoke: revoke.unwrap_or(self.revoke),
             plaintext_cancel,
@@ -309,6 +313,8 @@ const OF_LIMITS: [&str; 8] = [
     "dead_peer_timeout",
 ];
 const OF_UPSTREAM: [&str; 5] = ["connect_timeout", "dial_retry", "target", "server_name", "negotiation"];
+
+const OF_CREDENTIALS: [&str; 3] = ["clients_file", "upstream_user", "upstream_password_file"];
 
 const NAME: &str = "a name of 1 to 63 lower-case letters, digits and hyphens, such as \"cache\"";
 

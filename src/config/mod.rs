@@ -4,6 +4,7 @@
 //! and every value has its type. Certificate files are only named here; [`crate::policy`] reads them.
 
 pub(crate) mod admin;
+pub(crate) mod credentials;
 pub(crate) mod document;
 pub(crate) mod edit;
 pub(crate) mod files;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::admin::Admin;
+use crate::config::credentials::CredentialSettings;
 use crate::config::files::{Files, Location};
 use crate::config::fleet::Fleet;
 use crate::config::problem::{Position, Problem, Problems};
@@ -144,6 +146,8 @@ pub struct Listener {
     /// `[listener.tls]`; `None` if TLS is off.
     pub tls: Option<Tls>,
     pub upstream: Upstream,
+    /// `[listener.credentials]`; `None` if clients authenticate to the database themselves.
+    pub credentials: Option<CredentialSettings>,
     pub limits: Limits,
     /// The listener's own `revoke`, or that of `[reload]`.
     pub revoke: Revoke,
@@ -302,10 +306,14 @@ impl SourcedFile {
 /// Adds to a read error what to do about it, if that is known.
 fn with_fix(why: &str, key: &str, location: &Location) -> String {
     let Location::File(path) = location else { return why.to_owned() };
-    match permissions::fix_for_reading(path, shown::is_secret(key)) {
+    let is_clients_file = key.ends_with("clients_file");
+    match permissions::fix_for_reading(path, shown::is_secret(key) || is_clients_file) {
         Some(fix) => format!("{why}; run: {fix}"),
         None if !path.exists() && key.ends_with("sources_file") => {
             format!("{why}; create it with \"rule = []\", or fix the path")
+        }
+        None if !path.exists() && is_clients_file => {
+            format!("{why}; create it with portcullis password add USER -f FILE, or fix the path")
         }
         None if !path.exists() => format!("{why}; create it, or fix the path"),
         None => why.to_owned(),
@@ -446,6 +454,7 @@ impl Config {
         let (listeners, mut file_problems) = readers.read(&root, &mut positions);
         root.add_misplaced_keys("write [listener.upstream], below its [[listener]]", &["upstream"]);
         root.add_misplaced_keys("write [listener.tls], below its [[listener]]", &["tls"]);
+        root.add_misplaced_keys("write [listener.credentials], below its [[listener]]", &["credentials"]);
         root.add_misplaced_keys("write [listener.limits], below its [[listener]]", &["limits"]);
         root.add_misplaced_keys("write [listener.proxy_protocol], below its [[listener]]", &["proxy_protocol"]);
         root.add_misplaced_keys(

@@ -11,7 +11,7 @@ use crate::source::rule::Source;
 
 /// Keys whose values hold or name a secret, in any table. Everything below such a key is secret too. The list includes keys of
 /// features that are not available yet, because operators may already write them.
-const SECRET_KEYS: [&str; 15] = [
+const SECRET_KEYS: [&str; 16] = [
     "ca_key",
     "key",
     "key_file",
@@ -21,6 +21,7 @@ const SECRET_KEYS: [&str; 15] = [
     "password",
     "password_file",
     "passwords",
+    "scram",
     "secret",
     "ticket_keys",
     "token",
@@ -99,13 +100,16 @@ fn is_purpose(name: &str) -> bool {
     name.split(['-', '_', '.']).all(|word| PURPOSES.contains(&word))
 }
 
-const PURPOSES: [&str; 14] = [
+const PURPOSES: [&str; 17] = [
     "client",
+    "db",
     "digitalocean",
     "key",
     "keys",
     "kubernetes",
     "passphrase",
+    "password",
+    "passwords",
     "portcullis",
     "private",
     "server",
@@ -149,7 +153,7 @@ fn is_file_name(text: &str) -> bool {
     text.bytes().all(is_plain) && extension.is_some_and(|extension| KEY_FILES.contains(&extension))
 }
 
-const KEY_FILES: [&str; 8] = ["crt", "key", "keys", "pass", "passphrase", "pem", "token", "txt"];
+const KEY_FILES: [&str; 9] = ["crt", "key", "keys", "pass", "passphrase", "password", "pem", "token", "txt"];
 
 /// Whether a text is PEM content instead of a file name.
 pub(crate) fn is_pem(text: &str) -> bool {

@@ -182,7 +182,7 @@ fn check_passwords(client: &Client, index: usize, salts: SaltRule, errors: &mut 
 /// Why a text is not the name of a user. Completes "expected …".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UserNameError {
-    #[error("a user name, which is not empty")]
+    #[error("a user name that is not empty")]
     Empty,
     #[error("a user name of at most {MAX_USER} bytes, but it has {0}")]
     Long(usize),

@@ -41,6 +41,7 @@ use crate::config::files::Files;
 use crate::config::problem::{Problem, Problems};
 use crate::config::rule_cache::KnownRules;
 use crate::config::{Config, Limits, Loaded, Revoke, Shield};
+use crate::credential::credentials::Credentials;
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::settings::ClientAuth;
 use crate::identity::trusted_clients::TrustedClients;
@@ -141,6 +142,9 @@ pub struct ListenerPolicy {
     /// The CA with which the admin API issues client certificates.
     pub(crate) issuing: Option<Arc<IssuingCa>>,
     pub upstream: Arc<Upstream>,
+    /// Who may authenticate, and how the listener authenticates to the database; `None` if clients authenticate to the database
+    /// themselves. The same value as long as nothing in it changes.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     pub limits: Limits,
     /// Shared by all generations, as are `handshakes`, `usage` and `metrics`.
     sessions: Arc<SessionLimiter>,

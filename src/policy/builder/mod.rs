@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod chains;
+pub(crate) mod credentials;
 pub(crate) mod fleet;
 pub(crate) mod groups;
 pub(crate) mod issuing;
@@ -65,6 +66,7 @@ impl Builder<'_> {
         let shown = inputs.map(|inputs| inputs.chains.as_slice()).unwrap_or_default();
         let upstream_tls = self.upstream(before, shown);
         let ca_bundle = self.ca_bundle();
+        let credentials = self.credentials(before);
         let (Server { tls, anchors, pins, issuing, inputs }, upstream_tls) = (server?, upstream_tls?);
         let sources = self.sources();
         self.warn_about_listener(&sources.trusted);
@@ -86,6 +88,7 @@ impl Builder<'_> {
             pins,
             issuing,
             upstream: Arc::new(Upstream::new(listener, upstream_tls, before.map(|before| &*before.upstream))),
+            credentials: credentials?,
             limits: listener.limits,
             handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),
             max_handshakes: listener.limits.max_handshakes.unwrap_or_else(|| built_in_limit(limit_of_open_files())),

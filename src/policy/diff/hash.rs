@@ -1,13 +1,16 @@
 //! A digest of the effective configuration, by which machines with the same configuration are recognised.
 
 use std::path::{Path, absolute};
+use std::sync::Arc;
 
 use crate::config::{Config, Listener};
-use crate::policy::Snapshot;
+use crate::credential::clients::{Client, Password};
+use crate::policy::diff::credentials::CLIENTS_FILE;
 use crate::policy::diff::fleet;
 use crate::policy::diff::setting::Setting;
 use crate::policy::diff::settings;
 use crate::policy::diff::value::Value;
+use crate::policy::{ListenerPolicy, Snapshot};
 use crate::source::rule::Rule;
 use crate::timestamp;
 use crate::x509::certificate::Certificate;
@@ -42,6 +45,7 @@ impl Snapshot {
             let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
             trust.extend(of_trusted(policy.certificates()));
             trust.extend(policy.revocation_lists().iter().map(|list| format!("crl {}", sha256_hex(list.der()))));
+            trust.extend(of_clients(policy));
             trust.sort_unstable();
             trust.dedup();
             trust.iter().for_each(|line| add_line(&mut text, line));
@@ -62,9 +66,11 @@ impl Snapshot {
         for policy in listeners {
             let Some(listener) = self.listener(policy) else { continue };
             let settings = settings::of_listener(listener, policy);
-            add(&mut text, &policy.name, settings.iter().filter(|setting| !is_built_in(setting, listener)), &directory);
+            let counts = |setting: &&Setting| !is_built_in(setting, listener) && !is_absent(setting);
+            add(&mut text, &policy.name, settings.iter().filter(counts), &directory);
             let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
             trust.extend(of_trusted(policy.certificates()));
+            trust.extend(of_clients(policy));
             add_sorted(&mut text, trust);
         }
         let mut groups: Vec<_> = self.groups.iter().collect();
@@ -84,11 +90,18 @@ fn is_built_in(setting: &Setting, listener: &Listener) -> bool {
     setting.key == MAX_HANDSHAKES && listener.limits.max_handshakes.is_none()
 }
 
+/// Whether the setting did not exist in earlier versions and is not set, so that the hash does not depend on the version.
+fn is_absent(setting: &Setting) -> bool {
+    setting.key == CLIENTS_FILE && setting.value == Value::Unset
+}
+
 fn add<'a>(text: &mut String, scope: &str, settings: impl Iterator<Item = &'a Setting>, directory: &Directory) {
     for Setting { key, value, .. } in settings {
         let values: &[String] = match value {
             Value::Unset => &[],
-            Value::One(value) | Value::TicketKeys { file: value, .. } => std::slice::from_ref(value),
+            Value::One(value) | Value::TicketKeys { file: value, .. } | Value::Passwords { file: value, .. } => {
+                std::slice::from_ref(value)
+            }
             Value::Many(values) => values,
         };
         add_line(text, &format!("{scope} {key} {}", values.len()));
@@ -118,6 +131,22 @@ fn of_rule(rule: &Rule) -> String {
 fn of_trusted<'a>(certificates: impl Iterator<Item = (&'static str, &'a Certificate)>) -> impl Iterator<Item = String> {
     let trusted = certificates.filter(|(role, _)| !PRESENTED.contains(role));
     trusted.map(|(role, certificate)| format!("{role} {}", certificate.sha256))
+}
+
+/// The clients that may authenticate.
+fn of_clients(policy: &ListenerPolicy) -> Vec<String> {
+    let credentials = policy.credentials.as_ref();
+    let of = |client: &Arc<Client>| {
+        let Client { user, passwords, certificates, upstream_user, is_disabled } = &**client;
+        let password = |password: &Arc<Password>| {
+            let Password { id, verifier, created_at: _, expires_at } = &**password;
+            format!("password {user} {id} {verifier} {:?}", expires_at.map(timestamp::seconds))
+        };
+        let certificates: Vec<_> = certificates.iter().map(ToString::to_string).collect();
+        let settings = format!("client {user} {certificates:?} {upstream_user:?} {is_disabled}");
+        passwords.iter().map(password).chain([settings]).collect::<Vec<_>>()
+    };
+    credentials.into_iter().flat_map(|credentials| credentials.clients.iter()).flat_map(of).collect()
 }
 
 /// The directory of the configuration file, as it begins absolute paths.

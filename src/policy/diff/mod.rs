@@ -3,6 +3,7 @@
 //! Both policies are flattened to the same keys with their effective values ([`settings`]), and the two lists are compared. The
 //! flattening destructures every configuration type by name, so a new field does not compile until it has a key.
 
+pub(crate) mod credentials;
 pub(crate) mod fleet;
 pub(crate) mod hash;
 pub(crate) mod resolvers;
@@ -34,6 +35,7 @@ impl Snapshot {
             let [Some(old), Some(new)] = sides else { continue };
             let sides = [settings::of_listener(old, before), settings::of_listener(new, policy)];
             differences.extend(compare(Some(&*policy.name), &sides));
+            differences.extend(credentials::compare(&policy.name, [&before.credentials, &policy.credentials]));
             differences.extend(sources::compare(
                 &policy.name,
                 [before, policy].map(|policy| &*policy.sources.trusted),
@@ -86,7 +88,12 @@ impl ListenerPolicy {
             (Some(tls), Some(before)) => Arc::ptr_eq(tls, before),
             (tls, before) => tls.is_none() && before.is_none(),
         };
+        let is_same_credentials = match (&self.credentials, &before.credentials) {
+            (Some(credentials), Some(before)) => Arc::ptr_eq(credentials, before),
+            (credentials, before) => credentials.is_none() && before.is_none(),
+        };
         self.name == before.name
+            && is_same_credentials
             && is_same_tls
             && is_same_upstream
             && self.bind_addrs == before.bind_addrs

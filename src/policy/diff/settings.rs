@@ -15,6 +15,7 @@ use crate::config::{
 use crate::identity::settings::ClientAuth;
 use crate::limit::rate::Rate;
 use crate::policy::ListenerPolicy;
+use crate::policy::diff::credentials::of_credentials;
 use crate::policy::diff::setting::{Setting, graded, list, optional, plain};
 use crate::policy::diff::value::{Exposure, Value, duration, milliseconds, path};
 use crate::policy::diff::{fleet, resolvers};
@@ -121,6 +122,7 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
         shield,
         tls,
         upstream,
+        credentials,
         limits,
         revoke,
         plaintext_cancel,
@@ -145,6 +147,7 @@ pub(crate) fn of_listener(listener: &Listener, policy: &ListenerPolicy) -> Vec<S
     ];
     all.extend(tls.iter().flat_map(|tls| of_tls(tls, policy)));
     all.extend(of_upstream(upstream, *protocol));
+    all.extend(of_credentials(credentials.as_ref(), policy));
     all.extend(of_limits(limits, policy));
     if *protocol == Protocol::Postgres {
         all.push(graded("postgres.plaintext_cancel", plaintext_cancel, u64::from(*plaintext_cancel)));

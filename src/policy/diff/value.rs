@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
+use crate::credential::upstream_passwords::UpstreamPasswords;
 use crate::identity::trusted_clients::ClientPattern;
 use crate::printable;
 use crate::tls::tickets::TicketKeys;
@@ -23,6 +24,8 @@ pub(crate) enum Value {
     Many(Vec<String>),
     /// A file of ticket keys, which are compared and never shown.
     TicketKeys { file: String, keys: TicketKeys },
+    /// A file of passwords, which are compared and never shown.
+    Passwords { file: String, passwords: UpstreamPasswords },
 }
 
 /// How much access a setting grants, for the comparison of two values of one key.
@@ -89,9 +92,12 @@ pub(crate) fn to_text(old: Option<&Value>, new: Option<&Value>) -> (Option<Strin
         };
         return (only(old, new), only(new, old));
     }
-    let other_keys = match (old, new) {
+    let changed = match (old, new) {
         (Some(Value::TicketKeys { file: old, .. }), Some(Value::TicketKeys { file: new, .. })) if old == new => {
             " (keys changed)"
+        }
+        (Some(Value::Passwords { file: old, .. }), Some(Value::Passwords { file: new, .. })) if old == new => {
+            " (passwords changed)"
         }
         _ => "",
     };
@@ -99,9 +105,9 @@ pub(crate) fn to_text(old: Option<&Value>, new: Option<&Value>) -> (Option<Strin
         Value::Unset => None,
         Value::One(text) => Some(text.clone()),
         Value::Many(list) => Some(list.join(SEPARATOR)).filter(|list| !list.is_empty()),
-        Value::TicketKeys { file, .. } => Some(file.clone()),
+        Value::TicketKeys { file, .. } | Value::Passwords { file, .. } => Some(file.clone()),
     };
-    (old.and_then(shown), new.and_then(shown).map(|new| new + other_keys))
+    (old.and_then(shown), new.and_then(shown).map(|new| new + changed))
 }
 
 /// Formats a duration as in the configuration: `1m30s`.

@@ -48,6 +48,7 @@ upstream = { address = ["127.0.0.1:5432", "unix:pg.sock"], connect_timeout = "5s
 proxy_protocol = { trusted = ["10.9.0.5"], health_checks = ["10.9.0.5"] }
 limits = { max_connections = 1000, max_connections_per_source = 50, connection_rate_per_source = "20/s", handshake_timeout = "10s", idle_timeout = "0s", half_close_timeout = "5m", dead_peer_timeout = "5m", max_handshakes = 0 }
 postgres = { plaintext_cancel = true }
+credentials = { clients_file = "clients.toml", upstream_user = "owner", upstream_password_file = "db.password" }
 
 [[listener]]
 name = "local"
@@ -281,6 +282,8 @@ fn content_of_an_invalid_file_is_never_printed() {
             "user.key",
             "fleet.key",
             "etcd.password",
+            "clients.toml",
+            "db.password",
         ] {
             std::fs::write(directory.path().join(name), content).unwrap();
         }
