@@ -6,6 +6,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::addr::{ClientAddr, ClientOrigin};
+use crate::credential::login::{Login, RevokedLogin};
 use crate::identity::client_verifier::{ClientIdentity, PresentedIdentity};
 use crate::identity::verified::VerifiedIdentity;
 use crate::outcome::{Outcome, Reason};
@@ -21,6 +22,8 @@ pub struct Permit {
     pub source_match: SourceMatch,
     /// The verified identity; `None` without a client certificate.
     pub identity: Option<Arc<VerifiedIdentity>>,
+    /// How the client has authenticated; see [`Self::with_login`].
+    pub(crate) login: Option<Login>,
 }
 
 /// Why a client is denied.
@@ -34,6 +37,8 @@ pub enum Denial {
     Source(Untrusted),
     /// The client certificate is missing or not accepted.
     Identity(Outcome),
+    /// The client has authenticated, but not with a credential that the policy has.
+    Login(RevokedLogin),
 }
 
 impl Snapshot {
@@ -104,7 +109,12 @@ impl Snapshot {
             return Err(Denial::Proxy(via));
         }
         let admitted = policy.sources.admit(from.client, now).map_err(Denial::Source)?;
-        Ok(Permit { policy: Arc::clone(policy), source_match: admitted.source_match().clone(), identity: None })
+        Ok(Permit {
+            policy: Arc::clone(policy),
+            source_match: admitted.source_match().clone(),
+            identity: None,
+            login: None,
+        })
     }
 }
 
@@ -147,6 +157,23 @@ impl ListenerPolicy {
 }
 
 impl Permit {
+    /// Adds the decision about how the client has authenticated. A client that has not is admitted: it authenticates later, or
+    /// its session is older than `[listener.credentials]`. Without this section every login is kept as it is.
+    ///
+    /// # Errors
+    /// If the credential is removed, expired or disabled.
+    pub(crate) fn with_login(mut self, login: Option<&Login>, now: OffsetDateTime) -> Result<Self, Denial> {
+        self.login = match (&self.policy.credentials, login) {
+            (Some(credentials), Some(login)) => {
+                let names = self.identity.iter().flat_map(|identity| identity.names());
+                Some(credentials.clients.judge(login, names, now).map_err(Denial::Login)?)
+            }
+            (None, login) => login.cloned(),
+            (Some(_), None) => None,
+        };
+        Ok(self)
+    }
+
     /// Adds the decision about the identity.
     fn with_identity(mut self, identity: Result<ClientIdentity, Outcome>) -> Result<Self, Denial> {
         self.identity = match identity.map_err(Denial::Identity)? {
@@ -165,6 +192,7 @@ impl Denial {
             Self::Proxy(via) => Outcome::new(Reason::UntrustedSource, announced_by(via, PRESENT.proxy)),
             Self::Source(untrusted) => Outcome::new(Reason::UntrustedSource, untrusted),
             Self::Identity(outcome) => outcome,
+            Self::Login(revoked) => Outcome::new(Reason::CredentialRevoked, revoked),
         }
     }
 
@@ -184,6 +212,7 @@ impl Denial {
             Self::Proxy(via) => Outcome::new(Reason::SourceRevoked, announced_by(via, text.proxy)),
             Self::Source(untrusted @ Untrusted { expired: Some(_) }) => Outcome::new(Reason::RuleExpired, untrusted),
             Self::Source(Untrusted { expired: None }) => Outcome::new(Reason::SourceRevoked, text.no_rule),
+            Self::Login(revoked) => Outcome::new(Reason::CredentialRevoked, revoked),
             Self::Identity(outcome) if outcome.reason == Reason::ClientCertificateExpired => outcome,
             Self::Identity(Outcome { reason, detail }) => {
                 let missing = || format!("{reason}: the session has no client certificate, and one {}", text.required);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
+use crate::credential::login::Login;
 use crate::identity::client_verifier::PresentedIdentity;
 use crate::identity::verified::{TrustedBy, VerifiedIdentity};
 use crate::policy::ListenerPolicy;
@@ -76,6 +77,8 @@ pub struct Authorization {
     pub identity: Option<Arc<VerifiedIdentity>>,
     /// The identity that the client presented. Kept while the policy requests none, because a later policy may request one.
     pub presented: Option<Arc<VerifiedIdentity>>,
+    /// How the client has authenticated; `None` if the listener did not ask, or has not yet.
+    pub(crate) login: Option<Login>,
     /// The server certificate presented to the client.
     pub shown: Option<Arc<Certificate>>,
     /// Whether the client connected without TLS.
@@ -85,9 +88,10 @@ pub struct Authorization {
 impl Authorization {
     /// Builds the authorization of a client to which `shown` was presented; `None` without TLS.
     pub fn on(permit: &Permit, shown: Option<Arc<Certificate>>) -> Self {
-        let Permit { source_match, identity, .. } = permit;
+        let Permit { policy: _, source_match, identity, login } = permit;
         let [identity, presented] = [identity.clone(), identity.clone()];
-        Self { rule: source_match.rule().cloned(), identity, presented, shown, plaintext: false }
+        let (rule, login) = (source_match.rule().cloned(), login.clone());
+        Self { rule, identity, presented, login, shown, plaintext: false }
     }
 
     /// Builds the authorization of a client without TLS.
@@ -105,24 +109,33 @@ impl Authorization {
     pub fn renewed(&self, permit: &Permit) -> Self {
         let renewed = Self::on(permit, self.shown.clone());
         let presented = renewed.presented.or_else(|| self.presented.clone());
-        Self { presented, plaintext: self.plaintext, ..renewed }
+        let login = renewed.login.or_else(|| self.login.clone());
+        Self { presented, login, plaintext: self.plaintext, ..renewed }
     }
 
-    /// Whether both admit the client by the same rule and identity.
+    /// Whether both admit the client by the same rule, identity and login.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let same = |one: &Option<Arc<VerifiedIdentity>>, other: &Option<Arc<VerifiedIdentity>>| match (one, other) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
-        self.rule == other.rule && same(&self.identity, &other.identity) && same(&self.presented, &other.presented)
+        let is_same_login = match (&self.login, &other.login) {
+            (Some(one), Some(other)) => one.is_same_as(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        self.rule == other.rule
+            && is_same_login
+            && same(&self.identity, &other.identity)
+            && same(&self.presented, &other.presented)
     }
 
     /// When the client must be authorized again even if no policy changes.
     pub fn until(&self) -> Option<OffsetDateTime> {
         let rule = self.rule.as_ref().and_then(MatchingRule::expires_at);
         let identity = self.identity.as_ref().map(|identity| identity.until);
-        rule.into_iter().chain(identity).min()
+        let login = self.login.as_ref().and_then(Login::until);
+        rule.into_iter().chain(identity).chain(login).min()
     }
 
     /// Every item that the connection uses.

@@ -132,11 +132,12 @@ impl ConnectionRegistry {
         self.earlier.notified().await;
     }
 
-    /// Replaces the authorization of a session.
-    pub fn renew(&self, live: &LiveConnection, authorization: Authorization) {
+    /// Replaces the authorization of a session that was judged as `judged`. One that has authenticated again meanwhile keeps its
+    /// new authorization.
+    pub fn renew(&self, live: &LiveConnection, judged: &Arc<Session>, authorization: Authorization) {
         // Most sessions keep their authorization and need no lock on the registry.
-        if live.session().is_some_and(|session| !session.authorization.is_same_as(&authorization)) {
-            self.set(live, Session { authorization });
+        if !judged.authorization.is_same_as(&authorization) {
+            self.set_if(live, Session { authorization }, |session| session.is_some_and(|now| Arc::ptr_eq(now, judged)));
         }
     }
 
@@ -158,14 +159,16 @@ impl ConnectionRegistry {
         }
     }
 
-    fn set(&self, live: &LiveConnection, session: Session) {
+    fn set_if(&self, live: &LiveConnection, session: Session, may: impl FnOnce(Option<&Arc<Session>>) -> bool) {
         let mut entries = self.entries();
-        if !entries.connections.contains_key(&live.id) {
-            // The connection has ended meanwhile.
+        let mut current = live.current();
+        // The connection may have ended meanwhile.
+        if !entries.connections.contains_key(&live.id) || !may(current.as_ref()) {
             return;
         }
         let until = session.authorization.until();
-        let former = live.current().replace(Arc::new(session));
+        let former = current.replace(Arc::new(session));
+        drop(current);
         if let Some(former) = former.and_then(|former| former.authorization.until()) {
             entries.due.remove(&(former, live.id));
         }
@@ -228,10 +231,10 @@ impl ConnectionGuard {
         let _ = self.live.client.set(client);
     }
 
-    /// Makes the connection a session with this authorization. From now on it is judged again when the policy or the time
-    /// changes. The caller has to check the policy once more after the call.
+    /// Makes the connection a session with this authorization, or gives the session another one. From now on it is judged again
+    /// when the policy or the time changes. The caller has to check the policy once more after the call.
     pub fn activate(&self, authorization: Authorization) {
-        self.registry.set(&self.live, Session { authorization });
+        self.registry.set_if(&self.live, Session { authorization }, |_| true);
     }
 
     /// The present authorization, if there is one.
@@ -304,6 +307,21 @@ mod tests {
     }
 
     #[test]
+    fn session_that_authenticates_while_it_is_judged_keeps_its_new_authorization() {
+        let registry = Arc::new(ConnectionRegistry::default());
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let guard = enter(&registry);
+        guard.activate(until(now + Duration::MINUTE));
+        let judged = guard.session().unwrap();
+        guard.activate(until(now + Duration::HOUR));
+        registry.renew(&registry.find(guard.id()).unwrap(), &judged, until(now + Duration::DAY));
+        assert_eq!(registry.next_due(), Some(now + Duration::HOUR));
+        let judged = guard.session().unwrap();
+        registry.renew(&registry.find(guard.id()).unwrap(), &judged, until(now + Duration::DAY));
+        assert_eq!(registry.next_due(), Some(now + Duration::DAY));
+    }
+
+    #[test]
     fn session_is_due_once_when_its_authorization_expires() {
         let registry = Arc::new(ConnectionRegistry::default());
         let now = OffsetDateTime::UNIX_EPOCH;
@@ -318,7 +336,8 @@ mod tests {
         assert_eq!(ids(now + Duration::MINUTE), [0_u64; 0]);
 
         // Another rule admits it now.
-        registry.renew(&registry.find(soon.id()).unwrap(), until(now + Duration::DAY));
+        let judged = soon.session().unwrap();
+        registry.renew(&registry.find(soon.id()).unwrap(), &judged, until(now + Duration::DAY));
         assert_eq!(ids(now + Duration::HOUR), [later.id()]);
         assert_eq!(registry.next_due(), Some(now + Duration::DAY));
         drop(soon);

@@ -112,7 +112,9 @@ pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<L
     let now = OffsetDateTime::now_utc();
     let outcome = |live: Arc<LiveConnection>| {
         let session = live.session().filter(|_| live.state() != Some(SessionState::Closing))?;
+        let Authorization { login, .. } = &session.authorization;
         let judged = snapshot.authorize(live.listener(), live.origin(), session.authorization.presented(), now);
+        let judged = judged.and_then(|permit| permit.with_login(login.as_ref(), now));
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
         Some((live, refusal.into_plan_outcome()))
@@ -187,9 +189,10 @@ impl Pass<'_> {
         })
     }
 
-    fn decision(&self, judged: Result<Permit, Denial>, live: &LiveConnection, session: &Session) -> Decision {
-        match judged {
-            Ok(permit) => Decision::Stays(session.authorization.renewed(&permit)),
+    fn decision(&self, judged: Result<Permit, Denial>, live: &LiveConnection, session: &Arc<Session>) -> Decision {
+        let login = session.authorization.login.as_ref();
+        match judged.and_then(|permit| permit.with_login(login, self.now)) {
+            Ok(permit) => Decision::Stays(Arc::clone(session), session.authorization.renewed(&permit)),
             Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Decision::Unchanged,
             Err(refusal) => Decision::Ends(refusal.into_session_outcome()),
         }
@@ -208,7 +211,7 @@ impl Pass<'_> {
         let mut decision = Some(decision);
         (self.apply)(&mut || match decision.take() {
             Some(Decision::Ends(outcome)) => live.end(outcome),
-            Some(Decision::Stays(authorization)) => self.registry.renew(live, authorization),
+            Some(Decision::Stays(judged, authorization)) => self.registry.renew(live, &judged, authorization),
             Some(Decision::Unchanged) | None => {}
         })
     }
@@ -259,8 +262,8 @@ fn in_parallel<T: Sync>(items: &[T], min_share: usize, work: &(dyn Fn(&T) -> boo
 enum Decision {
     /// The connection is no longer admitted.
     Ends(Outcome),
-    /// The connection is still admitted, with this authorization.
-    Stays(Authorization),
+    /// The session that was judged is still admitted, with this authorization.
+    Stays(Arc<Session>, Authorization),
     /// The connection is not admitted yet and judges itself, or `revoke = "keep"` applies.
     Unchanged,
 }

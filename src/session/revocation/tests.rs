@@ -10,9 +10,12 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::addr::ClientAddr;
+use crate::credential::clients::fixtures;
+use crate::credential::login::{Login, Proof};
 use crate::policy::fixtures::{ConfigDir, listener};
 use crate::session::registry::ConnectionGuard;
 use crate::source::rule::{Origin, Rule, Source};
+use crate::timestamp;
 use crate::tls::fixtures::{Authority, authority_params};
 
 /// A listener before and after its CA is replaced by another one, which has issued the same intermediate once more. No session
@@ -261,4 +264,123 @@ async fn policy_published_while_sessions_fall_due_is_applied() {
     }
     drop(publish);
     running.join_next().await.unwrap().unwrap();
+}
+
+/// A listener with credentials, and sessions of its clients.
+struct Gate {
+    dir: ConfigDir,
+    registry: Arc<ConnectionRegistry>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        let dir = ConfigDir::new();
+        dir.install("db", OffsetDateTime::now_utc() + time::Duration::DAY);
+        std::fs::write(dir.path("db.password"), "secret\n").unwrap();
+        Self { dir, registry: Arc::default() }
+    }
+
+    fn snapshot(&self, clients: &str, previous: Option<&Snapshot>) -> Snapshot {
+        std::fs::write(self.dir.path("clients.toml"), clients).unwrap();
+        let credentials =
+            "credentials = { clients_file = \"clients.toml\", upstream_password_file = \"db.password\" }\n";
+        let config = listener("db", 1001, "\"127.0.0.1\"").replace("\"tcp\"", "\"redis\"") + credentials;
+        self.dir.snapshot(config, previous)
+    }
+
+    /// Opens a session; `None` has not authenticated.
+    fn open(&self, snapshot: &Snapshot, login: Option<(&str, &str)>) -> ConnectionGuard {
+        let now = OffsetDateTime::now_utc();
+        let login = login.map(|(user, id)| {
+            let credentials = snapshot.named("db").unwrap().credentials.as_ref().unwrap();
+            let client = Arc::clone(credentials.clients.by_user(user).unwrap());
+            let by = Proof::Password(Arc::clone(client.password(id).unwrap()));
+            Login { client, by }
+        });
+        let permit = snapshot.authorize("db", untrusted().into(), PresentedIdentity::Verified(None), now).unwrap();
+        let guard = self.registry.enter("db".into(), untrusted());
+        guard.activate(Authorization::on(&permit.with_login(login.as_ref(), now).unwrap(), None));
+        guard
+    }
+
+    fn enforce(&self, snapshot: &Snapshot, now: OffsetDateTime) {
+        let apply = |verdict: &mut dyn FnMut()| {
+            verdict();
+            true
+        };
+        enforce(snapshot, &self.registry, &self.registry.all(), now, &apply);
+    }
+}
+
+fn client_table(user: &str, passwords: &[(&str, &str, &str)]) -> String {
+    let passwords = passwords.iter().map(|(id, text, rest)| {
+        let verifier = &fixtures::password(id, text).verifier;
+        format!("{{ id = \"{id}\", scram = \"{verifier}\"{rest} }}, ")
+    });
+    format!("[[client]]\nuser = \"{user}\"\npasswords = [{}]\n", passwords.collect::<String>())
+}
+
+#[test]
+fn removed_changed_or_disabled_password_ends_exactly_its_sessions() {
+    let gate = Gate::new();
+    let app = [("p1", "one", ""), ("p2", "two", "")];
+    let (web, job) = (client_table("web", &[("p1", "one", "")]), client_table("job", &[("p1", "one", "")]));
+    let before = gate.snapshot(&(client_table("app", &app) + &web + &job), None);
+    let logins = [("app", "p1"), ("app", "p2"), ("web", "p1"), ("job", "p1")];
+    let sessions: Vec<_> = logins.iter().map(|login| gate.open(&before, Some(*login))).collect();
+    let anonymous = gate.open(&before, None);
+    let changed = client_table("web", &[("p1", "other", "")]);
+    let after = gate.snapshot(&(client_table("app", &app[1..]) + &changed + &job + "disabled = true\n"), Some(&before));
+    let ended = |planned: &(Arc<LiveConnection>, Outcome)| (planned.0.id(), planned.1.detail.clone());
+    let mut planned: Vec<_> = preview(&after, &gate.registry).iter().map(ended).collect();
+    planned.sort_unstable();
+    gate.enforce(&after, OffsetDateTime::now_utc());
+    let outcomes: Vec<_> = sessions.iter().map(outcome).collect();
+    let [Some(p1), None, Some(web), Some(job)] = outcomes.as_slice() else { unreachable!("{outcomes:?}") };
+    assert!(outcome(&anonymous).is_none(), "it may authenticate yet");
+    let removed = |user| format!("the password p1 of \"{user}\" is not in clients_file, or another one has its ID");
+    let details = [removed("app"), removed("web"), "the client \"job\" is disabled".to_owned()];
+    for (outcome, detail) in [p1, web, job].into_iter().zip(&details) {
+        assert_eq!((outcome.reason, &outcome.detail), (Reason::CredentialRevoked, detail));
+    }
+    let ids = [0, 2, 3].map(|index: usize| sessions[index].id());
+    assert!(planned.into_iter().eq(ids.into_iter().zip(details)));
+}
+
+#[test]
+fn session_is_judged_when_its_password_expires() {
+    let gate = Gate::new();
+    let table = client_table("app", &[("p1", "one", ", expires_at = 2999-01-31T00:00:00Z"), ("p2", "two", "")]);
+    let snapshot = gate.snapshot(&table, None);
+    let (ending, lasting) = (gate.open(&snapshot, Some(("app", "p1"))), gate.open(&snapshot, Some(("app", "p2"))));
+    let end = gate.registry.next_due().unwrap();
+    assert_eq!(timestamp::seconds(end), "2999-01-31T00:00:00Z");
+    gate.enforce(&snapshot, end - time::Duration::SECOND);
+    assert!(outcome(&ending).is_none());
+    gate.enforce(&snapshot, end);
+    let detail = "the password p1 of \"app\" expired at 2999-01-31T00:00:00Z";
+    assert_eq!(outcome(&ending), Some(Outcome::new(Reason::CredentialRevoked, detail)));
+    assert!(outcome(&lasting).is_none());
+}
+
+#[test]
+fn unchanged_credentials_are_kept_and_an_unrelated_reload_ends_no_session() {
+    let gate = Gate::new();
+    let table = client_table("app", &[("p1", "one", "")]);
+    let before = gate.snapshot(&table, None);
+    let session = gate.open(&before, Some(("app", "p1")));
+    let after = gate.snapshot(&format!("# a comment\n{table}"), Some(&before));
+    let of = |snapshot: &Snapshot| Arc::clone(snapshot.named("db").unwrap().credentials.as_ref().unwrap());
+    assert!(Arc::ptr_eq(&of(&before), &of(&after)));
+    assert!(after.differences_since(&before, OffsetDateTime::now_utc()).is_empty());
+    // Without the section, the login is kept for a policy that has it again.
+    let without =
+        gate.dir.snapshot(listener("db", 1001, "\"127.0.0.1\"").replace("\"tcp\"", "\"redis\""), Some(&after));
+    let again = gate.snapshot("client = []\n", Some(&without));
+    for snapshot in [&after, &without] {
+        gate.enforce(snapshot, OffsetDateTime::now_utc());
+        assert!(outcome(&session).is_none());
+    }
+    gate.enforce(&again, OffsetDateTime::now_utc());
+    assert!(outcome(&session).is_some_and(|outcome| outcome.reason == Reason::CredentialRevoked));
 }
