@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("jitter", &[]),
     ("protocol", &["addr", "outcome"]),
     ("credential", &["digest"]),
-    ("login", &["printable", "protocol", "credential"]),
+    ("login", &["printable", "digest", "protocol", "credential"]),
     ("source", &["addr", "timestamp"]),
     ("limit", &["addr", "outcome"]),
     ("token", &["addr", "digest", "source", "limit"]),

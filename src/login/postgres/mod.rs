@@ -16,6 +16,8 @@
 
 pub(crate) mod client;
 pub(crate) mod parameters;
+pub(crate) mod refusal;
+pub(crate) mod upstream;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 mod client;
+mod conversation;
 mod parameters;
+mod upstream;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
