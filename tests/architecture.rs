@@ -28,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("x509/chain", &["timestamp", "x509"]),
     ("identity", &["printable", "outcome", "timestamp", "x509", "x509/chain"]),
     ("credential", &["timestamp", "digest", "x509", "identity"]),
+    ("login", &["printable", "digest", "protocol", "credential"]),
     ("issuing", &["x509"]),
     ("tls", &["outcome", "protocol", "x509", "identity"]),
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
@@ -281,7 +282,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Folders of decisions: no runtime, log, clock, disk or network.
-const PURE: &[&str] = &["addr", "outcome", "printable", "timestamp", "protocol", "source", "credential"];
+const PURE: &[&str] = &["addr", "outcome", "printable", "timestamp", "protocol", "source", "credential", "login"];
 
 const IMPURE_WORDS: &[&str] =
     &["tokio", "tracing", "std::fs", "std::net::Tcp", "Instant::now", "SystemTime::now", "now_utc"];

@@ -4,6 +4,7 @@ use x509_parser::der_parser::asn1_rs::Any;
 use x509_parser::prelude::FromDer as _;
 
 pub(crate) const INTEGER: u8 = 0x02;
+pub(crate) const OBJECT_IDENTIFIER: u8 = 0x06;
 pub(crate) const SEQUENCE: u8 = 0x30;
 /// Context tag 0: the version of a certificate, the extensions of a revocation list.
 pub(crate) const TAGGED_0: u8 = 0xa0;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::x509::der::{INTEGER, SEQUENCE, TAGGED_0, element, element_of};
+use crate::x509::der::{INTEGER, OBJECT_IDENTIFIER, SEQUENCE, TAGGED_0, element, element_of};
 use crate::x509::raw_certificate::RawCertificate;
 
 /// The type and size of a key.
@@ -119,8 +119,6 @@ fn bits_of_first_integer(der: &[u8]) -> Option<usize> {
 
 const MIN_RSA_BITS: usize = 2048;
 const MAX_RSA_BITS: usize = 8192;
-
-const OBJECT_IDENTIFIER: u8 = 0x06;
 
 const RSA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01";
 const EC: &[u8] = b"\x2a\x86\x48\xce\x3d\x02\x01";

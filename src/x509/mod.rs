@@ -5,6 +5,7 @@
 pub(crate) mod ca_properties;
 pub(crate) mod certificate;
 pub(crate) mod chain;
+pub(crate) mod channel_binding;
 pub(crate) mod clock;
 pub(crate) mod crl;
 pub(crate) mod crypto;

@@ -12,6 +12,7 @@ use crate::tls::upstream::verifier::Anchors;
 use crate::tls::upstream::{Alpn, UpstreamTls, UpstreamTlsSettings};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
+use crate::x509::channel_binding;
 use crate::x509::error::BuildError;
 use crate::x509::pem;
 
@@ -133,7 +134,7 @@ impl Builder<'_> {
         // If the bundle contains the listener's certificate, the upstream presents the same one.
         let same: Vec<_> =
             shown.iter().filter_map(|chain| chain.first()).filter(|leaf| upstream.has_in_bundle(leaf)).collect();
-        for leaf in same.iter().filter(|leaf| !Certificate::can_be_bound_to(leaf)) {
+        for leaf in same.iter().filter(|leaf| !channel_binding::has_end_point(leaf)) {
             let Ok(Certificate { subject, .. }) = Certificate::parse(leaf) else { continue };
             self.reader.warn(format_args!(
                 "the certificate {subject} is signed with Ed25519 or Ed448, which SCRAM channel binding does not support, so libpq \

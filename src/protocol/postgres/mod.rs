@@ -14,6 +14,9 @@ pub(crate) const HEADER_LENGTH: usize = 8;
 /// Maximum size of a startup packet in bytes: 10,000 and the length itself.
 pub(crate) const MAX_PACKET_LENGTH: usize = 10_004;
 
+/// The code of a StartupMessage of protocol 3.0.
+pub(crate) const PROTOCOL_3_0: u32 = 3 << 16;
+
 /// A whole SSLRequest.
 pub(crate) const SSL_REQUEST_PACKET: [u8; HEADER_LENGTH] = [0, 0, 0, 8, 4, 210, 22, 47];
 
@@ -138,6 +141,10 @@ pub(crate) fn try_again() -> Vec<u8> {
 
 /// SQLSTATE admin_shutdown: the session is terminated, and not because of an error.
 pub(crate) const ADMIN_SHUTDOWN: &str = "57P01";
+/// SQLSTATE feature_not_supported.
+pub(crate) const FEATURE_NOT_SUPPORTED: &str = "0A000";
+/// SQLSTATE invalid_password: the user or the password is wrong.
+pub(crate) const INVALID_PASSWORD: &str = "28P01";
 /// SQLSTATE invalid_authorization_specification: the source or the identity of the client is not trusted.
 pub(crate) const INVALID_AUTHORIZATION: &str = "28000";
 /// SQLSTATE cannot_connect_now: libpq and asyncpg try their next host, and pg_isready reports that the server rejects

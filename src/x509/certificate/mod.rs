@@ -11,8 +11,6 @@ use serde::{Serialize, Serializer};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
-use x509_parser::oid_registry::Oid;
-use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
@@ -100,14 +98,6 @@ impl Certificate {
             key: key_kind(&certificate),
             sha256: CertificateFingerprint::from_der(der),
         })
-    }
-
-    /// Whether SCRAM channel binding `tls-server-end-point` is defined for the certificate. It needs the hash function of the
-    /// certificate's signature algorithm (RFC 5929 §4.1). Ed25519 and Ed448 have none.
-    pub fn can_be_bound_to(der: &CertificateDer<'_>) -> bool {
-        const WITHOUT_HASH: [Oid<'static>; 2] = [oid!(1.3.101.112), oid!(1.3.101.113)];
-        X509Certificate::from_der(der)
-            .is_ok_and(|(_, certificate)| !WITHOUT_HASH.contains(&certificate.signature_algorithm.algorithm))
     }
 
     /// The DNS subject alternative names in lower case. A leading `*.` matches one label.

@@ -1,0 +1,57 @@
+//! The authentication of a PostgreSQL session on both legs. The client proves one of its own passwords to Portcullis, and
+//! Portcullis proves the database's password to the database.
+//!
+//! ```text
+//! client                     Portcullis                      database
+//!   StartupMessage ───────►  StartupParameters
+//!                            rewritten ───────────────────►
+//!   ◄── AuthenticationSASL   ClientLogin     UpstreamLogin  ◄── AuthenticationSASL, …
+//!   SASLInitialResponse ──►                                 ──► SASLInitialResponse, PasswordMessage, …
+//!   ◄── AuthenticationSASLFinal
+//!   ◄── AuthenticationOk, ParameterStatus, … ◄───────────────── AuthenticationOk, ParameterStatus, …
+//! ```
+//!
+//! Source: PostgreSQL documentation, "Start-up", "SASL Authentication" and "Message Formats". Errors to clients have the SQLSTATEs
+//! and texts of PostgreSQL 15.
+
+pub(crate) mod client;
+pub(crate) mod parameters;
+pub(crate) mod refusal;
+pub(crate) mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use crate::printable::is_hidden;
+use crate::protocol::postgres::{INVALID_PASSWORD, fatal};
+
+/// The answer to a client with an unknown user or a wrong password. `user` is the name in the StartupMessage.
+pub(crate) fn password_rejected(user: &[u8]) -> Vec<u8> {
+    fatal(INVALID_PASSWORD, &format!("password authentication failed for user \"{}\"", shown_name(user)), "")
+}
+
+/// A user name in a message: at most 63 bytes, as PostgreSQL cuts it, and on one line.
+fn shown_name(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let visible = text.chars().map(|sign| if is_hidden(sign) { '?' } else { sign });
+    visible
+        .scan(0, |length, sign| {
+            *length += sign.len_utf8();
+            (*length <= MAX_NAME).then_some(sign)
+        })
+        .collect()
+}
+
+/// Codes of authentication requests.
+const OK: u32 = 0;
+const CLEARTEXT_PASSWORD: u32 = 3;
+const MD5_PASSWORD: u32 = 5;
+const SASL: u32 = 10;
+const SASL_CONTINUE: u32 = 11;
+const SASL_FINAL: u32 = 12;
+
+/// The type of PasswordMessage, SASLInitialResponse and SASLResponse.
+const PASSWORD_MESSAGE: u8 = b'p';
+
+/// NAMEDATALEN without its NUL, in bytes.
+const MAX_NAME: usize = 63;
