@@ -7,6 +7,7 @@ pub(crate) mod difference;
 pub(crate) mod explain;
 pub(crate) mod man;
 pub(crate) mod output;
+pub(crate) mod password;
 pub(crate) mod preflight;
 pub(crate) mod reachability;
 pub(crate) mod resolvers;
@@ -45,6 +46,7 @@ use crate::cli::client::sources;
 use crate::cli::client::sources::{Place, Plan, SourcesCommand};
 use crate::cli::client::status;
 use crate::cli::explain::ExplainArgs;
+use crate::cli::password::PasswordCommand;
 use crate::cli::token::TokenCommand;
 use crate::config::files::Fingerprint;
 use crate::config::problem::Problems;
@@ -129,6 +131,9 @@ enum Command {
     /// Create, list and revoke tokens for the admin API
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Add, list and remove the passwords of clients, in a clients_file
+    #[command(subcommand)]
+    Password(PasswordCommand),
     /// Create, issue, renew and inspect certificates; list those of the running program
     #[command(subcommand)]
     Certs(CertsCommand),
@@ -344,6 +349,7 @@ impl Cli {
             Command::Fleet(command) => fleet::run(&command),
             Command::Events(args) => events::events(&args),
             Command::Token(command) => token::run(&command),
+            Command::Password(command) => password::run(&command),
             Command::Certs(CertsCommand::Init { directory, hosts }) => certs::init(&directory, &hosts),
             Command::Certs(CertsCommand::Issue(args)) => issue(&args),
             Command::Certs(CertsCommand::Pin { place, file, plan }) => pins::pin(&place, &file, plan),

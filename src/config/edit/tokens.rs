@@ -1,7 +1,8 @@
 //! Edits of the text of a `tokens_file`.
 
-use toml_edit::{Array, ArrayOfTables, Datetime, DocumentMut, Item, RawString, Table, value};
+use toml_edit::{Array, Datetime, DocumentMut, Item, Table, value};
 
+use crate::config::edit::tables::{appended, remove_element, remove_key, remove_table};
 use crate::timestamp;
 use crate::token::{Token, TokenOrigin};
 
@@ -36,10 +37,10 @@ pub(crate) fn with_token(text: &str, token: &Token) -> Result<String, TokenEditE
                 return Ok(document.to_string());
             }
             // `token = []` is what a file without tokens may contain.
-            remove_key(&mut document);
-            Ok(appended(document.to_string(), token))
+            remove_key(&mut document, "token");
+            Ok(appended(document.to_string(), &table(token)))
         }
-        _ => Ok(appended(text.to_owned(), token)),
+        _ => Ok(appended(text.to_owned(), &table(token))),
     }
 }
 
@@ -98,64 +99,6 @@ fn names(document: &DocumentMut) -> Result<Vec<Option<String>>, TokenEditError> 
             });
             names.collect()
         }
-    }
-}
-
-fn appended(mut text: String, token: &Token) -> String {
-    if !text.is_empty() {
-        text.push_str(if text.ends_with('\n') { "\n" } else { "\n\n" });
-    }
-    text + &table(token)
-}
-
-/// Removes the key `token` and keeps the comments above it.
-fn remove_key(document: &mut DocumentMut) {
-    let removed = document.remove_entry("token");
-    let comments = removed.as_ref().and_then(|(key, _)| key.leaf_decor().prefix()).and_then(RawString::as_str);
-    let comments = comments.unwrap_or_default().to_owned();
-    if let Some((mut next, _)) = document.iter_mut().next() {
-        let decor = next.leaf_decor_mut();
-        let prefix = comments + decor.prefix().and_then(RawString::as_str).unwrap_or_default();
-        decor.set_prefix(prefix);
-    } else {
-        let trailing = comments + document.trailing().as_str().unwrap_or_default();
-        document.set_trailing(trailing);
-    }
-}
-
-/// Removes a table. Comments above it that belong to the file move to the next table, and are returned if there is none.
-fn remove_table(tables: &mut ArrayOfTables, index: usize) -> Option<String> {
-    let above =
-        tables.get(index).and_then(|table| table.decor().prefix()).and_then(RawString::as_str).unwrap_or_default();
-    // Up to the last empty line. What follows is the comment of the table.
-    let kept = above.rfind("\n\n").and_then(|line| above.get(..line)).unwrap_or_default();
-    let kept = if kept.trim().is_empty() { String::new() } else { format!("{kept}\n") };
-    tables.remove(index);
-    let Some(next) = tables.get_mut(index) else { return Some(kept) };
-    if !kept.is_empty() || index == 0 {
-        let prefix = next.decor().prefix().and_then(RawString::as_str).unwrap_or_default();
-        // Without text above, the file does not start with an empty line.
-        let prefix = if kept.is_empty() { prefix.trim_start_matches('\n').to_owned() } else { kept + prefix };
-        next.decor_mut().set_prefix(prefix);
-    }
-    None
-}
-
-/// Removes an inline table and the comment on its line. The parser attaches a comment at the end of a line to what follows.
-fn remove_element(list: &mut Array, index: usize) {
-    let text = |raw: Option<&RawString>| raw.and_then(RawString::as_str).unwrap_or_default().to_owned();
-    let line_end = |text: &str| text.find('\n').filter(|end| text.get(..*end).is_some_and(|line| line.contains('#')));
-    let before = text(list.get(index).and_then(|element| element.decor().prefix()));
-    let kept = line_end(&before).and_then(|end| before.get(..end)).unwrap_or_default();
-    list.remove(index);
-    let after = match list.get(index) {
-        Some(next) => text(next.decor().prefix()),
-        None => text(Some(list.trailing())),
-    };
-    let after = format!("{kept}{}", after.get(line_end(&after).unwrap_or(0)..).unwrap_or_default());
-    match list.get_mut(index) {
-        Some(next) => next.decor_mut().set_prefix(after),
-        None => list.set_trailing(after),
     }
 }
 

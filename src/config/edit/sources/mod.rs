@@ -8,7 +8,7 @@ mod layout;
 mod plan;
 mod request;
 mod table;
-mod text;
+pub(crate) mod text;
 
 #[cfg(test)]
 mod tests;
