@@ -6,6 +6,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::credential::certificate_owners::{CertificateOwners, TwoOwners};
+use crate::credential::mock::MockSecret;
 use crate::credential::verifier::{Parameters, Verifier};
 use crate::identity::trusted_clients::ClientPattern;
 use crate::x509::subject_name::SubjectName;
@@ -66,6 +67,7 @@ pub(crate) struct Clients {
     all: Vec<Arc<Client>>,
     by_user: HashMap<String, usize>,
     by_certificate: CertificateOwners,
+    mock_secret: MockSecret,
 }
 
 /// Whether all passwords of one user need the same salt and iterations.
@@ -109,6 +111,8 @@ impl Clients {
             check_passwords(client, index, salts, &mut errors);
         }
         clients.add_certificates(&list, &mut errors);
+        let passwords = list.iter().flat_map(|client| &client.passwords);
+        clients.mock_secret = MockSecret::of(passwords.map(|password| &password.verifier));
         clients.all = list.into_iter().map(Arc::new).collect();
         if errors.is_empty() { Ok(clients) } else { Err(errors) }
     }
@@ -156,6 +160,12 @@ impl Clients {
                 _ => Ok(None),
             },
         }
+    }
+
+    /// What a SCRAM client with this user needs to know, also if there is no such user.
+    pub(crate) fn parameters(&self, user: &str) -> Parameters {
+        let known = self.by_user(user).and_then(|client| client.parameters());
+        known.cloned().unwrap_or_else(|| self.mock_secret.parameters(user))
     }
 
     /// In the order of the file.

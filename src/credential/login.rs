@@ -27,7 +27,7 @@ pub(crate) enum Proof {
 
 /// Why a login no longer holds. The text has the names of user and password, and nothing of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RevokedLogin {
+pub struct RevokedLogin {
     user: String,
     why: WhyRevoked,
 }

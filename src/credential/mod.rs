@@ -5,6 +5,7 @@ pub(crate) mod certificate_owners;
 pub(crate) mod clients;
 pub(crate) mod credentials;
 pub(crate) mod login;
+pub(crate) mod mock;
 pub(crate) mod password;
 pub(crate) mod scram;
 pub(crate) mod upstream_passwords;

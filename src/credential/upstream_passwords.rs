@@ -1,14 +1,52 @@
 //! The passwords of the database: `upstream_password_file`.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroizing;
 
 use crate::credential::password::MAX_LENGTH;
+use crate::credential::verifier::{Key, Parameters};
 
-/// The passwords that may be valid at the database, in the order in which they are tried. Wiped from memory when they are dropped.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct UpstreamPasswords(Vec<Zeroizing<String>>);
+/// The passwords that may be valid at the database. Clones share what was learned about them, which is no part of their equality.
+#[derive(Clone, Default)]
+pub(crate) struct UpstreamPasswords {
+    entries: Vec<UpstreamPassword>,
+    learned: Arc<Mutex<Learned>>,
+}
+
+/// One entry of the file. Wiped from memory when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct UpstreamPassword {
+    /// Its line in the file, counted from 1.
+    pub(crate) line: usize,
+    password: Zeroizing<String>,
+}
+
+/// What connections to the database have shown.
+#[derive(Default)]
+struct Learned {
+    /// By user of the database. Only authenticated clients add to it, so it is no larger than `clients_file`.
+    users: HashMap<String, UserState>,
+    salted: HashMap<SaltedFor, Zeroizing<Key>>,
+}
+
+#[derive(Default)]
+struct UserState {
+    /// The line of the password that the database accepted last.
+    accepted: Option<usize>,
+    /// The database rejected every password the last time.
+    is_rejected: bool,
+}
+
+/// The password in this line with these parameters.
+#[derive(PartialEq, Eq, Hash)]
+struct SaltedFor {
+    line: usize,
+    parameters: Parameters,
+}
 
 /// Why a file is rejected. Contains nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,25 +76,81 @@ impl UpstreamPasswords {
     /// # Errors
     /// If a line is no password, or there are none or too many.
     pub(crate) fn from_file(bytes: &[u8]) -> Result<Self, PasswordFileError> {
-        let mut passwords = Vec::new();
+        let mut entries = Vec::new();
         for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             if !line.is_empty() {
-                passwords.push(password(line).map_err(|why| PasswordFileError { line: Some(index + 1), why })?);
+                let password = password(line).map_err(|why| PasswordFileError { line: Some(index + 1), why })?;
+                entries.push(UpstreamPassword { line: index + 1, password });
             }
         }
-        match passwords.len() {
+        match entries.len() {
             0 => Err(PasswordFileError { line: None, why: WhyRejected::Empty }),
-            1..=MAX_PASSWORDS => Ok(Self(passwords)),
+            1..=MAX_PASSWORDS => Ok(Self { entries, learned: Arc::default() }),
             _ => Err(PasswordFileError { line: None, why: WhyRejected::Many }),
         }
     }
 
-    /// In the order of the file.
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.0.iter().map(|password| password.as_str())
+    /// In the order in which to try them for this user of the database: the one that it accepted last, then that of the file.
+    pub(crate) fn in_order(&self, user: &str) -> Vec<UpstreamPassword> {
+        let accepted = self.learned().users.get(user).and_then(|state| state.accepted);
+        let mut entries = self.entries.clone();
+        entries.sort_by_key(|entry| Some(entry.line) != accepted);
+        entries
+    }
+
+    /// Records that the database accepts a user, with the password in this line if it has asked for one. Returns whether it
+    /// had rejected every password of the user before.
+    pub(crate) fn note_accepted(&self, user: &str, line: Option<usize>) -> bool {
+        let mut learned = self.learned();
+        // Most connections change nothing, and copy no name.
+        if !learned.users.contains_key(user) {
+            learned.users.insert(user.to_owned(), UserState::default());
+        }
+        let Some(state) = learned.users.get_mut(user) else { return false };
+        state.accepted = line.or(state.accepted);
+        mem::replace(&mut state.is_rejected, false)
+    }
+
+    /// Records that the database rejects every password of a user. Returns whether it did not the last time.
+    pub(crate) fn note_rejected(&self, user: &str) -> bool {
+        let mut learned = self.learned();
+        !mem::replace(&mut learned.users.entry(user.to_owned()).or_default().is_rejected, true)
+    }
+
+    /// SaltedPassword of one of the passwords for these parameters, if it was computed before.
+    pub(crate) fn salted(&self, entry: &UpstreamPassword, parameters: &Parameters) -> Option<Zeroizing<Key>> {
+        let key = SaltedFor { line: entry.line, parameters: parameters.clone() };
+        self.learned().salted.get(&key).cloned()
+    }
+
+    /// Keeps SaltedPassword of one of the passwords. A database has one salt for each user.
+    pub(crate) fn keep_salted(&self, entry: &UpstreamPassword, parameters: Parameters, salted: Zeroizing<Key>) {
+        let mut learned = self.learned();
+        if learned.salted.len() >= MAX_SALTED {
+            learned.salted.clear();
+        }
+        learned.salted.insert(SaltedFor { line: entry.line, parameters }, salted);
+    }
+
+    fn learned(&self) -> MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl UpstreamPassword {
+    pub(crate) fn expose(&self) -> &str {
+        &self.password
+    }
+}
+
+impl PartialEq for UpstreamPasswords {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl Eq for UpstreamPasswords {}
 
 fn password(line: &[u8]) -> Result<Zeroizing<String>, WhyRejected> {
     if line.contains(&0) {
@@ -72,12 +166,22 @@ fn password(line: &[u8]) -> Result<Zeroizing<String>, WhyRejected> {
 /// Without the passwords.
 impl fmt::Debug for UpstreamPasswords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "UpstreamPasswords({})", self.0.len())
+        write!(f, "UpstreamPasswords({})", self.entries.len())
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for UpstreamPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UpstreamPassword(line {})", self.line)
     }
 }
 
 /// Each may be tried for a connection to the database.
 const MAX_PASSWORDS: usize = 16;
+
+/// Salted passwords in memory. One has about 150 bytes.
+const MAX_SALTED: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -85,8 +189,12 @@ mod tests {
 
     use super::*;
 
+    fn exposed(passwords: &UpstreamPasswords, user: &str) -> Vec<String> {
+        passwords.in_order(user).iter().map(|entry| entry.expose().to_owned()).collect()
+    }
+
     fn read(text: &[u8]) -> Result<Vec<String>, PasswordFileError> {
-        UpstreamPasswords::from_file(text).map(|passwords| passwords.iter().map(str::to_owned).collect())
+        UpstreamPasswords::from_file(text).map(|passwords| exposed(&passwords, "app"))
     }
 
     #[test]
@@ -112,6 +220,50 @@ mod tests {
     fn debug_output_has_no_password() {
         let passwords = UpstreamPasswords::from_file(b"hunter2\nhunter3\n").unwrap();
         assert_eq!(format!("{passwords:?}"), "UpstreamPasswords(2)");
+        assert_eq!(format!("{:?}", passwords.in_order("app")[1]), "UpstreamPassword(line 2)");
+    }
+
+    #[test]
+    fn password_that_the_database_accepted_last_is_first_for_its_user() {
+        let passwords = UpstreamPasswords::from_file(b"one\n\ntwo\nthree\n").unwrap();
+        assert!(!passwords.note_accepted("app", Some(3)));
+        assert_eq!(exposed(&passwords, "app"), ["two", "one", "three"]);
+        assert!(!passwords.note_accepted("app", None));
+        assert_eq!(exposed(&passwords.clone(), "app"), ["two", "one", "three"]);
+        assert_eq!(exposed(&passwords, "job"), ["one", "two", "three"]);
+        assert_eq!(passwords, UpstreamPasswords::from_file(b"one\n\ntwo\nthree\n").unwrap());
+        assert_ne!(
+            passwords,
+            UpstreamPasswords::from_file(b"one\ntwo\nthree\n").unwrap(),
+            "the lines are named in the log"
+        );
+    }
+
+    #[test]
+    fn rejection_of_all_passwords_is_new_once_until_one_is_accepted() {
+        let passwords = UpstreamPasswords::from_file(b"one\n").unwrap();
+        assert_eq!([(); 2].map(|()| passwords.note_rejected("app")), [true, false]);
+        assert!(passwords.note_rejected("job"));
+        assert_eq!([(); 2].map(|()| passwords.note_accepted("app", Some(1))), [true, false]);
+        assert!(passwords.note_rejected("app"));
+    }
+
+    #[test]
+    fn salted_password_is_kept_by_line_and_parameters() {
+        let passwords = UpstreamPasswords::from_file(b"one\ntwo\n").unwrap();
+        let entries = passwords.in_order("app");
+        let [first, second] = [1, 2].map(|byte| Parameters::mock("app", &[byte; 32]));
+        passwords.keep_salted(&entries[0], first.clone(), Zeroizing::new([7; 32]));
+        assert_eq!(passwords.salted(&entries[0], &first).as_deref(), Some(&[7; 32]));
+        assert_eq!(passwords.salted(&entries[0], &second), None);
+        assert_eq!(passwords.salted(&entries[1], &first), None);
+        for byte in 0..=255 {
+            for line in 1..=32 {
+                let entry = UpstreamPassword { line, ..entries[0].clone() };
+                passwords.keep_salted(&entry, Parameters::mock("app", &[byte; 32]), Zeroizing::default());
+            }
+        }
+        assert!(passwords.learned().salted.len() <= MAX_SALTED);
     }
 
     proptest! {
@@ -120,7 +272,7 @@ mod tests {
             if let Ok(passwords) = UpstreamPasswords::from_file(&bytes) {
                 let lines = bytes.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
                 let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
-                prop_assert!(passwords.iter().map(str::as_bytes).eq(lines));
+                prop_assert!(passwords.entries.iter().map(|entry| entry.password.as_bytes()).eq(lines));
             }
         }
     }

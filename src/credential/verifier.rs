@@ -30,7 +30,7 @@ pub(crate) struct Verifier {
 }
 
 /// What a client needs to know to prove that it has the password. Equal for all passwords of one user.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Parameters {
     pub(crate) salt: Vec<u8>,
     pub(crate) iterations: NonZeroU32,

@@ -29,11 +29,17 @@ impl Builder<'_> {
             Some(file) => self.upstream_passwords(file),
             None => Some(UpstreamPasswords::default()),
         };
+        let known = before.and_then(|before| before.credentials.as_ref());
+        let upstream_passwords = match known.map(|known| &known.upstream_passwords) {
+            // With what is known about them.
+            Some(known) if passwords.as_ref() == Some(known) => known.clone(),
+            _ => passwords?,
+        };
         let upstream_user = upstream_user.clone();
-        let credentials = Credentials { clients: clients?, upstream_user, upstream_passwords: passwords? };
+        let credentials = Credentials { clients: clients?, upstream_user, upstream_passwords };
         self.warn_about_credentials(&credentials.clients);
         self.warn_about_open_sessions(before);
-        let known = before.and_then(|before| before.credentials.as_ref()).filter(|known| ***known == credentials);
+        let known = known.filter(|known| ***known == credentials);
         Some(Some(known.map_or_else(|| Arc::new(credentials), Arc::clone)))
     }
 
