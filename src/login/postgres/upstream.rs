@@ -52,11 +52,20 @@ enum Position {
     Over,
 }
 
+/// The answer to an authentication request.
+enum Answer {
+    Message(Zeroizing<Vec<u8>>),
+    /// The request can be answered when SaltedPassword for these parameters is known.
+    Salt(Parameters),
+}
+
 /// The state of an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum UpstreamStep {
     /// More bytes of the database are needed.
     Ongoing,
+    /// SaltedPassword for these parameters is needed. Call [`UpstreamLogin::follow`] again without bytes when it is known.
+    Salt(Parameters),
     /// The database accepts the session.
     Done {
         /// AuthenticationOk and all bytes after it, for the client.
@@ -109,8 +118,8 @@ impl<'c> UpstreamLogin<'c> {
     /// Parses the next chunk of the database, and appends the bytes for the database to `out`. Chunks may end anywhere. After
     /// [`UpstreamStep::Done`], [`UpstreamStep::Refused`] and an error, the attempt is over.
     ///
-    /// `salted` returns SaltedPassword of the same password for these parameters, so that the caller can keep it: its
-    /// computation takes milliseconds.
+    /// `salted` returns SaltedPassword of the same password for these parameters if the caller knows it. Otherwise the step is
+    /// [`UpstreamStep::Salt`]: the computation takes milliseconds, and belongs on another thread.
     ///
     /// It holds at most one chunk and one message of 64 KiB.
     ///
@@ -121,7 +130,7 @@ impl<'c> UpstreamLogin<'c> {
         &mut self,
         chunk: &[u8],
         out: &mut Zeroizing<Vec<u8>>,
-        mut salted: impl FnMut(&Parameters) -> Zeroizing<Key>,
+        mut salted: impl FnMut(&Parameters) -> Option<Zeroizing<Key>>,
     ) -> Result<UpstreamStep, UpstreamFailure> {
         let mut pending = mem::take(&mut self.pending);
         pending.extend_from_slice(chunk);
@@ -141,7 +150,13 @@ impl<'c> UpstreamLogin<'c> {
                 NEGOTIATE_PROTOCOL_VERSION => return Err(UpstreamFailure::Version),
                 AUTHENTICATION => match message.authentication().ok_or(UpstreamFailure::Malformed)? {
                     (OK, _) => return self.accept(rest),
-                    (code, data) => out.extend_from_slice(&self.answer(code, data, &mut salted)?),
+                    (code, data) => match self.answer(code, data, &mut salted)? {
+                        Answer::Message(message) => out.extend_from_slice(&message),
+                        Answer::Salt(parameters) => {
+                            self.pending = rest.to_vec();
+                            return Ok(UpstreamStep::Salt(parameters));
+                        }
+                    },
                 },
                 kind => return Err(UpstreamFailure::Type(kind)),
             }
@@ -162,8 +177,8 @@ impl<'c> UpstreamLogin<'c> {
         &mut self,
         code: u32,
         data: &[u8],
-        salted: impl FnMut(&Parameters) -> Zeroizing<Key>,
-    ) -> Result<Zeroizing<Vec<u8>>, UpstreamFailure> {
+        mut salted: impl FnMut(&Parameters) -> Option<Zeroizing<Key>>,
+    ) -> Result<Answer, UpstreamFailure> {
         let position = mem::replace(&mut self.position, Position::Over);
         let (position, body) = match (position, code) {
             (Position::Start, CLEARTEXT_PASSWORD) => (Position::Sent, self.cleartext()?),
@@ -174,7 +189,17 @@ impl<'c> UpstreamLogin<'c> {
             }
             (Position::Start, _) => return Err(UpstreamFailure::Unsupported(method(code))),
             (Position::First(exchange), SASL_CONTINUE) => {
-                let answered = exchange.answer(data, salted)?;
+                let mut unknown = None;
+                let answered = exchange.answer(data, |parameters| {
+                    salted(parameters).unwrap_or_else(|| {
+                        unknown = Some(parameters.clone());
+                        Zeroizing::default()
+                    })
+                })?;
+                if let Some(parameters) = unknown {
+                    self.position = Position::First(exchange);
+                    return Ok(Answer::Salt(parameters));
+                }
                 let body = Zeroizing::new(answered.message.clone().into_bytes());
                 self.password_was_sent = true;
                 (Position::Last(answered), body)
@@ -182,13 +207,13 @@ impl<'c> UpstreamLogin<'c> {
             (Position::Last(answered), SASL_FINAL) => {
                 answered.verify(data)?;
                 self.position = Position::Proven;
-                return Ok(Zeroizing::default());
+                return Ok(Answer::Message(Zeroizing::default()));
             }
             _ => return Err(UpstreamFailure::Order(code)),
         };
         self.password_was_sent |= matches!(position, Position::Sent);
         self.position = position;
-        Ok(Zeroizing::new(message(PASSWORD_MESSAGE, &body)))
+        Ok(Answer::Message(Zeroizing::new(message(PASSWORD_MESSAGE, &body))))
     }
 
     fn password(&self) -> Result<&'c str, UpstreamFailure> {

@@ -26,9 +26,13 @@ pub(crate) enum LoginFailure {
 }
 
 impl LoginFailure {
-    /// Whether the client breaks the protocol. Otherwise it has the wrong credentials.
+    /// Whether the client breaks the protocol. Otherwise it has the wrong credentials, or another certificate than Portcullis
+    /// presents: somebody may be between them.
     pub(crate) fn is_violation(self) -> bool {
-        !matches!(self, Self::WrongPassword | Self::UnknownUser)
+        !matches!(
+            self,
+            Self::WrongPassword | Self::UnknownUser | Self::Scram(ServerError::Binding | ServerError::Downgrade)
+        )
     }
 
     /// The ErrorResponse for the client. Apart from the name of the user, it depends only on what the client sent.

@@ -117,6 +117,11 @@ impl<'v> ClientLogin<'v> {
         !matches!(self.position, Position::Mechanism) || !self.pending.is_empty()
     }
 
+    /// Whether the next message of the client is the proof of its password.
+    pub(crate) fn awaits_proof(&self) -> bool {
+        matches!(self.position, Position::Last(..))
+    }
+
     #[cfg(test)]
     pub(crate) fn pending_bytes(&self) -> usize {
         self.pending.len()

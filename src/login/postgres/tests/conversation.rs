@@ -33,8 +33,9 @@ fn converse(
     loop {
         let mut to_server = Zeroizing::default();
         for chunk in chunks(&std::mem::take(&mut to_client), cuts) {
-            match client.follow(chunk, &mut to_server, |parameters| parameters.salted(password)) {
+            match client.follow(chunk, &mut to_server, |parameters| Some(parameters.salted(password))) {
                 Ok(UpstreamStep::Ongoing) => {}
+                Ok(UpstreamStep::Salt(_)) => unreachable!("it is known"),
                 Ok(UpstreamStep::Done { .. }) => return End { server: verdict.unwrap(), client: Ok(true) },
                 Ok(UpstreamStep::Refused(_)) => return End { server: verdict.unwrap(), client: Ok(false) },
                 Err(error) => return End { server: verdict.unwrap_or(Ok(0)), client: Err(error) },
