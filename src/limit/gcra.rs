@@ -60,6 +60,11 @@ impl Gcra {
         let used = nanoseconds(limit.interval).saturating_mul(more.into());
         self.theoretical_arrival = self.theoretical_arrival.max(nanoseconds(now)).saturating_add(used);
     }
+
+    /// Returns one token.
+    pub(crate) fn give_back(&mut self, limit: GcraLimit) {
+        self.theoretical_arrival = self.theoretical_arrival.saturating_sub(nanoseconds(limit.interval));
+    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

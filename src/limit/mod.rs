@@ -1,5 +1,6 @@
 //! Limits: sessions, handshakes and connection rates, for each listener and each source.
 
+pub(crate) mod attempts;
 pub(crate) mod gcra;
 pub(crate) mod handshakes;
 pub(crate) mod rate;

@@ -27,6 +27,7 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use crate::limit::attempts::AttemptLimiter;
 use crate::limit::handshakes::{AcquiredHandshake, HandshakeLimitReached, HandshakeLimiter};
 use crate::limit::rate_limiter::{RateDecision, RateExceeded, RateLimiter};
 use crate::metrics::listener::ListenerMetrics;
@@ -151,6 +152,8 @@ pub struct ListenerPolicy {
     handshakes: Arc<HandshakeLimiter>,
     /// The effective limit of `handshakes`.
     pub max_handshakes: NonZeroU32,
+    /// Shared by all generations.
+    pub(crate) attempts: Arc<AttemptLimiter>,
     /// `None` without `connection_rate_per_source`.
     rate_limiter: Option<Arc<RateLimiter>>,
     pub revoke: Revoke,

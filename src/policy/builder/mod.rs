@@ -93,6 +93,7 @@ impl Builder<'_> {
             handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),
             max_handshakes: listener.limits.max_handshakes.unwrap_or_else(|| built_in_limit(limit_of_open_files())),
             sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
+            attempts: before.map_or_else(Arc::default, |before| Arc::clone(&before.attempts)),
             rate_limiter: rate_limiter(listener.limits.connection_rate_per_source, before),
             revoke: listener.revoke,
             plaintext_cancel: listener.plaintext_cancel,
