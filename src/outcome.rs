@@ -10,6 +10,8 @@ use crate::printable;
 /// Why a connection ended. The codes are public: auditors filter by them (docs/AUDIT.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
+    /// The client did not prove a valid password of its user.
+    AuthenticationFailed,
     /// The client's certificate has expired.
     ClientCertificateExpired,
     /// The client's certificate is malformed or not yet valid, or has a wrong purpose or a bad signature.
@@ -27,7 +29,7 @@ pub enum Reason {
     ClosedByAdmin,
     /// The listener has reached `max_connections`.
     ConnectionLimit,
-    /// The policy no longer accepts the certificate of an open session.
+    /// The policy no longer accepts the certificate or the password of an open session.
     CredentialRevoked,
     /// One side closed and the other was silent for `half_close_timeout`.
     HalfCloseTimeout,
@@ -62,6 +64,8 @@ pub enum Reason {
     SourceRevoked,
     /// No rule trusts the client's address.
     UntrustedSource,
+    /// The upstream does not accept the passwords of the configuration, or asks for something else.
+    UpstreamAuthenticationFailed,
     UpstreamClosed,
     /// TLS with the upstream failed: either side rejected the other's certificate, or the upstream does not support TLS.
     UpstreamTlsFailed,
@@ -71,6 +75,7 @@ pub enum Reason {
 impl Reason {
     /// All reasons, each at the index of its discriminant.
     pub(crate) const ALL: [Self; Self::UpstreamUnreachable as usize + 1] = [
+        Self::AuthenticationFailed,
         Self::ClientCertificateExpired,
         Self::ClientCertificateInvalid,
         Self::ClientCertificateMissing,
@@ -98,6 +103,7 @@ impl Reason {
         Self::SourceConnectionLimit,
         Self::SourceRevoked,
         Self::UntrustedSource,
+        Self::UpstreamAuthenticationFailed,
         Self::UpstreamClosed,
         Self::UpstreamTlsFailed,
         Self::UpstreamUnreachable,
@@ -106,6 +112,7 @@ impl Reason {
     /// The stable code in audit events.
     pub const fn code(self) -> &'static str {
         match self {
+            Self::AuthenticationFailed => "authentication_failed",
             Self::ClientCertificateExpired => "client_certificate_expired",
             Self::ClientCertificateInvalid => "client_certificate_invalid",
             Self::ClientCertificateMissing => "client_certificate_missing",
@@ -133,6 +140,7 @@ impl Reason {
             Self::SourceConnectionLimit => "source_connection_limit",
             Self::SourceRevoked => "source_revoked",
             Self::UntrustedSource => "untrusted_source",
+            Self::UpstreamAuthenticationFailed => "upstream_authentication_failed",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamTlsFailed => "upstream_tls_failed",
             Self::UpstreamUnreachable => "upstream_unreachable",

@@ -44,6 +44,8 @@ pub(crate) struct ConnectionFields {
     pub client_subject: Option<Box<str>>,
     /// SHA-256 of the leaf certificate in lower-case hex.
     pub client_sha256: Option<Box<str>>,
+    /// The user that the client authenticated as, or that it claims to be before that.
+    pub user: Option<Box<str>>,
     pub upstream: Option<Arc<str>>,
 }
 
@@ -64,6 +66,7 @@ impl ConnectionFields {
             cipher: None,
             client_subject: None,
             client_sha256: None,
+            user: None,
             upstream: None,
         }
     }
@@ -150,6 +153,7 @@ impl Event {
             .with_some("cipher", fields.cipher)
             .with_some("client_subject", fields.client_subject.as_deref())
             .with_some("client_sha256", fields.client_sha256.as_deref())
+            .with_some("user", fields.user.as_deref())
             .with_upstream(fields.upstream.as_deref())
     }
 

@@ -59,6 +59,7 @@ pub(crate) struct Audit {
     denials: Arc<FloodLimiter>,
     cancel_keys: Arc<FloodLimiter>,
     cancel_denials: Arc<FloodLimiter>,
+    failed_logins: Arc<FloodLimiter>,
     admin_denials: Arc<FloodLimiter>,
     checks: Arc<HealthChecks>,
     history: Arc<History>,
@@ -85,6 +86,7 @@ impl Audit {
             denials: limiter(&suppression::DENIALS),
             cancel_keys: limiter(&suppression::CANCELS),
             cancel_denials: limiter(&suppression::CANCEL_DENIALS),
+            failed_logins: limiter(&suppression::FAILED_LOGINS),
             admin_denials: limiter(&suppression::ADMIN_DENIALS),
             checks: Arc::default(),
             history: Arc::default(),
@@ -161,7 +163,7 @@ impl Audit {
     }
 
     fn write_due_summaries(&self, at_once: bool) {
-        let floods = [&self.denials, &self.cancel_keys, &self.cancel_denials, &self.admin_denials];
+        let floods = [&self.denials, &self.cancel_keys, &self.cancel_denials, &self.failed_logins, &self.admin_denials];
         for event in floods.into_iter().flat_map(|floods| floods.summaries(at_once)) {
             self.write(&event, Level::Warn);
         }
@@ -193,6 +195,17 @@ impl Audit {
             .with("bytes_out", bytes.outbound)
             .lasted(duration);
         self.write(&event, Level::Info);
+    }
+
+    /// A client did not prove its password. In a flood, the event is suppressed.
+    pub(crate) fn authentication_failed(&self, fields: &ConnectionFields, detail: impl Display) {
+        let flood_event = FloodEvent::of_connection(fields, Some(Reason::AuthenticationFailed));
+        if self.failed_logins.allow(flood_event) {
+            let outcome = Outcome::new(Reason::AuthenticationFailed, detail);
+            let event = Event::of_connection("authentication.failed", fields).with_some("session", fields.session);
+            let written = self.write(&event.ended(&outcome), Level::Warn);
+            self.failed_logins.count_line(flood_event, written);
+        }
     }
 
     /// A PostgreSQL CancelRequest was forwarded. In a flood, the event is suppressed.

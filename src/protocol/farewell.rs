@@ -19,10 +19,13 @@ pub(crate) fn farewell_message(reason: Reason) -> Vec<u8> {
         | Reason::ClientCertificateMissing
         | Reason::ClientCertificateRevoked
         | Reason::ClientCertificateUnknownCa
-        | Reason::ClientNotTrusted
-        | Reason::CredentialRevoked => (
+        | Reason::ClientNotTrusted => (
             "terminating connection because the client certificate is no longer accepted",
             "Connect again with a current certificate that this port trusts.",
+        ),
+        Reason::CredentialRevoked => (
+            "terminating connection because the client certificate or the password is no longer accepted",
+            "Connect again with a current certificate or password that this port trusts.",
         ),
         Reason::IdleTimeout => {
             ("terminating connection because it was idle for too long (idle_timeout)", "Connect again.")
@@ -33,7 +36,8 @@ pub(crate) fn farewell_message(reason: Reason) -> Vec<u8> {
             "Connect again, or ask the operator for the reason.",
         ),
         // No session is terminated for these reasons. The message covers the case all the same.
-        Reason::ClientClosed
+        Reason::AuthenticationFailed
+        | Reason::ClientClosed
         | Reason::HalfCloseTimeout
         | Reason::HandshakeFailed
         | Reason::HandshakeLimit
@@ -46,6 +50,7 @@ pub(crate) fn farewell_message(reason: Reason) -> Vec<u8> {
         | Reason::ProxyHeaderMissing
         | Reason::RateLimited
         | Reason::SourceConnectionLimit
+        | Reason::UpstreamAuthenticationFailed
         | Reason::UpstreamClosed
         | Reason::UpstreamTlsFailed
         | Reason::UpstreamUnreachable => ("terminating connection", "Connect again."),

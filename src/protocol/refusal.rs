@@ -35,12 +35,18 @@ impl Message {
             | Reason::ClientCertificateInvalid
             | Reason::ClientCertificateMissing
             | Reason::ClientCertificateRevoked
-            | Reason::ClientCertificateUnknownCa
-            | Reason::CredentialRevoked => (
+            | Reason::ClientCertificateUnknownCa => (
                 postgres::INVALID_AUTHORIZATION,
                 "the client certificate is not accepted",
                 "Present a current certificate that this port trusts.",
             ),
+            Reason::CredentialRevoked => (
+                postgres::INVALID_AUTHORIZATION,
+                "the client certificate or the password is no longer accepted",
+                "Use a current certificate or password that this port trusts.",
+            ),
+            // The phase that authenticates has the message with the user name.
+            Reason::AuthenticationFailed => (postgres::INVALID_PASSWORD, "password authentication failed", ""),
             Reason::ClientNotTrusted => (
                 postgres::INVALID_AUTHORIZATION,
                 "this client is not allowed",
@@ -59,7 +65,7 @@ impl Message {
                 "too many connections from this address",
                 "Close connections that are not needed, or try again later.",
             ),
-            Reason::UpstreamTlsFailed | Reason::UpstreamUnreachable => {
+            Reason::UpstreamAuthenticationFailed | Reason::UpstreamTlsFailed | Reason::UpstreamUnreachable => {
                 (postgres::CANNOT_CONNECT_NOW, "the database behind this proxy cannot be reached", "Try again later.")
             }
             Reason::ProtocolViolation => {

@@ -237,6 +237,13 @@ pub(crate) static CANCEL_DENIALS: FloodKind = FloodKind {
     overall: GcraLimit { burst: 1_000, interval: Duration::from_millis(100) },
 };
 
+/// Attempts to authenticate that failed. There are at most 20 a second from a source that fails.
+pub(crate) static FAILED_LOGINS: FloodKind = FloodKind {
+    summary: "authentications.suppressed",
+    per_source: GcraLimit { burst: 500, interval: Duration::from_secs(1) },
+    overall: GcraLimit { burst: 10_000, interval: Duration::from_millis(10) },
+};
+
 /// Denied requests to the admin API. A caller with a wrong token retries every few seconds, and an operator needs a few lines.
 pub(crate) static ADMIN_DENIALS: FloodKind = FloodKind {
     summary: "admin_denials.suppressed",
