@@ -22,7 +22,6 @@ mod identity;
 mod issuing;
 mod jitter;
 mod limit;
-#[allow(dead_code, reason = "wired by the authenticate phase")]
 mod login;
 mod metrics;
 mod outcome;

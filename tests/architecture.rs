@@ -153,6 +153,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "metrics",
             "x509",
             "identity",
+            "credential",
+            "login",
             "tls",
             "tls/upstream",
             "transport",

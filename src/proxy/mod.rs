@@ -1,8 +1,11 @@
 //! The life of one connection:
 //!
 //! ```text
-//! accept ─► preface ─► handshake ─► authorize ─► startup ─► limit ─► dial ─► reauthorize ─► select ─► relay ─► close
-//! source    plaintext  TLS          identity     request    session  upstream  policy now    role      bytes    farewell
+//! accept ─► preface ─► handshake ─► authorize ─► startup ─► authenticate ─┐
+//! source    plaintext  TLS          identity     request    password      │
+//!                                                                         │
+//!    close ◄─ relay ◄─ select ◄─ reauthorize ◄─ dial ◄─ limit ◄───────────┘
+//!    farewell bytes    role      policy now     upstream session
 //! ```
 //!
 //! [`listener`] accepts. `negotiate` and `connect` run the phases up to `select`. Each phase takes the value of the previous
@@ -28,6 +31,7 @@ use crate::outcome::{Outcome, Reason};
 use crate::proxy::accepted::{
     AcceptedConnection, Admission, NewConnection, Shared, finish_handshake, handshake_displaced,
 };
+use crate::proxy::phase::authenticate::authenticate;
 use crate::proxy::phase::authorize::authorize;
 use crate::proxy::phase::cancel::CancelRequest;
 use crate::proxy::phase::close::{Close, Farewell, StartupState, TERMINATION_TIMEOUT};
@@ -120,7 +124,7 @@ enum Established {
     Cancelled(Farewell),
 }
 
-/// Runs the phases from preface to startup.
+/// Runs the phases from preface to authenticate.
 async fn negotiate(
     connection: NewConnection,
     handshake: &mut Option<HandshakePermit>,
@@ -160,11 +164,12 @@ async fn negotiate(
         return Err(Close::refused(rate_exceeded.into(), secured.client, secured.protocol, StartupState::Awaited));
     }
     let authorized = authorize(secured, &shared.current, record.fields())?;
-    // A PostgreSQL client without a certificate identifies itself in its StartupMessage.
-    if authorized.identity.is_some() {
+    // A PostgreSQL client without a certificate identifies itself in its StartupMessage. On a listener with credentials, a
+    // client with a certificate has to authenticate too.
+    if authorized.identity.is_some() && authorized.policy.credentials.is_none() {
         finish_handshake(handshake)?;
     }
-    let request = match read_startup(authorized).await? {
+    let mut request = match read_startup(authorized).await? {
         StartupRequest::Session(request) => request,
         StartupRequest::Cancel(authorized, packet) => {
             record.fields().is_cancel = true;
@@ -173,6 +178,9 @@ async fn negotiate(
             return forwarded.await.map(Established::Cancelled);
         }
     };
+    if request.authorized.policy.credentials.is_some() {
+        request = Box::pin(authenticate(request, &shared.audit, record.fields())).await?;
+    }
     finish_handshake(handshake)?;
     Box::pin(connect(request, guard, record)).await
 }

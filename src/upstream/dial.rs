@@ -28,6 +28,8 @@ use crate::upstream::record::record_role;
 pub(crate) struct ConnectedUpstream {
     pub(crate) stream: UpstreamStream,
     pub(crate) endpoint: Endpoint,
+    /// What it has sent for the client after Portcullis has authenticated to it; empty without `[listener.credentials]`.
+    pub(crate) greeting: Vec<u8>,
 }
 
 /// Why an endpoint cannot serve a session.

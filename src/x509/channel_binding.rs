@@ -7,7 +7,6 @@ use crate::x509::signed::Signed;
 
 /// The data of the channel binding, 28 to 64 bytes. The hash function is that of the certificate's signature algorithm; SHA-256
 /// replaces MD5 and SHA-1. `None` if the algorithm has no hash function (Ed25519, Ed448) or is unknown.
-#[allow(dead_code, reason = "wired by the authenticate phase")]
 pub(crate) fn end_point(der: &[u8]) -> Option<Vec<u8>> {
     Some(digest(hash_function(der)?, der).as_ref().to_vec())
 }

@@ -128,7 +128,9 @@ impl Builder<'_> {
 
     /// libpq binds its password to the certificate it receives, and the server compares that with its own (RFC 5929 §4).
     fn warn_about_channel_binding(&mut self, upstream: &UpstreamTls, shown: &[Vec<CertificateDer<'static>>]) {
-        if shown.is_empty() || self.listener.protocol != Protocol::Postgres {
+        // With credentials, clients authenticate to Portcullis.
+        let is_passed = self.listener.protocol == Protocol::Postgres && self.listener.credentials.is_none();
+        if shown.is_empty() || !is_passed {
             return;
         }
         // If the bundle contains the listener's certificate, the upstream presents the same one.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::audit::event::ConnectionFields;
+use crate::credential::login::Login;
 use crate::identity::verified::VerifiedIdentity;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 use crate::policy::authorize::{Denial, Permit};
 use crate::policy::usage::Authorization;
 use crate::policy::{Current, ListenerPolicy, Snapshot};
@@ -82,6 +83,21 @@ pub(crate) fn evaluate(
         fields.name(&certificate.subject, certificate.sha256.as_str());
     }
     decision.map_err(Denial::into_connection_outcome)
+}
+
+/// The same with the login of a client that has authenticated. One that has to authenticate and has not is denied.
+pub(crate) fn evaluate_with_login(
+    client: &ClientStream,
+    login: Option<&Login>,
+    snapshot: &Snapshot,
+    fields: &mut ConnectionFields,
+) -> Result<Permit, Outcome> {
+    let permit = evaluate(client, snapshot, fields)?;
+    let permit = permit.with_login(login, OffsetDateTime::now_utc()).map_err(Denial::into_connection_outcome)?;
+    if permit.policy.credentials.is_some() && permit.login.is_none() {
+        return Err(Outcome::new(Reason::AuthenticationFailed, "the listener requires authentication since a reload"));
+    }
+    Ok(permit)
 }
 
 /// Evaluates the source against `snapshot`.

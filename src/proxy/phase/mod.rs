@@ -3,6 +3,7 @@
 //! Two files belong to no phase: `proxy_header` runs before the preface of a connection from a load balancer, and `cancel`
 //! takes the place of the phases after startup for a CancelRequest.
 
+pub(crate) mod authenticate;
 pub(crate) mod authorize;
 pub(crate) mod cancel;
 pub(crate) mod close;

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::audit::event::ConnectionFields;
 use crate::policy::Current;
-use crate::proxy::phase::authorize::evaluate;
+use crate::proxy::phase::authorize::evaluate_with_login;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::dial::Dialed;
 use crate::session::registry::ConnectionGuard;
@@ -21,7 +21,8 @@ pub(crate) fn reauthorize(
 ) -> Result<Dialed, Close> {
     loop {
         let snapshot = Arc::clone(&current.borrow());
-        match evaluate(&dialed.authorized.client, &snapshot, fields) {
+        let login = dialed.access.as_ref().map(|access| &access.login);
+        match evaluate_with_login(&dialed.authorized.client, login, &snapshot, fields) {
             Ok(permit) => {
                 let authorization = dialed.authorized.authorization(&permit);
                 permit.policy.usage.note(&authorization, fields.client, OffsetDateTime::now_utc());

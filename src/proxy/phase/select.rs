@@ -8,6 +8,7 @@
 //! is a standby, the client gets an error that makes it reconnect, and the endpoint is tried last from then on.
 
 use std::io;
+use std::mem;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -56,15 +57,16 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
         Target::Any if candidates.has_several() || candidates.has_waited() => Withhold::Refusal,
         Target::Any => Withhold::Nothing,
     };
-    let startup = Box::new(StartupRelay::new(&dialed, withhold));
+    let mut startup = Box::new(StartupRelay::new(&dialed, withhold));
     if withhold == Withhold::Nothing {
+        startup.follow(&dialed.connected.greeting);
         record_healthy(&dialed.connected.endpoint, &dialed.authorized.policy.upstream);
         return Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })));
     }
     let mut attempt = StartupAttempt { dialed, startup, has_waited: candidates.has_waited() };
     let result = attempt.run(candidates.response_timeout()).await;
     let StartupAttempt { dialed, startup, .. } = attempt;
-    let Dialed { authorized, connected, buffered } = dialed;
+    let Dialed { authorized, connected, buffered, access } = dialed;
     let (endpoint, upstream) = (&connected.endpoint, &authorized.policy.upstream);
     match result {
         AttemptResult::Accepted(role) => {
@@ -73,7 +75,7 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
                 record_role(endpoint, upstream, true);
             }
             // The attempt has already sent the client's bytes.
-            let dialed = Dialed { authorized, connected, buffered: Vec::new() };
+            let dialed = Dialed { authorized, connected, buffered: Vec::new(), access };
             Ok(Selected::Session(Box::new(SelectedUpstream { dialed, startup: Some(startup) })))
         }
         AttemptResult::Rejected(endpoint_error, role) => {
@@ -82,7 +84,7 @@ pub(crate) async fn select(dialed: Dialed, candidates: &mut Candidates) -> Resul
             }
             if !startup.asks_client() {
                 candidates.reject(endpoint, upstream, endpoint_error);
-                return Ok(Selected::Retry(SessionRequest { authorized, buffered }));
+                return Ok(Selected::Retry(SessionRequest { authorized, buffered, access }));
             }
             // The client takes part in the startup by now, so a lost connection may be its doing and ejects nothing.
             if endpoint_error.fault == EndpointFault::Unsuitable {
@@ -127,6 +129,14 @@ impl StartupAttempt {
         if let Err(error) = send(&mut connected.stream, buffered).await {
             return self.lost(&error);
         }
+        // What the server has sent since Portcullis has authenticated to it.
+        let greeting = mem::take(&mut self.dialed.connected.greeting);
+        if !greeting.is_empty() {
+            let step = self.startup.follow(&greeting);
+            if let Some(result) = self.apply(step, true).await {
+                return result;
+            }
+        }
         loop {
             let result = match self.startup.asks_client() {
                 // No deadline for the client's password: the server has its own authentication timeout.
@@ -144,7 +154,7 @@ impl StartupAttempt {
 
     /// Reads once from either side and forwards what may pass.
     async fn step(&mut self) -> Option<AttemptResult> {
-        let Dialed { authorized: AuthorizedClient { client, .. }, connected, buffered } = &mut self.dialed;
+        let Dialed { authorized: AuthorizedClient { client, .. }, connected, buffered, .. } = &mut self.dialed;
         let can_retry = !self.startup.asks_client();
         let (mut from_upstream, mut from_client) = ([0; 4096], [0; 4096]);
         let step = tokio::select! {
@@ -166,6 +176,11 @@ impl StartupAttempt {
                 return sent.err().map(|error| self.lost(&error));
             }
         };
+        self.apply(step, can_retry).await
+    }
+
+    /// Acts on a step of the startup.
+    async fn apply(&mut self, step: StartupStep, can_retry: bool) -> Option<AttemptResult> {
         match step {
             // The server accepts the session. The relay sends the pending reply to the client.
             StartupStep::Ongoing if self.startup.withhold() == Withhold::Refusal && self.startup.has_pending() => {
@@ -193,6 +208,7 @@ impl StartupAttempt {
             }
             StartupStep::Ongoing | StartupStep::Ask => {}
         }
+        let Dialed { authorized: AuthorizedClient { client, .. }, connected, .. } = &mut self.dialed;
         if let Err(error) = send(client, &self.startup.take_pending()).await {
             return Some(AttemptResult::ClientLost(error));
         }

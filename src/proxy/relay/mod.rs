@@ -59,7 +59,7 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn new(selected: SelectedUpstream, permit: SessionPermit) -> Self {
-        let SelectedUpstream { dialed: Dialed { authorized, connected, buffered }, startup } = selected;
+        let SelectedUpstream { dialed: Dialed { authorized, connected, buffered, .. }, startup } = selected;
         Self {
             client: authorized.client,
             upstream: Outbound::new(connected.stream, authorized.policy.protocol, startup),

@@ -45,14 +45,15 @@ impl StartupRelay {
             let certificate = dialed.authorized.server_certificate.as_ref();
             certificate.is_some_and(|certificate| certificate.sha256 == CertificateFingerprint::from_der(leaf))
         };
-        let options = StartupOptions { hide_channel_binding: !client_has_tls && upstream_leaf.is_some(), withhold };
+        let hide_channel_binding = dialed.access.is_none() && !client_has_tls && upstream_leaf.is_some();
+        let options = StartupOptions { hide_channel_binding, withhold };
         Self {
             parser: StartupParser::new(options),
             withhold,
-            is_passive: options == StartupOptions::default(),
+            is_passive: options == StartupOptions::default() && dialed.connected.greeting.is_empty(),
             pending: Vec::new(),
             binding_mismatch: upstream_leaf
-                .filter(|leaf| client_has_tls && !client_sees(leaf))
+                .filter(|leaf| dialed.access.is_none() && client_has_tls && !client_sees(leaf))
                 .map(|_| Arc::clone(policy)),
             endpoint: Some((Arc::clone(&policy.upstream.cancel_keys), dialed.connected.endpoint.clone())),
             is_over: false,

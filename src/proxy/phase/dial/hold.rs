@@ -18,7 +18,6 @@ use crate::audit::event::ConnectionFields;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::Current;
 use crate::protocol::Protocol;
-use crate::proxy::phase::authorize::evaluate;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
 use crate::upstream::endpoint::outage::Outage;
@@ -76,7 +75,7 @@ impl RetryHold {
         let mut current = current.clone();
         loop {
             let snapshot = Arc::clone(&current.borrow_and_update());
-            match evaluate(&request.authorized.client, &snapshot, fields) {
+            match request.evaluate(&snapshot, fields) {
                 Ok(permit) => {
                     let (former, next) = (&mut request.authorized.policy, permit.policy);
                     if former.protocol == next.protocol
@@ -123,7 +122,7 @@ impl DialTurn {
 
 /// Buffers the bytes that the client sends, and returns when it disconnects.
 async fn read_client(request: &mut SessionRequest, is_half_closed: &mut bool) -> Outcome {
-    let SessionRequest { authorized, buffered } = request;
+    let SessionRequest { authorized, buffered, .. } = request;
     let mut bytes = [0; 1024];
     while !*is_half_closed && buffered.len() < MAX_BUFFERED {
         match authorized.client.read(&mut bytes).await {

@@ -2,6 +2,7 @@
 //! connection.
 
 pub(crate) mod hold;
+pub(crate) mod login;
 
 use std::mem;
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use crate::outcome::{Outcome, Reason};
 use crate::policy::Current;
 use crate::printable;
 use crate::protocol::{Protocol, postgres};
+use crate::proxy::phase::authenticate::Access;
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::{Close, StartupState};
 use crate::proxy::phase::dial::hold::{HoldOutcome, RetryHold};
+use crate::proxy::phase::dial::login::DatabaseLogin;
 use crate::proxy::phase::startup::SessionRequest;
 use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
@@ -36,6 +39,8 @@ pub(crate) struct Dialed {
     pub(crate) connected: ConnectedUpstream,
     /// Bytes of the client that have not been sent to the upstream.
     pub(crate) buffered: Vec<u8>,
+    /// Present if the client has authenticated.
+    pub(crate) access: Option<Box<Access>>,
 }
 
 /// The endpoints that are still to be tried for one client, and the failures of the others.
@@ -103,19 +108,31 @@ impl Candidates {
         self.response_timeout
     }
 
-    /// Dials the remaining endpoints until one connects.
+    /// Dials the remaining endpoints until one connects and, with `login`, accepts the client's user.
     ///
     /// # Errors
     /// No endpoint is left. The detail lists the failure of each.
-    pub(crate) async fn dial_next(&mut self, upstream: &Upstream, header: &[u8]) -> Result<ConnectedUpstream, Outcome> {
+    pub(crate) async fn dial_next(
+        &mut self,
+        upstream: &Upstream,
+        header: &[u8],
+        login: Option<DatabaseLogin<'_>>,
+    ) -> Result<ConnectedUpstream, Outcome> {
         while let Some(endpoint) = self.next(upstream).await {
             let start = Instant::now();
             // Each endpoint may take its share of the remaining time of its address.
             let deadline = start + share(self.time_left, self.endpoints.len() + 1);
-            let connected = dial_endpoint(&endpoint, upstream, header, deadline).await;
+            let connected = match &login {
+                Some(login) => {
+                    // Boxed, so that its state costs connections without credentials nothing.
+                    let connected = Box::pin(login.dial(&endpoint, upstream, header, deadline)).await;
+                    connected.map_err(|failed| failed.into_error(self.has_waited()))
+                }
+                None => dial_endpoint(&endpoint, upstream, header, deadline).await.map(|stream| (stream, Vec::new())),
+            };
             self.time_left = self.time_left.saturating_sub(start.elapsed());
             match connected {
-                Ok(stream) => return Ok(ConnectedUpstream { stream, endpoint }),
+                Ok((stream, greeting)) => return Ok(ConnectedUpstream { stream, endpoint, greeting }),
                 Err(endpoint_error) => self.reject(&endpoint, upstream, endpoint_error),
             }
         }
@@ -185,13 +202,14 @@ pub(crate) async fn dial(
             None => {
                 let AuthorizedClient { client, identity, .. } = &request.authorized;
                 let header = proxy_header::client_header(client, identity.as_deref(), &policy.upstream, fields);
-                match candidates.dial_next(&policy.upstream, &header).await {
+                let login = request.access.as_deref().map(|access| DatabaseLogin::new(access, policy));
+                match candidates.dial_next(&policy.upstream, &header, login).await {
                     Ok(connected) => {
                         // `select` may still reject the endpoint; the next waiting client may dial meanwhile.
                         candidates.hold.release();
                         fields.upstream = Some(connected.endpoint.configured.address().to_string().into());
-                        let SessionRequest { authorized, buffered } = request;
-                        return Ok(Dialed { authorized, connected, buffered });
+                        let SessionRequest { authorized, buffered, access } = request;
+                        return Ok(Dialed { authorized, connected, buffered, access });
                     }
                     Err(outcome) if candidates.any_refused && is_retried(&policy.upstream) => {
                         policy.upstream.endpoints.outage().note(&outcome, Instant::now().into_std());
@@ -226,7 +244,7 @@ pub(crate) async fn dial_for_cancel(
     header: &[u8],
 ) -> Result<(UpstreamStream, Arc<ConfiguredAddress>), Outcome> {
     let Some(endpoint) = endpoint else {
-        let connected = Candidates::new(upstream).dial_next(upstream, header).await?;
+        let connected = Candidates::new(upstream).dial_next(upstream, header, None).await?;
         return Ok((connected.stream, connected.endpoint.configured));
     };
     let deadline = Instant::now() + upstream.settings.connect_timeout;
