@@ -136,21 +136,45 @@ fn close_selected(client: &AdminClient, target: &str, as_json: bool) -> Result<(
 }
 
 fn to_text(body: &Value, now: OffsetDateTime) -> String {
-    let mut table = Table::new(["SESSION", "LISTENER", "CLIENT", "STATE", "OPEN FOR", "ADMITTED BY", "CERTIFICATE"]);
-    let mut count = 0_usize;
-    for session in JsonView(body).list("sessions") {
-        count += 1;
-        table.row([
+    let sessions: Vec<_> = JsonView(body).list("sessions").collect();
+    let row = |session: &JsonView<'_>| {
+        [
             session.number("session").to_string(),
             session.text_or_dash("listener"),
-            client_address(session),
-            state(session),
+            client_address(*session),
+            state(*session),
             session.time("opened_at").map_or(DASH.to_owned(), |at| since(at, now)),
             session.text_or_dash("rule"),
             session.text_or_dash("client_subject"),
-        ]);
+        ]
+    };
+    let heads = ["SESSION", "LISTENER", "CLIENT", "STATE", "OPEN FOR", "ADMITTED BY", "CERTIFICATE"];
+    if sessions.is_empty() {
+        return "no open sessions\n".to_owned();
     }
-    if count == 0 { "no open sessions\n".to_owned() } else { table.render("") }
+    // Only listeners with credentials have users.
+    if sessions.iter().any(|session| user(*session) != DASH) {
+        let [id, listener, client, rest @ ..] = heads;
+        let [state, open_for, rule, subject] = rest;
+        let mut table = Table::new([id, listener, client, "USER", state, open_for, rule, subject]);
+        for session in &sessions {
+            let [id, listener, client, state, open_for, rule, subject] = row(session);
+            table.row([id, listener, client, user(*session), state, open_for, rule, subject]);
+        }
+        return table.render("");
+    }
+    let mut table = Table::new(heads);
+    sessions.iter().for_each(|session| table.row(row(session)));
+    table.render("")
+}
+
+/// The user as which the client has authenticated, or `unauthenticated` for a session that is older than the credentials.
+fn user(session: JsonView<'_>) -> String {
+    if session.flag("unauthenticated") == Some(true) {
+        "unauthenticated".to_owned()
+    } else {
+        session.text_or_dash("user")
+    }
 }
 
 /// `open`, `closing`, or `half-closed by upstream`.
@@ -206,5 +230,21 @@ SESSION  LISTENER  CLIENT                        STATE                    OPEN F
 ";
         assert_eq!(to_text(&body, now), expected);
         assert_eq!(to_text(&json!({ "sessions": [] }), now), "no open sessions\n");
+    }
+
+    #[test]
+    fn users_have_a_column_if_there_are_any() {
+        let body = json!({ "sessions": [
+            { "session": 7, "listener": "db", "source": "10.0.0.5", "source_port": 4242, "user": "app", "state": "open" },
+            { "session": 8, "listener": "db", "source": "10.0.0.5", "source_port": 4243, "unauthenticated": true, "state": "open" },
+            { "session": 9, "listener": "cache", "source": "10.0.0.5", "source_port": 4244, "state": "open" },
+        ]});
+        let expected = "\
+SESSION  LISTENER  CLIENT         USER             STATE  OPEN FOR  ADMITTED BY  CERTIFICATE
+7        db        10.0.0.5:4242  app              open   -         -            -
+8        db        10.0.0.5:4243  unauthenticated  open   -         -            -
+9        cache     10.0.0.5:4244  -                open   -         -            -
+";
+        assert_eq!(to_text(&body, OffsetDateTime::UNIX_EPOCH), expected);
     }
 }

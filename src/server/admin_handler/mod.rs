@@ -291,7 +291,9 @@ impl AdminHandler {
     }
 
     fn sessions(&mut self, filter: SessionFilter, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
-        self.read(current, reply, move |_, registry, _| Ok(AdminResponse::ok(report::sessions(registry, &filter))));
+        self.read(current, reply, move |current, registry, _| {
+            Ok(AdminResponse::ok(report::sessions(current, registry, &filter)))
+        });
     }
 
     /// Computes the response on a separate thread from the policy in force.

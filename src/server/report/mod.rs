@@ -42,13 +42,13 @@ use crate::x509::certificate::{Certificate, NameDigest};
 use crate::x509::fingerprint::CertificateFingerprint;
 
 /// The sessions that a filter selects, including closing ones, oldest first; `total` counts also those beyond its limit.
-pub(crate) fn sessions(registry: &ConnectionRegistry, filter: &SessionFilter) -> Value {
+pub(crate) fn sessions(snapshot: &Snapshot, registry: &ConnectionRegistry, filter: &SessionFilter) -> Value {
     let mut live = registry.all();
     live.sort_unstable_by_key(|live| live.id());
     let listed = live.iter().filter_map(|live| Some((live, live.listed()?)));
     let selected: Vec<_> = listed.filter(|(live, listed)| is_selected(live, listed, filter)).collect();
     let page = selected.iter().skip(filter.offset).take(filter.limit.unwrap_or(usize::MAX));
-    let sessions: Vec<_> = page.map(|(live, listed)| session(live, listed)).collect();
+    let sessions: Vec<_> = page.map(|(live, listed)| session(snapshot, live, listed)).collect();
     json!({ "sessions": sessions, "total": selected.len() })
 }
 
@@ -62,8 +62,9 @@ fn is_selected(live: &LiveConnection, listed: &SessionInfo, filter: &SessionFilt
             .is_none_or(|part| identity.is_some_and(|identity| identity.certificate.subject.contains(part.as_str())))
 }
 
-fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
+fn session(snapshot: &Snapshot, live: &LiveConnection, listed: &SessionInfo) -> Value {
     let SessionInfo { state, opened_at, session } = listed;
+    let must_authenticate = snapshot.named(live.listener()).is_some_and(|policy| policy.credentials.is_some());
     let certificate = session.authorization.identity.as_ref().map(|identity| &identity.certificate);
     let matching = session.authorization.rule.as_ref();
     let facts = json!({
@@ -72,6 +73,7 @@ fn session(live: &LiveConnection, listed: &SessionInfo) -> Value {
         "rule": matching.map(|matching| matching.rule.to_string()),
         "group": matching.and_then(MatchingRule::group).map(GroupName::as_str),
         "client_sha256": certificate.map(|certificate| &certificate.sha256),
+        "unauthenticated": must_authenticate && session.authorization.login.is_none(),
         "opened_at": seconds(*opened_at),
     });
     with_session(facts, live, session)
@@ -89,6 +91,7 @@ fn with_session(mut facts: Value, live: &LiveConnection, session: &Session) -> V
             ("source_port".to_owned(), json!(live.client().port())),
             ("balancer".to_owned(), json!(via.map(ClientAddr::source))),
             ("balancer_port".to_owned(), json!(via.and_then(ClientAddr::port))),
+            ("user".to_owned(), json!(session.authorization.login.as_ref().map(|login| &login.client.user))),
             ("client_subject".to_owned(), json!(identity.map(|identity| &identity.certificate.subject))),
         ]);
     }

@@ -41,7 +41,7 @@ fn list_has_every_session_with_its_state_and_no_dialling_connection() {
     let (dir, registry) = (ConfigDir::new(), Arc::new(ConnectionRegistry::default()));
     let snapshot = policy(&dir, "\"127.0.0.1\"");
     let connections = connections_in_each_state(&registry, &snapshot);
-    let answer = sessions(&registry, &SessionFilter::default());
+    let answer = sessions(&snapshot, &registry, &SessionFilter::default());
     let fields = |session: &Value| {
         (session["session"].as_u64().unwrap(), session["state"].clone(), session["half_closed_by"].clone())
     };
