@@ -56,6 +56,8 @@ mod cloud_sources;
 mod commands;
 /// Valid and invalid configurations, with approved error texts.
 mod config;
+/// `[listener.credentials]` with PostgreSQL.
+mod credentials_postgres;
 /// Certificate revocation lists.
 mod crl;
 /// `dead_peer_timeout`.

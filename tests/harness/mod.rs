@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;
+pub(crate) mod credentials;
 pub(crate) mod digitalocean;
 pub(crate) mod digitalocean_api;
 pub(crate) mod dns;

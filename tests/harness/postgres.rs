@@ -131,6 +131,12 @@ impl Postgres {
         self.reread();
     }
 
+    /// Requires a password of this role on TCP connections by this method, such as `md5`.
+    pub(crate) fn ask_by(&self, role: &str, method: &str) {
+        keep(&self.directory, "pg_hba.conf", &format!("host all {role} 127.0.0.1/32 {method}\n{HBA}"));
+        self.reread();
+    }
+
     /// Reloads its configuration, and waits for that.
     fn reread(&self) {
         let before = self.direct("select pg_conf_load_time()");

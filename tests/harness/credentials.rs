@@ -1,0 +1,47 @@
+//! The files of `[listener.credentials]`.
+
+use super::portcullis::executable;
+use super::program::{run, run_with_input};
+use super::{Listener, TestDir};
+
+/// A password that `portcullis password add` accepts. Tests look for it in logs and answers.
+pub(crate) const PASSWORD: &str = "Apples-4-pears";
+/// Another one.
+pub(crate) const OTHER_PASSWORD: &str = "Plums+7-cherries";
+/// The password of the role at the database.
+pub(crate) const DATABASE_PASSWORD: &str = "open sesame";
+
+/// A directory in which the client `app` has [`PASSWORD`], and the database's password is [`DATABASE_PASSWORD`].
+pub(crate) fn site() -> TestDir {
+    let site = TestDir::new();
+    add_password(&site, "app", PASSWORD);
+    site.write("db.password", DATABASE_PASSWORD);
+    site
+}
+
+/// A listener that uses these files, and acts as the role `keyed` for every client.
+pub(crate) fn with_credentials(listener: Listener) -> Listener {
+    listener.key(
+        "credentials = { clients_file = \"clients.toml\", upstream_user = \"keyed\", upstream_password_file = \"db.password\" }",
+    )
+}
+
+/// Adds a password with the next ID: `p1`, `p2` and so on.
+pub(crate) fn add_password(site: &TestDir, user: &str, password: &str) {
+    let mut command = executable();
+    command.args(["password", "add", user, "-f"]).arg(site.path("clients.toml"));
+    run_with_input(&mut command, password.as_bytes()).success();
+}
+
+pub(crate) fn remove_password(site: &TestDir, user: &str, id: &str) {
+    let mut command = executable();
+    command.args(["password", "remove", user, id, "-f"]).arg(site.path("clients.toml"));
+    run(&mut command).success();
+}
+
+/// `disable` or `enable`.
+pub(crate) fn set_client(site: &TestDir, verb: &str, user: &str) {
+    let mut command = executable();
+    command.args(["password", verb, user, "-f"]).arg(site.path("clients.toml"));
+    run(&mut command).success();
+}
