@@ -27,7 +27,7 @@ pub enum Reason {
     ClosedByAdmin,
     /// The listener has reached `max_connections`.
     ConnectionLimit,
-    /// The policy no longer accepts the certificate of an open session.
+    /// The policy no longer accepts the certificate or the password of an open session.
     CredentialRevoked,
     /// One side closed and the other was silent for `half_close_timeout`.
     HalfCloseTimeout,
