@@ -234,6 +234,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "metrics",
             "x509",
             "identity",
+            "credential",
             "issuing",
             "tls",
             "resolution",

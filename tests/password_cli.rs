@@ -313,6 +313,44 @@ fn interrupted_prompt_ends_the_command_by_its_signal() {
 }
 
 #[test]
+fn check_warns_of_clients_that_cannot_authenticate_and_of_readable_files() {
+    let site = TestDir::new();
+    site.write("db.password", "secret\n");
+    fs::set_permissions(site.path("db.password"), Permissions::from_mode(0o644)).unwrap();
+    let key = "credentials = { clients_file = \"clients.toml\", upstream_password_file = \"db.password\" }";
+    site.write("portcullis.toml", Listener::postgres("127.0.0.1:5432").key(key));
+    let check = || {
+        let mut check = executable();
+        check.args(["check", "--offline", "-c", "portcullis.toml"]).current_dir(site.directory());
+        run(&mut check).success()
+    };
+    site.write("clients.toml", "client = []\n");
+    assert!(check().contains("lists no client, so every client is denied; add one with portcullis password add"));
+    fs::remove_file(site.path("clients.toml")).unwrap();
+    add(&site, "app", "Passw0rd!");
+    let expired = file(&site).replace(" },\n", ", expires_at = 2026-01-31T00:00:00Z },\n");
+    let others = "[[client]]\nuser = \"none\"\n[[client]]\nuser = \"off\"\ndisabled = true\n[[client]]\nuser = \"web\"\ncertificates = \"cn:web\"\n";
+    site.write("clients.toml", format!("{expired}{others}"));
+    let output = check();
+    for warning in [
+        "the password p1 of \"app\" expired at 2026-01-31T00:00:00Z; remove it with portcullis password remove",
+        "the client \"none\" has neither a password nor a certificate, so it cannot authenticate",
+        "client_auth = \"none\" does not request them; set tls.client_auth to",
+        "group or others can read the passwords db.password; run: chmod 600 db.password",
+        "  credentials   4 clients with 1 password in clients.toml",
+        "  database user the user of each client, with 1 password in db.password",
+    ] {
+        assert!(output.contains(warning), "no {warning:?} in {output}");
+    }
+    assert!(!output.contains("\"off\"") && !output.contains("secret"), "{output}");
+    let json =
+        run(executable().args(["check", "--offline", "--json", "-c", "portcullis.toml"]).current_dir(site.directory()));
+    let json: Value = serde_json::from_str(&json.success()).unwrap();
+    let credentials = &json["listeners"][0]["credentials"];
+    assert_eq!((&credentials["clients"], &credentials["upstream_passwords"]), (&json!(4), &json!(1)));
+}
+
+#[test]
 fn change_of_the_file_is_reloaded_and_audited_by_user_and_id() {
     let site = TestDir::new();
     add(&site, "app", "Passw0rd!");
