@@ -24,6 +24,51 @@ fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
+/// A `clients_file`. The password of "app" is "pencil".
+const CLIENTS: &str = r#"
+[[client]]
+user = "app"
+passwords = [
+    { id = "p1", scram = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=", created_at = 2026-01-31T00:00:00Z },
+]
+
+[[client]]
+user = "web"
+certificates = ["cn:web", "uri:spiffe://prod/web/*"]
+upstream_user = "readonly"
+"#;
+
+/// Clients with everything that is rejected.
+const WRONG_CLIENTS: &str = r#"
+[[client]]
+user = "web"
+certificates = ["dns:1.app.internal", "uri:spiffe://prod/web/1"]
+
+[[client]]
+user = "web"
+upstream_user = ""
+passwords = [
+    { id = "p1", scram = "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA" },
+    { id = "p 2", scram = "my-secret-Passw0rd!", expires_at = "soon" },
+]
+
+[[client]]
+user = "web"
+certificates = ["dns:*.app.internal", "uri:spiffe://prod/web/1"]
+
+[[client]]
+user = "job"
+password = "my-secret-Passw0rd!"
+certificates = "job"
+disabled = "no"
+"#;
+
+/// A password with another salt than those of [`CLIENTS`].
+const OTHER_SALT: &str = r#"},
+    { id = "p2", scram = "SCRAM-SHA-256$4096:AAAAaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=" },
+]
+"#;
+
 /// A directory with all files that the configurations name.
 pub(crate) fn site() -> TestDir {
     let site = TestDir::new();
@@ -31,6 +76,11 @@ pub(crate) fn site() -> TestDir {
     site.write("sources.toml", "[[rule]]\ntype = \"ip_addr\"\nvalue = \"192.0.2.1\"\n");
     let token = format!("[[token]]\nname = \"ci\"\nrole = \"viewer\"\nsha256 = \"{}\"\n", "c".repeat(64));
     site.write("tokens.toml", token);
+    site.write("clients.toml", CLIENTS);
+    site.write("db.password", "new secret\nold secret\n");
+    site.write("nul.password", "new secret\n\nold\0secret\n");
+    site.write("two-salts.toml", CLIENTS.replace("},\n]\n", OTHER_SALT));
+    site.write("wrong-clients.toml", WRONG_CLIENTS);
     site.write("empty", "");
     site.write("do.token", "dop_v1_of_a_test");
     site.write("k8s.token", "eyJ of a test");

@@ -140,6 +140,11 @@ dead_peer_timeout = "6m"
 [listener.postgres]
 plaintext_cancel = false
 
+[listener.credentials]
+clients_file = "clients.toml"
+upstream_user = "owner"
+upstream_password_file = "db.password"
+
 [[listener]]
 name = "local"
 protocol = "redis"
@@ -354,6 +359,37 @@ const CHANGES: &[Change] = &[
         "plaintext_cancel = true",
         "!postgres.plaintext_cancel",
     ),
+    (
+        "listener.credentials.clients_file",
+        "clients_file = \"clients.toml\"",
+        "clients_file = \"no-clients.toml\"",
+        "credentials.clients_file",
+    ),
+    (
+        "listener.credentials.clients_file",
+        "clients_file = \"clients.toml\"",
+        "clients_file = \"no-clients.toml\"",
+        "credentials.client",
+    ),
+    (
+        "listener.credentials.clients_file",
+        "[listener.credentials]\nclients_file = \"clients.toml\"\nupstream_user = \"owner\"\n\
+         upstream_password_file = \"db.password\"\n",
+        "",
+        "!credentials.clients_file",
+    ),
+    (
+        "listener.credentials.upstream_user",
+        "upstream_user = \"owner\"",
+        "upstream_user = \"other\"",
+        "credentials.upstream_user",
+    ),
+    (
+        "listener.credentials.upstream_password_file",
+        "\"db.password\"",
+        "\"other.password\"",
+        "credentials.upstream_password_file",
+    ),
 ];
 
 /// Every key that a reference names, those in comments too.
@@ -409,6 +445,8 @@ fn every_key_of_the_reference_has_a_test_change() {
 fn running() -> Portcullis {
     let site = site();
     site.write("group.toml", "rule = []\n");
+    site.write("no-clients.toml", "client = []\n");
+    site.write("other.password", "secret\n");
     for (file, byte) in [("fleet.key", 1), ("other-fleet.key", 2)] {
         site.write(file, STANDARD.encode([byte; 32]));
     }

@@ -112,6 +112,8 @@ mod operate_cli;
 mod panel;
 /// The control panel over HTTP: sessions of people, and requests of other pages.
 mod panel_access;
+/// `portcullis password`: adds, lists and removes the passwords of clients.
+mod password_cli;
 /// Listeners without TLS: loopback and Unix sockets.
 mod plaintext;
 /// PostgreSQL clients: psql, pgbench, tokio-postgres.

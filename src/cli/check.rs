@@ -12,8 +12,7 @@ use crate::addr::ListenAddr;
 use crate::cli::client::AdminClient;
 use crate::cli::client::reload;
 use crate::cli::output::moment::{NEAR, since};
-use crate::cli::resolvers;
-use crate::cli::{Failure, difference, load, preflight, print, print_json, reachability};
+use crate::cli::{Failure, credentials, difference, load, preflight, print, print_json, reachability, resolvers};
 use crate::config::admin::Admin;
 use crate::config::fleet::Fleet;
 use crate::config::problem::Problems;
@@ -133,6 +132,7 @@ fn to_json(built: &Built) -> Value {
                 "half_close_timeout_ms": milliseconds(Some(policy.limits.half_close_timeout)),
                 "dead_peer_timeout_ms": milliseconds(Some(policy.limits.dead_peer_timeout)),
             },
+            "credentials": credentials::to_json(policy, &built.snapshot.config),
             "plaintext_cancel": (policy.protocol == Protocol::Postgres).then_some(policy.plaintext_cancel),
             "sources": sources(policy.sources.trusted.own()),
             "proxy_protocol": {
@@ -284,6 +284,7 @@ fn to_text(built: &Built, offline: bool) -> String {
         let _ = line("connections", &connections(policy));
         let _ = line("handshakes", &handshakes(policy));
         let _ = line("limits", &limits(policy));
+        credentials::write(&mut out, policy, &built.snapshot.config);
         write_proxies(&mut out, policy);
         write_sources(&mut out, policy, offline);
         write_certificates(&mut out, policy);

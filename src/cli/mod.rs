@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod check;
 pub(crate) mod client;
+pub(crate) mod credentials;
 pub(crate) mod difference;
 pub(crate) mod explain;
 pub(crate) mod man;

@@ -1,6 +1,7 @@
 //! How a client has authenticated, and whether that still holds.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -14,6 +15,40 @@ use crate::x509::subject_name::SubjectName;
 pub(crate) struct Login {
     pub(crate) client: Arc<Client>,
     pub(crate) by: Proof,
+}
+
+/// A password of a client as something that sessions use. Another verifier under the same ID is another one; another expiry is not.
+#[derive(Clone, Debug)]
+pub struct UsedPassword {
+    user: String,
+    password: Arc<Password>,
+}
+
+impl UsedPassword {
+    pub(crate) fn new(client: &Client, password: &Arc<Password>) -> Self {
+        Self { user: client.user.clone(), password: Arc::clone(password) }
+    }
+
+    /// Whether these clients have it.
+    pub(crate) fn is_in(&self, clients: &Clients) -> bool {
+        let known = clients.by_user(&self.user).and_then(|client| client.password(&self.password.id));
+        known.is_some_and(|known| known.verifier == self.password.verifier)
+    }
+}
+
+impl PartialEq for UsedPassword {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { user, password } = self;
+        *user == other.user && password.id == other.password.id && password.verifier == other.password.verifier
+    }
+}
+
+impl Eq for UsedPassword {}
+
+impl Hash for UsedPassword {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.user, &self.password.id).hash(state);
+    }
 }
 
 /// What a client has authenticated with.
@@ -48,6 +83,14 @@ impl Login {
     pub(crate) fn until(&self) -> Option<OffsetDateTime> {
         match &self.by {
             Proof::Password(password) => password.expires_at,
+            Proof::Certificate => None,
+        }
+    }
+
+    /// The password that the session uses; `None` with a certificate.
+    pub(crate) fn used_password(&self) -> Option<UsedPassword> {
+        match &self.by {
+            Proof::Password(password) => Some(UsedPassword::new(&self.client, password)),
             Proof::Certificate => None,
         }
     }

@@ -163,8 +163,8 @@ fn report(error: &ClientsError, nodes: &[ClientNodes<'_>], users: &[String]) {
                 let (found, user) = (node.found(), user_of(*other));
                 let pattern = shown::bounded(&pattern.to_string());
                 node.problem(format_args!(
-                    "found {found}, but its certificates also match \"{pattern}\" of the client \"{user}\"; \
-                     remove one of both, so that each certificate belongs to one client"
+                    "found {found}, but \"{pattern}\" of the client \"{user}\" matches the same certificates; \
+                     remove one of the two patterns"
                 ));
             }
         }
@@ -179,8 +179,8 @@ const EMPTY: &str = "is empty or not completely written; write \"client = []\" f
 
 const SCRAM: &str = "the SCRAM verifier of a password, which portcullis password add writes";
 
-const DUPLICATE_USER: &str = "which is already the user of another client; write the passwords of both into one client, or \
-                              choose another user";
+const DUPLICATE_USER: &str =
+    "which is already the user of another client; merge the two tables, or choose another user";
 
 const DUPLICATE_ID: &str = "is also the ID of another password of this client; choose another ID";
 
@@ -264,8 +264,8 @@ mod tests {
              c.toml:15:1: client[3].password: does not belong here; add a password with portcullis password add\n\
              c.toml:4:8: client[0].passwords[1].id: is also the ID of another password of this client; choose another ID\n\
              c.toml:4:22: client[0].passwords[1].scram: has another salt or other iterations than the first password of this client, which clients of PostgreSQL do not support; remove it, and add the password with portcullis password add\n\
-             c.toml:6:8: client[1].user: found \"app\", which is already the user of another client; write the passwords of both into one client, or choose another user\n\
-             c.toml:14:17: client[3].certificates[0]: found \"dns:a.x\", but its certificates also match \"dns:*.x\" of the client \"app\"; remove one of both, so that each certificate belongs to one client\n"
+             c.toml:6:8: client[1].user: found \"app\", which is already the user of another client; merge the two tables, or choose another user\n\
+             c.toml:14:17: client[3].certificates[0]: found \"dns:a.x\", but \"dns:*.x\" of the client \"app\" matches the same certificates; remove one of the two patterns\n"
         );
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn user(node: &Node<'_>) -> Option<String> {
 
 const CLIENTS_FILE: &str = "a file of [[client]] tables, which portcullis password add creates";
 
-const NO_PASSWORDS: &str = "is set, but with protocol = \"tcp\" the passwords of clients are unknown; set protocol to \"redis\" \
+const NO_PASSWORDS: &str = "is set, but protocol = \"tcp\" has no passwords that Portcullis can check; set protocol to \"redis\" \
                             or \"postgres\", or remove it";
 
 /// The user of Redis whose password `requirepass` sets.

@@ -83,7 +83,7 @@ impl Exchange {
         Ok((Self { binding, nonce, first_messages }, message))
     }
 
-    /// Takes the last message of the client. All verifiers have the parameters of the first message; their number is that of
+    /// Takes the last message of the client. All verifiers have the parameters that the client received; their number is that of
     /// the passwords, and all are tried, so that the time does not tell which one fits.
     ///
     /// # Errors

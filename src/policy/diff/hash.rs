@@ -179,6 +179,7 @@ const MAX_HANDSHAKES: &str = "limits.max_handshakes";
 mod tests {
     use time::{Duration, OffsetDateTime};
 
+    use crate::credential::clients::fixtures;
     use crate::policy::fixtures::{ConfigDir, listener};
 
     fn hash(site: &ConfigDir, config: &str) -> String {
@@ -239,5 +240,42 @@ mod tests {
         hashes.sort();
         hashes.dedup();
         assert_eq!(hashes.len(), count);
+    }
+
+    #[test]
+    fn every_change_of_clients_changes_both_hashes() {
+        let site = site();
+        let config = listener("main", 1001, "\"10.0.0.0/8\"").replace("\"tcp\"", "\"redis\"");
+        let hashes = |clients: &str| {
+            std::fs::write(site.path("clients.toml"), clients).unwrap();
+            let config = format!("{config}credentials.clients_file = \"clients.toml\"\n");
+            let snapshot = site.snapshot(config, None);
+            [snapshot.config_hash(), snapshot.trust_hash()].map(str::to_owned)
+        };
+        let table = |text: &str, rest: &str| {
+            let verifier = fixtures::password("p1", text).verifier;
+            format!("[[client]]\nuser = \"app\"\npasswords = [{{ id = \"p1\", scram = \"{verifier}\"{rest} }}]\n")
+        };
+        let base = table("one", "");
+        assert_eq!(
+            hashes(&base),
+            hashes(&format!("# comment\n{}", table("one", ", created_at = 2026-01-31T00:00:00Z")))
+        );
+        let changed = [
+            "client = []\n".to_owned(),
+            table("two", ""),
+            table("one", ", expires_at = 2999-01-31T00:00:00Z"),
+            format!("{base}disabled = true\n"),
+            format!("{base}upstream_user = \"owner\"\n"),
+            format!("{base}certificates = \"cn:app\"\n"),
+            base.clone(),
+        ];
+        for kind in 0..2 {
+            let mut all: Vec<_> = changed.iter().map(|clients| hashes(clients)[kind].clone()).collect();
+            all.sort();
+            all.dedup();
+            assert_eq!(all.len(), changed.len());
+        }
+        assert_ne!(hashes("client = []\n")[0], hash(&site, &config));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use time::OffsetDateTime;
 
 use crate::addr::ClientAddr;
-use crate::credential::login::Login;
+use crate::credential::login::{Login, UsedPassword};
 use crate::identity::client_verifier::PresentedIdentity;
 use crate::identity::verified::{TrustedBy, VerifiedIdentity};
 use crate::policy::ListenerPolicy;
@@ -30,6 +30,8 @@ pub enum Item {
     Source(Source),
     /// All rules of a group for this source.
     GroupSource(GroupName, Source),
+    /// A password of a client.
+    Password(UsedPassword),
 }
 
 /// The first and last use of an item, and its last users.
@@ -140,14 +142,15 @@ impl Authorization {
 
     /// Every item that the connection uses.
     pub fn items(&self) -> impl Iterator<Item = Item> {
-        let Self { rule, identity, shown, .. } = self;
+        let Self { rule, identity, login, shown, .. } = self;
         let [rule, through] = rule.as_ref().map_or([None, None], items_of);
         let trusted_by = identity.as_ref().map(|identity| match &identity.trusted_by {
             TrustedBy::Anchor { sha256, .. } => Item::Certificate(Arc::clone(sha256)),
             TrustedBy::Pinned => Item::Certificate(identity.certificate.sha256.as_str().into()),
         });
         let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));
-        [rule, through, trusted_by, shown].into_iter().flatten()
+        let password = login.as_ref().and_then(Login::used_password).map(Item::Password);
+        [rule, through, trusted_by, shown, password].into_iter().flatten()
     }
 }
 
@@ -222,7 +225,7 @@ impl Records {
         let used = self.items.keys().filter_map(|item| match item {
             Item::Source(source) if group.is_none() => Some(source),
             Item::GroupSource(name, source) if group == Some(name) => Some(source),
-            Item::Certificate(_) | Item::Source(_) | Item::GroupSource(..) => None,
+            Item::Certificate(_) | Item::Source(_) | Item::GroupSource(..) | Item::Password(_) => None,
         });
         let used: HashSet<&Source> = used.collect();
         if used.is_empty() {
@@ -278,6 +281,9 @@ impl Usage {
             Item::Certificate(sha256) => certificates.contains(&**sha256),
             Item::Source(source) => sources.contains(source),
             Item::GroupSource(group, source) => of_groups.get(group).is_some_and(|sources| sources.contains(source)),
+            Item::Password(password) => {
+                policy.credentials.as_ref().is_some_and(|credentials| password.is_in(&credentials.clients))
+            }
         });
         let rules = records.items.iter().filter(|(item, _)| item.is_rule());
         records.users_of_rules = rules.map(|(_, uses)| uses.users.len()).sum();

@@ -120,8 +120,16 @@ const VALUES: [&str; 13] = [
     "7734077340773407734",
 ];
 
-const SECRET_KEYS: [&str; 7] =
-    ["key", "key_file", "key_passphrase_file", "password_file", "ticket_keys", "token", "token_file"];
+const SECRET_KEYS: [&str; 8] = [
+    "key",
+    "key_file",
+    "key_passphrase_file",
+    "password_file",
+    "ticket_keys",
+    "token",
+    "token_file",
+    "upstream_password_file",
+];
 
 /// All values in the text that are not written as table headers, with their keys.
 fn values(text: &str) -> Vec<(String, Range<usize>)> {

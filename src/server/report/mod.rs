@@ -20,6 +20,7 @@ use crate::addr::ClientAddr;
 use crate::agent::state::{AgentStatus, Phase};
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::control::request::SessionFilter;
+use crate::credential::login::UsedPassword;
 use crate::descriptors;
 use crate::outcome::Outcome;
 use crate::policy::changes::SourceChanges;
@@ -277,6 +278,7 @@ impl ActiveUse {
             .client_facing_certificates()
             .map(|(role, certificate)| self.certificate(policy, role, certificate))
             .collect();
+        items.extend(self.passwords(policy).take(MAX_LISTED));
         let rules = policy.sources.trusted.rules();
         // Used rules first: there can be very many unused ones.
         let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.contains(&source(rule)));
@@ -303,6 +305,23 @@ impl ActiveUse {
             "fault": fault.map(|fault| fault.to_string()),
         });
         self.with_use(facts, policy, Item::Certificate(certificate.sha256.as_str().into()))
+    }
+
+    fn passwords(&self, policy: &ListenerPolicy) -> impl Iterator<Item = Value> {
+        let clients = policy.credentials.iter().flat_map(|credentials| credentials.clients.iter());
+        let passwords = clients.flat_map(|client| client.passwords.iter().map(move |password| (client, password)));
+        passwords.map(|(client, password)| {
+            let facts = json!({
+                "listener": &*policy.name,
+                "kind": "password",
+                "name": printable::field(format_args!("{} {}", client.user, password.id)),
+                "user": printable::field(&client.user),
+                "id": password.id,
+                "not_after": password.expires_at.map(seconds),
+                "since": password.created_at.map(seconds),
+            });
+            self.with_use(facts, policy, Item::Password(UsedPassword::new(client, password)))
+        })
     }
 
     fn source(&self, policy: &ListenerPolicy, rule: &Rule) -> Value {

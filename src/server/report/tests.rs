@@ -3,6 +3,8 @@
 use time::{Duration, OffsetDateTime};
 
 use super::*;
+use crate::credential::clients::fixtures;
+use crate::credential::login::{Login, Proof};
 use crate::outcome::Reason;
 use crate::policy::fixtures::{ConfigDir, listener};
 use crate::policy::usage::Authorization;
@@ -92,4 +94,46 @@ fn plan_counts_open_and_half_closed_sessions() {
     // The dialling connection is rechecked, too.
     assert_eq!(revocation::preview(&policy(&dir, "\"127.0.0.2\""), &registry).len(), 3);
     drop(dialling);
+}
+
+#[test]
+fn rotation_lists_each_password_with_its_use_and_nothing_of_a_verifier() {
+    let (dir, registry) = (ConfigDir::new(), Arc::new(ConnectionRegistry::default()));
+    dir.install("db", OffsetDateTime::now_utc() + Duration::days(365));
+    let built = |passwords: &[(&str, &str)], previous| {
+        let password = |(id, text): &(&str, &str)| {
+            let verifier = fixtures::password(id, text).verifier;
+            format!("{{ id = \"{id}\", scram = \"{verifier}\", created_at = 2026-01-31T00:00:00Z }}, ")
+        };
+        let passwords: String = passwords.iter().map(password).collect();
+        let clients = format!("[[client]]\nuser = \"app\"\npasswords = [{passwords}]\n");
+        std::fs::write(dir.path("clients.toml"), clients).unwrap();
+        let config = listener("db", 1001, "\"127.0.0.1\"").replace("\"tcp\"", "\"redis\"");
+        dir.snapshot(config + "credentials.clients_file = \"clients.toml\"\n", previous)
+    };
+    let before = built(&[("p1", "one"), ("p2", "two")], None);
+    let policy = before.named("db").unwrap();
+    let client = policy.credentials.as_ref().unwrap().clients.by_user("app").unwrap();
+    let by = Proof::Password(Arc::clone(client.password("p1").unwrap()));
+    let login = Some(Login { client: Arc::clone(client), by });
+    let guard = registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
+    let authorization = Authorization { login, ..Authorization::default() };
+    policy.usage.note(&authorization, ClientAddr::new(([127, 0, 0, 1], 4242).into()), OffsetDateTime::now_utc());
+    guard.activate(authorization);
+    guard.mark_open();
+
+    let rows = |snapshot: &Snapshot| {
+        let report = rotation(snapshot, &registry);
+        let items = report["items"].as_array().unwrap().iter().filter(|item| item["kind"] == "password");
+        let row = |item: &Value| (item["name"].clone(), item["sessions"].clone(), item["last_used"].is_string());
+        assert!(!report.to_string().contains("SCRAM"), "{report}");
+        items.map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&before), [(json!("app p1"), json!(1), true), (json!("app p2"), json!(0), false)]);
+    // Another password under the ID has not been used.
+    let after = built(&[("p1", "other")], Some(&before));
+    let policy = after.named("db").unwrap();
+    policy.usage.keep_only(policy);
+    assert_eq!(rows(&after), [(json!("app p1"), json!(0), false)]);
+    assert!(!rows(&before)[0].2, "the former one is forgotten");
 }
