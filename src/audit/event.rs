@@ -188,7 +188,17 @@ impl Event {
 
     /// The name of the listener that the event is about, if it is about one.
     pub(crate) fn listener(&self) -> Option<&str> {
-        self.fields.iter().find_map(|(key, value)| if *key == "listener" { value.as_str() } else { None })
+        self.text_of("listener")
+    }
+
+    /// The listener, or `group:NAME` of an event about a source group alone.
+    pub(crate) fn owner(&self) -> Option<String> {
+        let group = || self.text_of("group").map(|group| format!("group:{group}"));
+        self.listener().map(str::to_owned).or_else(group)
+    }
+
+    fn text_of(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find_map(|(key, value)| if *key == name { value.as_str() } else { None })
     }
 
     /// Adds a field. Text is escaped and cut.

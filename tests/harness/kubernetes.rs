@@ -460,6 +460,10 @@ fn single(state: &mut State, seen: &Seen) -> (u16, Value) {
             }
             object["metadata"]["uid"] = current["metadata"]["uid"].clone();
             object["metadata"]["creationTimestamp"] = current["metadata"]["creationTimestamp"].clone();
+            if object == current {
+                // The API server writes nothing, and the object keeps its version.
+                return (200, object);
+            }
             (200, store(state, collection, name, Some(object)))
         }
         ("DELETE", Some(current)) => {
