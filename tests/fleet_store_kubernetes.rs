@@ -260,12 +260,19 @@ fn position_of_a_restored_server_is_reported_as_it_is() {
 }
 
 #[test]
-fn cut_watch_continues_without_a_new_listing() {
+fn restored_server_whose_version_has_caught_up_is_listed_anew() {
     let cluster = Cluster::new();
     let mut agent = cluster.listed();
-    cluster.api.cut_watches();
     version(&agent.put("shared/epoch", "1", &json!("any")));
     agent.changed("shared/epoch", Some("1"));
+    let backup = cluster.api.backup();
+    version(&agent.put("shared/epoch", "2", &json!("any")));
+    agent.changed("shared/epoch", Some("2"));
+    cluster.api.restore(backup, true);
+    for _ in 0..5 {
+        cluster.api.put(&namespace("other", "1"));
+    }
+    assert_eq!(agent.listed().keys["shared/epoch"], "1");
 }
 
 #[test]
