@@ -71,8 +71,11 @@ async fn rotate(service: &FleetService, fleet: &Fleet, view: &View) {
             let mut due = ring.due(now, fleet.ticket_rotation, false);
             if due.is_none() && ring.is_announced() {
                 let confirmation = Confirmation::Tickets { sequence: ring.sequence };
-                let is_everywhere =
-                    service.list_members().await.is_ok_and(|roster| roster.missing(&confirmation).is_empty());
+                // While this member is not in the fleet yet, others may not be either.
+                let is_everywhere = service
+                    .list_members()
+                    .await
+                    .is_ok_and(|roster| roster.has(&fleet.member) && roster.missing(&confirmation).is_empty());
                 due = ring.due(now, fleet.ticket_rotation, is_everywhere);
             }
             let Some(step) = due else { return };

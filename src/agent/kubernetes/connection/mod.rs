@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kube::Client;
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use crate::agent::kubernetes::PART;
@@ -23,6 +23,8 @@ pub(crate) struct Connection {
     state: Mutex<State>,
     /// Bounds the memory of lists that are read at the same time.
     pub(crate) lists: Semaphore,
+    /// The time that one request may take. A watch has to start within it.
+    pub(crate) request_timeout: Duration,
 }
 
 #[derive(Default)]
@@ -40,9 +42,22 @@ pub(crate) struct Connected {
 }
 
 impl Connection {
-    pub(crate) fn new(settings: KubernetesSettings) -> Self {
+    pub(crate) fn new(settings: KubernetesSettings, request_timeout: Duration) -> Self {
         let (settings, state) = (Arc::new(settings), Mutex::new(State::default()));
-        Self { settings, state, lists: Semaphore::new(MAX_CONCURRENT_LISTS) }
+        Self { settings, state, lists: Semaphore::new(MAX_CONCURRENT_LISTS), request_timeout }
+    }
+
+    /// Waits for the answer to a request.
+    ///
+    /// # Errors
+    /// If it fails, or takes longer than `request_timeout`.
+    pub(crate) async fn within_timeout<T>(
+        &self,
+        answer: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Failure> {
+        let limit = self.request_timeout;
+        let answered = timeout(limit, answer).await;
+        Ok(answered.map_err(|_| Failure::unavailable(format_args!("no answer within {limit:?}")))??)
     }
 
     /// The client. The files are read again after [`REREAD`].
