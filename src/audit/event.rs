@@ -144,6 +144,7 @@ impl Event {
             .with_some("balancer", fields.via.map(ClientAddr::source))
             .with_some("balancer_port", fields.via.and_then(ClientAddr::port))
             .with_some("rule", matching.map(|matching| matching.rule.to_string()))
+            .with_some("object", matching.and_then(|matching| matching.object.as_deref()))
             .with_some("group", matching.and_then(MatchingRule::group).map(GroupName::as_str))
             .with_some("sni", fields.sni.as_deref())
             .with_some("tls_version", fields.tls_version)

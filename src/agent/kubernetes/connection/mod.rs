@@ -123,3 +123,40 @@ const REREAD: Duration = Duration::from_secs(60);
 
 /// With pages of at most 64 MiB.
 const MAX_CONCURRENT_LISTS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn write_ca(path: &Path) {
+        let key = KeyPair::generate().unwrap();
+        fs::write(path, CertificateParams::default().self_signed(&key).unwrap().pem()).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_ca_is_read_after_a_minute() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca.crt");
+        write_ca(&ca);
+        let (server, file) = ("https://127.0.0.1:1".to_owned(), Some(ca.clone()));
+        let connection = Connection::new(KubernetesSettings::Server { server, ca: file, token: None });
+        let generation = async || connection.client().await.unwrap().generation;
+        assert_eq!(generation().await, 1);
+        advance(REREAD).await;
+        assert_eq!(generation().await, 1, "nothing has changed");
+        write_ca(&ca);
+        advance(REREAD - Duration::from_secs(1)).await;
+        assert_eq!(generation().await, 1);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(generation().await, 2);
+        fs::remove_file(&ca).unwrap();
+        advance(REREAD).await;
+        assert_eq!(generation().await, 2, "what cannot be read changes nothing");
+    }
+}
