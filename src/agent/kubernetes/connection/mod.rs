@@ -145,7 +145,8 @@ mod tests {
         let ca = directory.path().join("ca.crt");
         write_ca(&ca);
         let (server, file) = ("https://127.0.0.1:1".to_owned(), Some(ca.clone()));
-        let connection = Connection::new(KubernetesSettings::Server { server, ca: file, token: None });
+        let settings = KubernetesSettings::Server { server, ca: file, token: None };
+        let connection = Connection::new(settings, Duration::from_secs(10));
         let generation = async || connection.client().await.unwrap().generation;
         assert_eq!(generation().await, 1);
         advance(REREAD).await;

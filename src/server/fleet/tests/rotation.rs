@@ -130,7 +130,7 @@ async fn expired_ticket_key_is_retired_before_the_next_one_is_added() {
     let store = MemoryStore::default();
     let (old, new) = (ago(40), ago(13));
     let ring = Ring::first(sealed(old), old);
-    let ring = ring.after(Step::Add, new, || Some(sealed(new))).unwrap().after(Step::Promote, new, || None).unwrap();
+    let ring = ring.after(Step::Add, new, |_| Some(sealed(new))).unwrap().after(Step::Promote, new, |_| None).unwrap();
     let known = keys(&ring.to_json());
     store.content().set(TICKETS, Some(ring.to_json()));
     let members = [member(&store, "a"), member(&store, "b")];
