@@ -275,7 +275,9 @@ fn silent_member_is_replaced_by_another() {
     let stopped = Instant::now();
     order[1].put(&full("shared/epoch"), "1");
     let down = agent.down();
-    assert!(down.contains(&urls[0]) && down.contains("silent"), "{down}");
+    // It may have stopped before the watch was open.
+    let says_so = ["silent", "no answer to a listing or a watch"].iter().any(|text| down.contains(text));
+    assert!(down.contains(&urls[0]) && says_so, "{down}");
     assert_eq!(agent.listed().keys, pairs(&[("shared/epoch", "1")]));
     println!("listed again after {:?}", stopped.elapsed());
     assert!(stopped.elapsed() < Duration::from_secs(30), "{:?}", stopped.elapsed());

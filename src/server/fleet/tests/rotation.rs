@@ -55,7 +55,7 @@ fn keys(value: &str) -> (Vec<String>, bool) {
 }
 
 impl Member {
-    async fn has_ring(&self, sequence: u64) {
+    async fn await_ring(&self, sequence: u64) {
         self.until(&format!("ring {sequence} is in force"), |service| {
             service.status().tickets == sequence
                 && service.policy().fleet_secrets.tickets.as_ref().is_some_and(|(known, _)| *known == sequence)
@@ -84,7 +84,7 @@ impl MemoryStore {
 async fn first_ticket_key_is_made_once() {
     let store = MemoryStore::default();
     for member in [member(&store, "a"), member(&store, "b")] {
-        member.has_ring(1).await;
+        member.await_ring(1).await;
     }
     let rings = store.rings();
     assert_eq!((rings.len(), keys(&rings[0]).0.len()), (1, 1));
@@ -97,13 +97,13 @@ async fn new_ticket_key_encrypts_when_every_member_can_decrypt_with_it() {
     store.content().set(TICKETS, Some(encrypting_since(&ring, ago(0))));
     let members = [member(&store, "a"), member(&store, "b")];
     for member in &members {
-        member.has_ring(1).await;
+        member.await_ring(1).await;
         member.until("both are alive", |_| store.named(ALIVE) == 2 && store.named(MEMBERS) == 2).await;
     }
     let b = store.content().members.pop().unwrap();
     store.content().set(TICKETS, Some(ring));
-    members[0].has_ring(2).await;
-    // The slow member has not been told yet. Several times, the other one asks whether it has the key.
+    members[0].await_ring(2).await;
+    // The slow member has not been reported yet. Several times, the other one asks whether it has the key.
     let lists = store.content().member_lists;
     members[0].until("further listings", |_| store.content().member_lists > lists + 6).await;
     assert_eq!((store.rings().len(), members[1].service.status().tickets), (1, 1));
@@ -113,7 +113,7 @@ async fn new_ticket_key_encrypts_when_every_member_can_decrypt_with_it() {
         content.members.push(b);
     }
     for member in &members {
-        member.has_ring(3).await;
+        member.await_ring(3).await;
     }
     let rings = store.rings();
     let sequences: Vec<_> = rings.iter().map(|ring| opened(ring).0).collect();
@@ -135,7 +135,7 @@ async fn expired_ticket_key_is_retired_before_the_next_one_is_added() {
     store.content().set(TICKETS, Some(ring.to_json()));
     let members = [member(&store, "a"), member(&store, "b")];
     for member in &members {
-        member.has_ring(6).await;
+        member.await_ring(6).await;
     }
     let rings = store.rings();
     let sequences: Vec<_> = rings.iter().map(|ring| opened(ring).0).collect();
@@ -151,6 +151,6 @@ async fn member_that_is_not_in_the_fleet_yet_does_not_conclude_that_all_have_a_t
     let store = MemoryStore::default();
     store.content().set(TICKETS, Some(one_key(ago(13))));
     let member = member(&store, "a");
-    member.has_ring(3).await;
+    member.await_ring(3).await;
     store.assert_was_announced(3, 1);
 }
