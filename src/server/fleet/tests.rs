@@ -37,6 +37,8 @@ struct Content {
     loses_an_answer: bool,
     /// Changes are not reported.
     is_silent: bool,
+    /// No member can hold its name.
+    fails_holds: bool,
     /// The next writes of answers are not performed.
     failing_answers: usize,
     /// The commands that were ever written.
@@ -136,6 +138,7 @@ impl Content {
                 }
                 done
             }
+            Operation::Hold { .. } if self.fails_holds => Outcome::Failed { error: "down".to_owned() },
             Operation::Hold { key, value, .. } => match self.entry(&key) {
                 Some(current) if current.value != value => Outcome::Conflict { current: Some(current) },
                 _ => self.set(&key, Some(value)),

@@ -103,7 +103,7 @@ async fn new_ticket_key_encrypts_when_every_member_can_decrypt_with_it() {
     let b = store.content().members.pop().unwrap();
     store.content().set(TICKETS, Some(ring));
     members[0].await_ring(2).await;
-    // The slow member has not been reported yet. Several times, the other one asks whether it has the key.
+    // The slow member does not know of it yet. Several times, the other one asks whether it has the key.
     let lists = store.content().member_lists;
     members[0].until("further listings", |_| store.content().member_lists > lists + 6).await;
     assert_eq!((store.rings().len(), members[1].service.status().tickets), (1, 1));
@@ -150,7 +150,13 @@ async fn expired_ticket_key_is_retired_before_the_next_one_is_added() {
 async fn member_that_is_not_in_the_fleet_yet_does_not_conclude_that_all_have_a_ticket_key() {
     let store = MemoryStore::default();
     store.content().set(TICKETS, Some(one_key(ago(13))));
+    store.content().fails_holds = true;
     let member = member(&store, "a");
+    member.await_ring(2).await;
+    let lists = store.content().member_lists;
+    member.until("further listings", |_| store.content().member_lists > lists + 2).await;
+    assert_eq!(store.rings().len(), 1);
+    store.content().fails_holds = false;
     member.await_ring(3).await;
     store.assert_was_announced(3, 1);
 }
