@@ -142,7 +142,7 @@ impl Member {
             let event: Value = serde_json::from_str(&line).context(|| format!("a line of the log: {line}"))?;
             let field = |name: &str| event.get(name).and_then(Value::as_str);
             match field("event") {
-                // The event comes after the policy is published, and the sessions that it ends are told.
+                // The event comes after the policy is published, and the sessions that it ends learn of it.
                 Some("source.added") => {
                     let rule = field("rule").ok_or("an event without a rule")?;
                     let at = field("ts").and_then(timestamp::parse).ok_or("an event without a time")?;
