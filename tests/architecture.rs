@@ -38,7 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("agent", &["printable", "source", "resolution", "fleet"]),
     ("agent/client", &["resolution"]),
     ("agent/digitalocean", &["printable", "timestamp", "jitter", "source", "resolution", "agent/client"]),
-    ("agent/kubernetes", &["printable", "fault", "source", "resolution"]),
+    ("agent/kubernetes", &["printable", "fault", "jitter", "source", "resolution"]),
     (
         "agent/store",
         &["printable", "fault", "digest", "jitter", "resolution", "fleet", "agent", "agent/client", "agent/kubernetes"],

@@ -323,6 +323,25 @@ fn polls_become_rare_when_the_rate_limit_is_small() {
 }
 
 #[test]
+fn late_failure_is_retried_in_time_with_one_request_if_the_rate_limit_is_small() {
+    let site = site();
+    let api = DigitalOceanApi::start(&site, TOKEN);
+    (1..=500).for_each(|id| api.droplet(id, &["web"], &[(&format!("10.2.{}.{}", id / 200, id % 200), "private")]));
+    // Nine requests an hour, and one on top.
+    api.limit_rate(50, 50);
+    let last = "/v2/droplets?per_page=200&page=3";
+    api.fail(last, error(500));
+    let mut agent = Agent::start();
+    agent.resolve(&settings(&site, &api), &["tag:web", "tag:db"]);
+    agent.failure("tag:db");
+    api.await_requests(6);
+    let seen = api.seen();
+    assert!(seen[3..].iter().all(|request| request.target == last), "{seen:?}");
+    // Four refresh times, and time for a busy machine.
+    assert!(seen[5].at.duration_since(seen[2].at) < Duration::from_secs(60), "{seen:?}");
+}
+
+#[test]
 fn replaced_token_is_used_at_once() {
     let (site, api, mut agent) = resolved();
     // Rejected: the file has another token by then, and the request is repeated with it.

@@ -1,6 +1,7 @@
 //! The resolver of Kubernetes sources against an API server over TLS.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::agent::{Agent, addresses, receive, send};
 use crate::harness::kubernetes::{Answer, KubernetesApi, node, pod, slice};
 use crate::harness::program::Running;
+use crate::harness::rights::{granted, needed};
 use crate::harness::{Authority, TestDir, WAIT_TIMEOUT};
 
 /// A cluster, and the resolver that watches it.
@@ -556,6 +558,37 @@ fn sources_start_and_stop_without_disturbing_others() {
     cluster.api.put(&node("worker-2", "192.0.2.2", json!({})));
     let observed = resolver.expect(&["192.0.2.1 node worker-1", "192.0.2.2 node worker-2"]);
     assert_eq!((observed.source.as_str(), cluster.lists(), cluster.watches()), ("kubernetes:nodes", 2, 2));
+}
+
+#[test]
+fn cluster_role_of_the_manifests_grants_what_the_resolver_uses_and_nothing_else() {
+    let cluster = Cluster::new();
+    cluster.api.put(&node("worker-1", "192.0.2.1", json!({})));
+    cluster.api.put(&web("web-0", "10.244.0.1"));
+    cluster.api.put(&slice("shop", "web", "x7k2p", &[("web-0", "10.244.0.1")]));
+    let _resolver = cluster.resolve(&["nodes", "pods:shop:app=web", "service:shop/web"]);
+    cluster.watched(3);
+    cluster.api.compact();
+    // After the lists that this causes.
+    cluster.watched(9);
+    let used: BTreeSet<_> = cluster.api.requests().iter().map(needed).collect();
+    for file in ["rbac-sources.yaml", "gateway/base/rbac.yaml"] {
+        assert_eq!(used, granted(file, "portcullis-sources"), "{file}");
+    }
+}
+
+/// The files are read again after a minute.
+#[test]
+fn changed_ca_is_used_after_a_minute() {
+    let cluster = Cluster::new();
+    cluster.api.put(&web("web-0", "10.244.0.1"));
+    cluster.site.write("api-ca.crt", Authority::new("Former CA").pem());
+    let mut settings = cluster.settings();
+    settings["ca"] = json!(cluster.site.path("api-ca.crt"));
+    let resolver = Resolver::start(settings, &["pods:shop"]);
+    resolver.expect_failure(&[], "invalid peer certificate");
+    cluster.site.replace("api-ca.crt", cluster.site.ca.pem());
+    resolver.recovers(&[], WEB);
 }
 
 #[test]

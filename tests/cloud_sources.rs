@@ -15,7 +15,8 @@ use crate::harness::{Listener, Portcullis, TestDir, Upstream};
 use crate::reload::ON_SIGHUP;
 
 /// No server is at the endpoint.
-const RESOLVER: &str = "[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"https://127.0.0.1:1\"\n";
+pub(crate) const RESOLVER: &str =
+    "[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"https://127.0.0.1:1\"\n";
 
 const KUBERNETES: &str = "[resolver.kubernetes]\nkubeconfig = \"kubeconfig\"\n";
 
@@ -44,7 +45,7 @@ fn config(upstream: &Upstream, resolvers: &str, sources: &[&str]) -> String {
 }
 
 /// Writes the answers that an earlier run kept.
-fn keep(site: &TestDir, answers: &str) {
+pub(crate) fn keep(site: &TestDir, answers: &str) {
     let path = site.path("portcullis.toml");
     let hash = digest(&SHA256, path.as_os_str().as_encoded_bytes());
     let print = hash.as_ref()[..8].iter().fold(String::new(), |mut text, byte| {
@@ -74,10 +75,13 @@ fn kept_answer_admits_after_a_start_without_the_api() {
     keep(&site, ANSWER);
     let portcullis = Portcullis::start(site, config(&upstream, RESOLVER, &["tag:backend", "tag:idle", "tag:new"]));
     let inside = portcullis.client().from("127.0.0.5").attempt().1.unwrap();
-    assert_eq!(portcullis.opened(inside.port()).text("rule"), "tag:backend");
+    let opened = portcullis.opened(inside.port());
+    assert_eq!((opened.text("rule"), opened.text("object")), ("tag:backend", "droplet web-1"));
     assert!(!is_admitted(&portcullis, "127.0.0.6"));
     let rules = sources(&portcullis);
     assert_eq!(rules[0]["addresses"], json!(["10.0.0.7", "127.0.0.5"]), "{rules:?}");
+    let objects = json!({ "10.0.0.7": "droplet web-2", "127.0.0.5": "droplet web-1" });
+    assert_eq!((&rules[0]["objects"], &rules[1]["objects"]), (&objects, &json!({})), "{rules:?}");
     assert_eq!((&rules[0]["state"], &rules[0]["addresses_count"]), (&json!("stale"), &json!(2)), "{rules:?}");
     assert_eq!((&rules[1]["state"], &rules[1]["addresses_count"]), (&json!("stale"), &json!(0)), "{rules:?}");
     assert_eq!((&rules[2]["state"], &rules[2]["addresses"]), (&json!("unresolved"), &json!([])), "{rules:?}");
@@ -99,7 +103,8 @@ fn kept_answer_admits_after_a_start_without_the_api() {
     let seen = portcullis.seen();
     let applied = portcullis.reconfigure(config(&upstream, RESOLVER, &["tag:new", "tag:other"]));
     assert!(applied.is("reload.applied"), "{}", applied.0);
-    assert_eq!(portcullis.ending(inside.port()).reason(), "source_revoked");
+    let ended = portcullis.ending(inside.port());
+    assert_eq!((ended.reason(), ended.text("object")), ("source_revoked", "droplet web-1"));
     let _ = inside.rest();
     assert!(!portcullis.events()[seen..].iter().any(|event| event.is("source.resolved")));
     assert!(sources(&portcullis).iter().all(|rule| rule["state"] == "unresolved"));

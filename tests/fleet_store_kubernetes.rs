@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::kubernetes::{KubernetesApi, namespace};
+use crate::harness::kubernetes::{Answer, KubernetesApi, namespace};
 use crate::harness::store::{StoreAgent, failure, pairs, version};
 use crate::harness::{TestDir, eventually};
 
@@ -41,6 +41,11 @@ impl Cluster {
         assert!(agent.listed().keys.is_empty());
         self.watched(2);
         agent
+    }
+
+    /// How often the agent has begun to list and watch.
+    fn attempts(&self) -> usize {
+        self.api.requests().iter().filter(|request| request.path == "/api/v1/namespaces/shop").count()
     }
 
     fn watched(&self, count: usize) {
@@ -260,12 +265,19 @@ fn position_of_a_restored_server_is_reported_as_it_is() {
 }
 
 #[test]
-fn cut_watch_continues_without_a_new_listing() {
+fn restored_server_whose_version_has_caught_up_is_listed_anew() {
     let cluster = Cluster::new();
     let mut agent = cluster.listed();
-    cluster.api.cut_watches();
     version(&agent.put("shared/epoch", "1", &json!("any")));
     agent.changed("shared/epoch", Some("1"));
+    let backup = cluster.api.backup();
+    version(&agent.put("shared/epoch", "2", &json!("any")));
+    agent.changed("shared/epoch", Some("2"));
+    cluster.api.restore(backup, true);
+    for _ in 0..5 {
+        cluster.api.put(&namespace("other", "1"));
+    }
+    assert_eq!(agent.listed().keys["shared/epoch"], "1");
 }
 
 #[test]
@@ -276,11 +288,11 @@ fn partitioned_server_is_down_and_used_again() {
     let error = failure(&agent.put("shared/epoch", "1", &json!("any")));
     assert!(error.contains("does not answer within 4s"), "{error}");
     let down = agent.down();
-    assert!(down.contains("no answer within 10s"), "{down}");
+    assert!(down.contains("no answer within 4.5s"), "{down}");
     cluster.api.partition(false);
     let returned = Instant::now();
     agent.listed();
-    println!("used again after {:?}", returned.elapsed());
+    assert!(returned.elapsed() < Duration::from_secs(10), "{:?}", returned.elapsed());
     version(&agent.put("shared/epoch", "1", &json!("any")));
 }
 
@@ -299,4 +311,209 @@ fn rejected_token_and_missing_namespace_are_down() {
     settings["engine"]["kubernetes"]["namespace"] = json!("missing");
     let down = StoreAgent::start(&settings).down();
     assert!(down.contains("the namespace missing does not exist"), "{down}");
+}
+
+#[test]
+fn server_is_used_again_within_ten_seconds_of_its_return_after_the_longest_pause() {
+    let cluster = Cluster::new();
+    let mut agent = cluster.listed();
+    let failed = |count: usize| {
+        let before = cluster.attempts();
+        eventually("attempts", || (cluster.attempts() >= before + count).then_some(()));
+    };
+    cluster.api.answer_lists(Some(Answer::error(503, "the server is starting")));
+    cluster.api.compact();
+    failed(7);
+    cluster.api.partition(true);
+    // The server returns when an attempt has just begun that it will never answer.
+    failed(1);
+    cluster.api.partition(false);
+    let returned = Instant::now();
+    agent.listed();
+    println!("used again after {:?}", returned.elapsed());
+    assert!(returned.elapsed() < Duration::from_secs(10), "{:?}", returned.elapsed());
+}
+
+/// Waits until the store has been reported as down for this reason.
+fn await_down(agent: &mut StoreAgent, reason: &str) {
+    let mut last = String::new();
+    while !last.contains(reason) {
+        last = agent.down();
+        println!("{reason:?} in {last:?}");
+        assert!(last.len() <= 1024, "{last}");
+    }
+}
+
+/// A cluster with one shared key, and an agent that watches it.
+fn with_epoch() -> (Cluster, StoreAgent) {
+    let cluster = Cluster::new();
+    let mut agent = cluster.listed();
+    version(&agent.put("shared/epoch", "0", &json!("absent")));
+    agent.until("shared/epoch", Some("0"));
+    (cluster, agent)
+}
+
+/// Checks that the keys are listed and watched again, and written.
+fn recovers(agent: &mut StoreAgent, number: &mut u32) {
+    // The listing may have been on its way while the server was wrong.
+    while agent.listed().keys != pairs(&[("shared/epoch", &number.to_string())]) {}
+    *number += 1;
+    version(&agent.put("shared/epoch", &number.to_string(), &json!("any")));
+    agent.until("shared/epoch", Some(&number.to_string()));
+}
+
+#[test]
+fn invalid_answers_to_requests_are_failures_and_change_nothing() {
+    let (cluster, mut agent) = with_epoch();
+    let mut number = 0;
+    for (answer, error) in [
+        (Answer::error(403, "namespaces is forbidden"), "HTTP 403: namespaces is forbidden"),
+        (Answer::error(429, "too many requests").with(429, "Retry-After: 1\r\n"), "HTTP 429"),
+        (Answer::text("<html>\u{202e}").with(500, ""), "HTTP 500"),
+        (Answer::error(503, "etcd leader changed\r\n\u{1b}[2J"), "leader changed\\r\\n\\u{1b}[2J"),
+        (Answer::text("").with(302, "Location: https://localhost:1/\r\n"), "redirects are not followed"),
+        (Answer::text(""), "the answer is not valid"),
+        (Answer::text("{}"), "the answer is not valid"),
+        (Answer::text("{\"kind\":\"ConfigMap\","), "the answer is not valid"),
+        (Answer::text(&"[".repeat(1 << 20)), "the answer is not valid"),
+        (Answer::text("{\"metadata\":{}}"), "the namespace shop does not exist"),
+    ] {
+        cluster.api.answer_lists(Some(answer));
+        cluster.api.compact();
+        await_down(&mut agent, error);
+        failure(&agent.put("shared/epoch", "wrong", &json!("any")));
+        failure(&agent.delete("shared/epoch", &json!("any")));
+        failure(&agent.hold("alive/a", "process 1", 10));
+        failure(&agent.perform(&json!({ "get": { "keys": ["shared/epoch"] } })));
+        failure(&agent.perform(&json!({ "list": { "prefix": "shared/" } })));
+        cluster.api.answer_lists(None);
+        recovers(&mut agent, &mut number);
+    }
+}
+
+#[test]
+fn endless_answer_is_a_failure() {
+    let (cluster, mut agent) = with_epoch();
+    cluster.api.answer_lists(Some(Answer::endless("[[[[ ")));
+    cluster.api.compact();
+    await_down(&mut agent, "cannot get the namespace");
+    failure(&agent.put("shared/epoch", "wrong", &json!("any")));
+    cluster.api.answer_lists(None);
+    recovers(&mut agent, &mut 0);
+}
+
+#[test]
+fn contradictory_lists_are_failures_and_change_nothing() {
+    let (cluster, mut agent) = with_epoch();
+    let mut number = 0;
+    let list = |kind: &str, metadata: &str, items: &str| {
+        Answer::text(&format!(r#"{{"kind":"{kind}","apiVersion":"v1","metadata":{{{metadata}}},"items":[{items}]}}"#))
+    };
+    for (answer, error) in [
+        (list("ConfigMapList", "", ""), "no resourceVersion"),
+        (list("ConfigMapList", "\"resourceVersion\":\"abc\"", ""), "not a"),
+        (list("PodList", "\"resourceVersion\":\"5\"", ""), "the answer is not a ConfigMapList"),
+        (list("ConfigMapList", "\"resourceVersion\":\"5\",\"continue\":\"x\"", ""), "invalid continue token"),
+        (list("ConfigMapList", "\"resourceVersion\":\"5\"", "{}"), "the answer is not valid"),
+        (list("ConfigMapList", "\"resourceVersion\":\"5\"", "[[]]"), "the answer is not valid"),
+    ] {
+        cluster.api.answer_collections(Some(answer));
+        cluster.api.compact();
+        await_down(&mut agent, error);
+        if !error.starts_with("not a") {
+            failure(&agent.perform(&json!({ "list": { "prefix": "shared/" } })));
+        }
+        cluster.api.answer_collections(None);
+        recovers(&mut agent, &mut number);
+    }
+}
+
+#[test]
+fn invalid_answers_to_writes_are_no_success() {
+    let (cluster, mut agent) = with_epoch();
+    for (answer, error) in [
+        (Answer::text(""), "the answer is not valid"),
+        (Answer::text("{\"metadata\":7}"), "the answer is not valid"),
+        (Answer::error(500, "boom"), "HTTP 500: boom"),
+        (Answer::error(409, "the object has been modified"), "was written by others 5 times"),
+        (Answer::error(404, "not found"), "was written by others 5 times"),
+    ] {
+        cluster.api.answer_writes(Some(answer));
+        for key in ["shared/epoch", "shared/rules/new", "members/a"] {
+            let failed = failure(&agent.put(key, "1", &json!("any")));
+            assert!(failed.contains(error), "{key}: {failed}");
+        }
+        let failed = failure(&agent.hold("alive/a", "process 1", 10));
+        assert!(failed.contains(error), "{failed}");
+        cluster.api.answer_writes(None);
+    }
+    assert_eq!(agent.list("shared/"), pairs(&[("shared/epoch", "0")]));
+    assert!(agent.list("members/").is_empty() && agent.list("alive/").is_empty());
+}
+
+#[test]
+fn invalid_events_are_failures_and_the_keys_are_listed_again() {
+    let (cluster, mut agent) = with_epoch();
+    let mut number = 0;
+    let event = |text: &str| Answer::text(&format!("{text}\n"));
+    for (answer, error) in [
+        (Answer::error(403, "configmaps is forbidden"), "HTTP 403: configmaps is forbidden"),
+        (Answer::error(500, "boom"), "HTTP 500: boom"),
+        (event("garbage"), "the answer is not valid"),
+        (event(r#"{"type":"ADDED","object":{"metadata":{"name":"x"}}}"#), "no resourceVersion"),
+        (event(r#"{"type":"ADDED","object":{"metadata":{"resourceVersion":"99abc"}}}"#), "not a number"),
+        (event(r#"{"type":"ADDED","object":{}}"#), "the answer is not valid"),
+        (event(r#"{"type":"EXPLODED","object":{}}"#), "the answer is not valid"),
+        (event(r#"{"type":"ERROR","object":{"code":500,"message":"etcdserver: no leader"}}"#), "no leader"),
+        (event(r#"{"type":"ADDED","object":{"metadata":{"resourceVersion":"1"}}}"#), "rejects the revision"),
+        (Answer::endless("x"), "more than 8388608 bytes in one event"),
+    ] {
+        cluster.api.answer_watches(Some(answer));
+        await_down(&mut agent, error);
+        cluster.api.answer_watches(None);
+        recovers(&mut agent, &mut number);
+    }
+}
+
+#[test]
+fn watches_that_end_at_once_are_opened_at_a_limited_rate() {
+    let (cluster, mut agent) = with_epoch();
+    let watches = || cluster.api.requests().iter().filter(|request| request.is_watch()).count();
+    cluster.api.answer_watches(Some(Answer::text("")));
+    let (before, begin) = (watches(), Instant::now());
+    eventually("several watches", || (watches() >= before + 10).then_some(()));
+    // Two kinds of objects, at most one watch in half a second each.
+    assert!(begin.elapsed() >= Duration::from_millis(1500), "{:?}", begin.elapsed());
+    cluster.api.answer_watches(None);
+    version(&agent.put("shared/epoch", "1", &json!("any")));
+    agent.until("shared/epoch", Some("1"));
+}
+
+#[test]
+fn object_beyond_the_limits_is_reported_as_empty() {
+    let (cluster, mut agent) = with_epoch();
+    let mut large = cluster.api.objects("/configmaps").remove(0);
+    large["data"]["value"] = json!("x".repeat(2 << 20));
+    cluster.api.put(&large);
+    agent.changed("shared/epoch", Some(""));
+    assert_eq!(cluster.agent().listed().keys, pairs(&[("shared/epoch", "")]));
+}
+
+#[test]
+fn namespace_is_by_default_that_of_the_kubeconfig() {
+    let cluster = Cluster::new();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "main",
+        "contexts": [{ "name": "main", "context": { "cluster": "c", "user": "u", "namespace": "shop" } }],
+        "clusters": [{ "name": "c", "cluster": { "server": cluster.api.url(),
+                       "certificate-authority": cluster.site.path("ca.crt") } }],
+        "users": [{ "name": "u", "user": { "token": "token-1" } }],
+    });
+    cluster.site.write("kubeconfig", kubeconfig);
+    let connection = json!({ "connection": "kubeconfig", "file": cluster.site.path("kubeconfig") });
+    let engine = json!({ "kubernetes": { "connection": connection, "namespace": null } });
+    let mut agent = StoreAgent::start(&json!({ "fleet": "prod", "engine": engine }));
+    assert_eq!(agent.listed().cluster, "5d0c");
+    version(&agent.put("shared/epoch", "1", &json!("absent")));
+    assert_eq!(cluster.api.objects("/namespaces/shop/configmaps").len(), 1);
 }

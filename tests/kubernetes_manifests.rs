@@ -31,7 +31,7 @@ fn validate(files: &[PathBuf]) {
 #[test]
 fn manifests_are_valid() {
     let mut files = resources(&packaged("gateway/base"));
-    files.push(packaged("redis-sidecar.yaml"));
+    files.extend(["rbac-sources.yaml", "redis-sidecar.yaml"].map(packaged));
     validate(&files);
 }
 
@@ -47,6 +47,25 @@ fn kustomizations_name_every_manifest_beside_them() {
         let unnamed: Vec<_> =
             manifests.filter(|path| !path.ends_with("kustomization.yaml") && !named.contains(path)).collect();
         assert!(unnamed.is_empty(), "in no kustomization: {unnamed:?}");
+    }
+}
+
+/// All manifests, those in folders too.
+fn manifests(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { manifests(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect()
+}
+
+#[test]
+fn no_manifest_mounts_a_file_that_kubernetes_never_updates() {
+    let all = manifests(&packaged(""));
+    assert!(all.len() >= 9, "{all:?}");
+    for path in all {
+        let text = fs::read_to_string(&path).unwrap();
+        let keys = text.lines().map(|line| line.trim_start_matches([' ', '-', '{']));
+        let sub_paths: Vec<_> = keys.filter(|key| !key.starts_with('#') && key.contains("subPath")).collect();
+        assert!(sub_paths.is_empty(), "{}: {sub_paths:?} (kubernetes #50345)", path.display());
     }
 }
 

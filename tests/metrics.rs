@@ -35,7 +35,7 @@ fn get(portcullis: &Portcullis, path: &str) -> Answer {
 }
 
 /// The samples of a scrape by series, such as `up{job="a"}`.
-fn scrape(portcullis: &Portcullis) -> BTreeMap<String, f64> {
+pub(crate) fn scrape(portcullis: &Portcullis) -> BTreeMap<String, f64> {
     samples(&get(portcullis, "/metrics").body)
 }
 

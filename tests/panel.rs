@@ -11,6 +11,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::api::{OPERATOR, OWNER, VIEWER};
+use crate::harness::digitalocean_api::DigitalOceanApi;
 use crate::harness::etcd::Etcd;
 use crate::harness::packages::Packages;
 use crate::harness::pki::{Authority, Request};
@@ -35,14 +36,20 @@ const GROUP: &str = "[[source_group]]\nname = \"office\"\ntrusted_sources = [\"1
 /// No API is at the endpoint.
 const RESOLVER: &str = "[resolver.digitalocean]\ntoken_file = \"do.token\"\nendpoint = \"https://127.0.0.1:1\"\n";
 
+/// The token of `do.token`.
+const CLOUD_TOKEN: &str = "dop_v1_of_a_test";
+
 impl Panel {
     fn start() -> Self {
         Self::with("", None)
     }
 
     fn with(admin_tls: &str, postgres: Option<Postgres>) -> Self {
+        Self::at(TestDir::new(), RESOLVER, admin_tls, postgres)
+    }
+
+    fn at(site: TestDir, resolver: &str, admin_tls: &str, postgres: Option<Postgres>) -> Self {
         let redis = Redis::start();
-        let site = TestDir::new();
         let upstream = format!("127.0.0.1:{}", redis.port());
         let local = "[[rule]]\ntype = \"ip_addr\"\nvalue = \"127.0.0.1\"\n";
         for listener in ["cache", "solo", "vault"] {
@@ -50,7 +57,7 @@ impl Panel {
         }
         site.write("office.sources", "rule = []\n");
         site.write("ca.key", site.ca.key_pem());
-        site.write("do.token", "dop_v1_of_a_test");
+        site.write("do.token", CLOUD_TOKEN);
         let client = |name: &str| site.ca.issue(Request::client(name));
         site.install("client", &client("panel-client"));
         site.install("hostile", &client(HOSTILE));
@@ -82,7 +89,7 @@ impl Panel {
         let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
         let config = format!(
             // A scenario edits files, and sees what a reload would change before it happens.
-            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{RESOLVER}{GROUP}{cache}{solo}{vault}{}{}",
+            "reload.watch = false\nreload.poll = \"0s\"\n{}{admin_tls}{resolver}{GROUP}{cache}{solo}{vault}{}{}",
             admin,
             redis_listener("fixed").trusting(&["10.0.0.0/8", "group:office"]),
             orders.unwrap_or_default()
@@ -230,6 +237,15 @@ fn overview_shows_what_is_connected_and_what_needs_a_person() {
 }
 
 #[test]
+fn resolved_cloud_source_names_its_objects_and_becomes_stale() {
+    let site = TestDir::new();
+    let api = DigitalOceanApi::start(&site, CLOUD_TOKEN);
+    api.droplet(7, &["web"], &[("127.0.0.7", "private"), ("2001:db8::7", "public")]);
+    let resolver = RESOLVER.replace("https://127.0.0.1:1", &api.url()) + "ca = \"ca.crt\"\nrefresh = \"1s\"\n";
+    Panel::at(site, &resolver, "", None).shows("resolved_cloud_source_names_its_objects_and_becomes_stale");
+}
+
+#[test]
 fn pictures_of_the_documents() {
     Panel::with("", Some(Postgres::start())).shows("pictures_of_the_documents");
 }
@@ -251,8 +267,9 @@ fn store_that_is_down_or_refused_is_shown_and_accepted() {
 }
 
 /// Scenarios with a program of another kind.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 6] = [
     "overview_shows_what_is_connected_and_what_needs_a_person",
+    "resolved_cloud_source_names_its_objects_and_becomes_stale",
     "pictures_of_the_documents",
     "cookie_is_tied_to_the_host_under_tls",
     "members_of_a_fleet_are_listed_share_rules_and_are_forgotten",

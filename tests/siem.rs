@@ -7,8 +7,10 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::cloud_sources::{RESOLVER, keep};
+use crate::dns_sources::STATE;
 use crate::harness::client::port;
 use crate::harness::portcullis::{ADMIN, executable};
 use crate::harness::program::{self, Running, run};
@@ -78,9 +80,14 @@ fn with_events() -> (Portcullis, BTreeMap<String, Value>, Vec<String>) {
     let site = TestDir::new();
     let clients = Authority::new("Client CA");
     site.write("clients.pem", clients.pem());
-    let listener =
-        Listener::redis(&upstream).tls("client_auth = \"optional\"").tls("client_ca = \"clients.pem\"").to_string();
-    let portcullis = Portcullis::start(site, format!("{ADMIN}{ON_SIGHUP}log.audit_file = \"audit.log\"\n{listener}"));
+    site.write("do.token", "dop_v1_of_a_test");
+    let droplet = json!({ "127.0.0.1": format!("droplet {HOSTILE_NAME}") });
+    let answer = json!({ "addresses": droplet, "resolved_at": "2026-11-22T00:00:00Z" });
+    keep(&site, &json!({ "names": {}, "cloud": { "tag:backend": answer } }).to_string());
+    let listener = Listener::redis(&upstream).trusting(&["tag:backend"]);
+    let listener = listener.tls("client_auth = \"optional\"").tls("client_ca = \"clients.pem\"").to_string();
+    let config = format!("{STATE}{ADMIN}{ON_SIGHUP}log.audit_file = \"audit.log\"\n{RESOLVER}{listener}");
+    let portcullis = Portcullis::start(site, config);
     let mut untrusted = portcullis.client().from("127.0.0.2").dial();
     assert_eq!(wire::read_until_closed(&mut untrusted), b"");
     let mut client = portcullis.client().showing(clients.issue(Request::client(HOSTILE_NAME))).connect();
@@ -94,7 +101,7 @@ fn with_events() -> (Portcullis, BTreeMap<String, Value>, Vec<String>) {
     run(&mut reload).success();
     // A long list of problems is one line of more than 8 KiB, the usual limit of rsyslog.
     let unknown_keys: String = (0..200).map(|number| format!("unknown_{number} = 1\n")).collect();
-    let rejected = portcullis.reconfigure(format!("{unknown_keys}{ADMIN}{listener}"));
+    let rejected = portcullis.reconfigure(format!("{unknown_keys}{ADMIN}{RESOLVER}{listener}"));
     assert!(rejected.is("reload.rejected") && rejected.0.to_string().len() > 9_000, "{}", rejected.0);
     let lines = audit_lines(&portcullis);
     let events = lines.iter().map(|line| Event(serde_json::from_str(line).unwrap()));
@@ -159,7 +166,7 @@ fn rsyslog_forwards_each_event_with_structured_data_and_as_json() {
     assert_eq!(of("connection.denied"), ("<108>1".to_owned(), "listener reason source source_port".to_owned()));
     assert_eq!(
         of("connection.closed").1,
-        "client_sha256 client_subject listener reason rule session sni source source_port upstream"
+        "client_sha256 client_subject listener object reason rule session sni source source_port upstream"
     );
     assert_eq!(of("admin.action"), ("<110>1".to_owned(), "action actor request_id role".to_owned()));
     assert_eq!(of("reload.rejected").0, "<107>1");
@@ -187,7 +194,12 @@ fn rsyslog_forwards_each_event_as_cef() {
     let closed = of("connection.closed").1;
     let subject = events["connection.closed"]["client_subject"].as_str().unwrap();
     let subject = subject.replace('\\', "\\\\").replace('=', "\\=");
-    for field in [&format!("suser={subject}"), "in=5 out=5", "cs4Label=tlsVersion cs4=TLSv1.3"] {
+    let object = events["connection.closed"]["object"].as_str().unwrap();
+    assert_eq!(object, format!("droplet {HOSTILE_NAME}"));
+    let object = object.replace('\\', "\\\\").replace('=', "\\=");
+    for field in
+        [&format!("suser={subject}"), &format!("shost={object}"), "in=5 out=5", "cs4Label=tlsVersion cs4=TLSv1.3"]
+    {
         assert!(closed.contains(&format!(" {field} ")), "no {field} in {closed}");
     }
     let action = of("admin.action").1;

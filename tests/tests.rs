@@ -90,6 +90,9 @@ mod fleet;
 /// Members of a fleet over a Kubernetes API.
 #[cfg(feature = "kubernetes")]
 mod fleet_kubernetes;
+/// Members of a fleet that are slow, killed, or configured differently.
+#[cfg(feature = "etcd")]
+mod fleet_members;
 /// The store of a fleet in etcd, with the agent.
 mod fleet_store;
 /// The store of a fleet in a Kubernetes API, with the agent.

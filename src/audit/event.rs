@@ -147,6 +147,7 @@ impl Event {
             .with_some("balancer", fields.via.map(ClientAddr::source))
             .with_some("balancer_port", fields.via.and_then(ClientAddr::port))
             .with_some("rule", matching.map(|matching| matching.rule.to_string()))
+            .with_some("object", matching.and_then(|matching| matching.object.as_deref()))
             .with_some("group", matching.and_then(MatchingRule::group).map(GroupName::as_str))
             .with_some("sni", fields.sni.as_deref())
             .with_some("tls_version", fields.tls_version)
@@ -192,7 +193,17 @@ impl Event {
 
     /// The name of the listener that the event is about, if it is about one.
     pub(crate) fn listener(&self) -> Option<&str> {
-        self.fields.iter().find_map(|(key, value)| if *key == "listener" { value.as_str() } else { None })
+        self.text_of("listener")
+    }
+
+    /// The listener, or `group:NAME` of an event about a source group alone.
+    pub(crate) fn owner(&self) -> Option<String> {
+        let group = || self.text_of("group").map(|group| format!("group:{group}"));
+        self.listener().map(str::to_owned).or_else(group)
+    }
+
+    fn text_of(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find_map(|(key, value)| if *key == name { value.as_str() } else { None })
     }
 
     /// Adds a field. Text is escaped and cut.

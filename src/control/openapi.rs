@@ -191,6 +191,12 @@ fn rule_schema() -> Value {
             "ttl": { "type": "string", "examples": ["2h"] },
             "uuid": { "type": "string", "readOnly": true },
             "created_at": { "type": "string", "format": "date-time", "readOnly": true },
+            "addresses": { "type": "array", "items": { "type": "string" }, "readOnly": true },
+            "addresses_count": { "type": "integer", "readOnly": true },
+            "objects": {
+                "type": "object", "additionalProperties": { "type": "string" }, "readOnly": true,
+                "examples": [{ "10.0.0.7": "droplet web-1" }],
+            },
         },
     })
 }

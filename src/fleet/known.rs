@@ -16,9 +16,9 @@ pub(crate) struct Known {
     pub(crate) position: Option<Position>,
     /// The rules that were last applied, by listener.
     pub(crate) rules: BTreeMap<String, AppliedRules>,
-    /// The acceptance under which ticket keys were last in use, and their age.
+    /// The age of the ticket keys that were last in use.
     #[serde(default)]
-    pub(crate) tickets: Option<(u64, RingAge)>,
+    pub(crate) tickets: Option<RingAge>,
     /// The process that last held this member's name.
     pub(crate) instance: String,
 }
@@ -44,9 +44,9 @@ impl Known {
         self.rules.get(listener).map_or(0, |rules| rules.sequence)
     }
 
-    /// Whether ticket keys of this age may be used: retired ones never come back, unless an operator has accepted the store.
+    /// Whether ticket keys of this age may be used: retired ones never come back.
     pub(crate) fn may_use(&self, tickets: RingAge) -> bool {
-        self.tickets.is_none_or(|(epoch, known)| epoch != self.epoch() || tickets.may_follow(known))
+        self.tickets.is_none_or(|known| tickets.may_follow(known))
     }
 
     /// Decides whether a store at `seen` with these manifests continues the one that this member knows. A store that was

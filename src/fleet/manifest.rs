@@ -108,6 +108,12 @@ impl Manifest {
         }
     }
 
+    /// Whether the sequence is one that changes cannot have reached since `known`. Were it believed, none could follow it.
+    pub(crate) const fn is_strange(&self, known: u64) -> bool {
+        let limit = if known == 0 { MAX_FIRST } else { known.saturating_add(MAX_STEP) };
+        self.sequence > limit
+    }
+
     /// The value of the key.
     pub(crate) fn to_json(&self) -> String {
         serde_json::json!(self).to_string()
@@ -142,6 +148,7 @@ impl Manifest {
                 let mut text = String::new();
                 for digest in digests {
                     let Some(chunk) = chunk(digest) else { return Ok(None) };
+                    // `parse` has limited the length.
                     if text.len().saturating_add(chunk.len()) > self.length {
                         return Err(ManifestError::Digest);
                     }
@@ -166,13 +173,19 @@ fn is_digest(text: &str) -> bool {
 
 const FORMAT: u32 = 1;
 
+/// Changes that a member may have missed.
+const MAX_STEP: u64 = 1 << 32;
+
+/// The largest sequence that a member believes who has seen none before.
+const MAX_FIRST: u64 = 1 << 48;
+
 /// Longer texts are in chunks.
 const MAX_INLINE: usize = 32 << 10;
 
-/// The limit of a `sources_file`: 100,000 rules are about 10 MiB.
-const MAX_TEXT: usize = 64 << 20;
+/// 100,000 rules are about 10 MiB. What a member needs to build more may not fit beside its sessions.
+const MAX_TEXT: usize = 32 << 20;
 
-/// Four times as many as the longest text has.
+/// Eight times as many as the longest text has.
 const MAX_CHUNKS: usize = 4096;
 
 #[cfg(test)]

@@ -59,6 +59,9 @@ impl Liveness {
     }
 }
 
+/// A fleet has tens of members. Whoever can write to the store could invent many more.
+const MAX_MEMBERS: usize = 1_000;
+
 /// All members, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Roster(Vec<Member>);
@@ -79,11 +82,11 @@ impl Roster {
         alive: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Self {
         let mut members = BTreeMap::<&str, Member>::new();
-        for (name, value) in states {
+        for (name, value) in states.into_iter().take(MAX_MEMBERS) {
             let state = serde_json::from_str(value).ok();
             members.insert(name, Member { name: name.to_owned(), liveness: Liveness::Unknown, state });
         }
-        for (name, instance) in alive {
+        for (name, instance) in alive.into_iter().take(MAX_MEMBERS) {
             let unwritten = || Member { name: name.to_owned(), liveness: Liveness::Live, state: None };
             let member = members.entry(name).or_insert_with(unwritten);
             member.liveness = Liveness::Live;

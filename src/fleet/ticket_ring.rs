@@ -159,13 +159,18 @@ impl Ring {
         &self,
         step: Step,
         now: OffsetDateTime,
-        new_key: impl FnOnce() -> Option<String>,
+        new_key: impl FnOnce(OffsetDateTime) -> Option<String>,
     ) -> Option<Self> {
         let at = timestamp::seconds(now);
         let mut keys = self.keys.clone();
         match step {
             Step::Add => {
-                keys.insert(0, RingKey { sealed: new_key()?, created_at: at, encrypts_since: None });
+                // Later than all others, also if the clock that made them is ahead: the age of a ring never goes back.
+                let newest = keys.iter().filter_map(|key| timestamp::parse(&key.created_at)).max();
+                let after = newest.and_then(|newest| newest.checked_add(time::Duration::SECOND));
+                let created = now.max(after.unwrap_or(now));
+                let created_at = timestamp::seconds(created);
+                keys.insert(0, RingKey { sealed: new_key(created)?, created_at, encrypts_since: None });
                 keys.truncate(MAX_KEYS);
             }
             Step::Promote => keys.first_mut()?.encrypts_since = Some(at),
@@ -227,16 +232,26 @@ mod tests {
 
     fn step(ring: &Ring, now: OffsetDateTime, is_everywhere: bool, name: &str) -> (Option<Step>, Ring) {
         let due = ring.due(now, ROTATION, is_everywhere);
-        let after = due.and_then(|due| ring.after(due, now, || Some(name.to_owned())));
+        let after = due.and_then(|due| ring.after(due, now, |_| Some(name.to_owned())));
         (due, after.unwrap_or_else(|| ring.clone()))
+    }
+
+    #[test]
+    fn ring_whose_first_key_was_made_by_a_clock_ahead_never_gets_older() {
+        let ahead = Ring::first("one".to_owned(), NOW + Span::minutes(6));
+        let added = ahead.after(Step::Add, NOW, |_| Some("two".to_owned())).unwrap();
+        assert!(added.age().may_follow(ahead.age()));
+        let promoted = added.after(Step::Promote, NOW + Span::minutes(1), |_| None).unwrap();
+        assert!(promoted.age().may_follow(added.age()), "{promoted:?}");
+        assert!(!ahead.age().may_follow(promoted.age()));
     }
 
     #[test]
     fn retired_keys_do_not_come_back_and_a_clock_ahead_does_not_stop_the_rotation() {
         let first = Ring::first("one".to_owned(), NOW);
-        let added = first.after(Step::Add, NOW + Span::hours(12), || Some("two".to_owned())).unwrap();
-        let promoted = added.after(Step::Promote, NOW + Span::hours(12), || None).unwrap();
-        let retired = promoted.after(Step::Retire, NOW + Span::hours(24), || None).unwrap();
+        let added = first.after(Step::Add, NOW + Span::hours(12), |_| Some("two".to_owned())).unwrap();
+        let promoted = added.after(Step::Promote, NOW + Span::hours(12), |_| None).unwrap();
+        let retired = promoted.after(Step::Retire, NOW + Span::hours(24), |_| None).unwrap();
         let rings = [&first, &added, &promoted, &retired];
         assert!(rings.windows(2).all(|pair| pair[1].age().may_follow(pair[0].age())));
         assert!(!promoted.age().may_follow(retired.age()), "it has a retired key again");

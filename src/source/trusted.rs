@@ -50,7 +50,11 @@ impl SourcePolicy {
     pub fn admit(&self, client: ClientAddr, now: OffsetDateTime) -> Result<Admitted, Untrusted> {
         let Some(ip) = client.ip() else { return Ok(Admitted { client, source_match: SourceMatch::SocketFile }) };
         match (self.trusted.lookup(ip, now), self.enforcement) {
-            (Ok(found), _) => Ok(Admitted { client, source_match: SourceMatch::Rule(found.to_matching()) }),
+            (Ok(found), _) => {
+                let object = self.trusted.object_of(found.rule, ip);
+                let matching = MatchingRule { object, ..found.to_matching() };
+                Ok(Admitted { client, source_match: SourceMatch::Rule(matching) })
+            }
             (Err(_), Enforcement::Observe) => Ok(Admitted { client, source_match: SourceMatch::Observed }),
             (Err(untrusted), Enforcement::Enforce) => Err(untrusted),
         }
@@ -83,6 +87,8 @@ pub struct MatchingRule {
     pub rule: Arc<Rule>,
     /// The rule of the listener that names the group of `rule`; `None` if `rule` is one of the listener itself.
     pub through: Option<Arc<Rule>>,
+    /// The object of a cloud source that had the address when it was admitted, such as `droplet web-1`.
+    pub object: Option<Arc<str>>,
 }
 
 impl MatchingRule {
@@ -101,7 +107,7 @@ impl MatchingRule {
 /// A rule of the listener itself.
 impl From<Arc<Rule>> for MatchingRule {
     fn from(rule: Arc<Rule>) -> Self {
-        Self { rule, through: None }
+        Self { rule, through: None, object: None }
     }
 }
 
@@ -175,7 +181,7 @@ pub struct FoundRule<'a> {
 
 impl FoundRule<'_> {
     fn to_matching(self) -> MatchingRule {
-        MatchingRule { rule: Arc::clone(self.rule), through: self.through.cloned() }
+        MatchingRule { rule: Arc::clone(self.rule), through: self.through.cloned(), object: None }
     }
 }
 
@@ -264,6 +270,12 @@ impl TrustedSources {
     /// The known addresses of a host or a cloud source, sorted.
     pub fn addresses_of(&self, source: &Resolvable) -> &[IpAddr] {
         self.known(source).map_or(&[], Addresses::all)
+    }
+
+    /// The object of a cloud source that has an address.
+    fn object_of(&self, rule: &Rule, ip: IpAddr) -> Option<Arc<str>> {
+        let source = rule.source.cloud()?.clone();
+        self.known(&Resolvable::Cloud(source))?.object_of(ip).cloned()
     }
 
     /// Returns the rule with the longest prefix that covers `ip` and has not expired at `now`. Of equal prefixes, a rule of the

@@ -1,11 +1,14 @@
 //! Members of a fleet: whole programs that share a store.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::api::{Api, ApiReply};
 use super::portcullis::{ADMIN, executable};
 use super::program::{Outcome, run};
 use super::{Connection, Listener, Portcullis, TestDir, Upstream, eventually};
+use crate::metrics::METRICS;
 
 /// Where the rules of the listener `main` are in the API.
 pub(crate) const SOURCES: &str = "/v1/listeners/main/sources";
@@ -22,7 +25,7 @@ impl Member {
             site.write("fleet.key", FLEET_KEY);
         }
         let config = format!(
-            "{ADMIN}state.directory = \"state\"\n[fleet]\nname = \"prod\"\nmember = \"{name}\"\n\
+            "{ADMIN}{METRICS}state.directory = \"state\"\n[fleet]\nname = \"prod\"\nmember = \"{name}\"\n\
              key_file = \"fleet.key\"\n{store}{listener}"
         );
         let member = Self(Portcullis::start(site, config));
@@ -88,6 +91,12 @@ impl Member {
         });
     }
 
+    /// The process ID of its agent.
+    pub(crate) fn agent(&self) -> u32 {
+        let pid = || u32::try_from(self.0.ask("GET", "/v1/status").1["agent"]["pid"].as_u64()?).ok();
+        eventually("an agent", pid)
+    }
+
     pub(crate) fn session(&self, ip: &str) -> Connection {
         let mut session = self.0.client().from(ip).connect();
         session.ask(b"hello", b"hello");
@@ -96,6 +105,31 @@ impl Member {
 
     pub(crate) fn admits(&self, ip: &str) -> bool {
         self.0.client().from(ip).try_connect().is_ok()
+    }
+}
+
+/// Adds and removes a rule at one member several times. All but the slowest changes come into force at the other one, and end
+/// its sessions, within a second.
+pub(crate) fn assert_changes_are_prompt(one: &Member, other: &Member) {
+    let (mut in_force, mut ended) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        let added = one.append("127.0.0.9").expect(201);
+        let answered = Instant::now();
+        other.has(&["127.0.0.9"]);
+        in_force.push(answered.elapsed());
+        let mut session = other.session("127.0.0.9");
+        let uuid = added["rules"][0]["uuid"].as_str().unwrap();
+        assert_eq!(one.api().delete(&format!("{SOURCES}/{uuid}")).status, 204);
+        let answered = Instant::now();
+        let _ = session.rest();
+        ended.push(answered.elapsed());
+        assert_eq!(other.0.ending(session.port()).reason(), "source_revoked");
+        other.has(&[]);
+    }
+    for mut times in [in_force, ended] {
+        times.sort();
+        println!("after the answer: median {:?}, maximum {:?}", times[5], times[9]);
+        assert!(times[8] < Duration::from_secs(1), "{times:?}");
     }
 }
 

@@ -40,6 +40,10 @@ struct State {
     /// An answer in the place of each list, or watch.
     lists: Option<Answer>,
     watches: Option<Answer>,
+    /// An answer in the place of each list of a collection, and none of a single object.
+    collections: Option<Answer>,
+    /// An answer in the place of each write, which is not performed.
+    writes: Option<Answer>,
     /// Open watches send nothing.
     is_frozen: bool,
     /// A watch from a later version than the newest is an error, else it waits.
@@ -73,6 +77,10 @@ impl Seen {
     /// Whether one object is read, or any is written.
     fn is_single(&self) -> bool {
         self.method != "GET" || kind(&self.path).is_none()
+    }
+
+    fn is_write(&self) -> bool {
+        self.method != "GET"
     }
 
     pub(crate) fn is_watch(&self) -> bool {
@@ -223,6 +231,16 @@ impl KubernetesApi {
         self.change(|state| state.lists = answer);
     }
 
+    /// Answers lists of collections, and no reads of single objects.
+    pub(crate) fn answer_collections(&self, answer: Option<Answer>) {
+        self.change(|state| state.collections = answer);
+    }
+
+    /// Answers writes, and does not perform them.
+    pub(crate) fn answer_writes(&self, answer: Option<Answer>) {
+        self.change(|state| state.writes = answer);
+    }
+
     /// Answers new watches, and cuts the open ones.
     pub(crate) fn answer_watches(&self, answer: Option<Answer>) {
         self.change(|state| (state.watches, state.epoch) = (answer, state.epoch + 1));
@@ -332,7 +350,12 @@ fn serve(shared: &Shared, socket: TcpStream, config: Arc<ServerConfig>) -> std::
             state.requests.push(seen.clone());
             let is_authorized =
                 state.token.as_ref().is_none_or(|token| seen.authorization == Some(format!("Bearer {token}")));
-            let answer = if seen.is_watch() { state.watches.clone() } else { state.lists.clone() };
+            let answer = match &seen {
+                seen if seen.is_watch() => state.watches.clone(),
+                seen if seen.is_write() => state.writes.clone().or_else(|| state.lists.clone()),
+                seen if seen.is_single() => state.lists.clone(),
+                _ => state.collections.clone().or_else(|| state.lists.clone()),
+            };
             (answer, is_authorized)
         };
         if let Some(answer) = answer {
@@ -460,6 +483,10 @@ fn single(state: &mut State, seen: &Seen) -> (u16, Value) {
             }
             object["metadata"]["uid"] = current["metadata"]["uid"].clone();
             object["metadata"]["creationTimestamp"] = current["metadata"]["creationTimestamp"].clone();
+            if object == current {
+                // The API server writes nothing, and the object keeps its version.
+                return (200, object);
+            }
             (200, store(state, collection, name, Some(object)))
         }
         ("DELETE", Some(current)) => {

@@ -28,6 +28,7 @@ pub(crate) mod program;
 pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod rights;
 pub(crate) mod store;
 pub(crate) mod test_dir;
 pub(crate) mod upstream;

@@ -77,6 +77,33 @@ export async function cloud_source_shows_why_it_is_not_resolved(site) {
   assert.match(await state.innerText(), /unresolved/);
 }
 
+/** The token of `do.token` in panel.rs. */
+const CLOUD_TOKEN = 'dop_v1_of_a_test';
+
+export async function resolved_cloud_source_names_its_objects_and_becomes_stale(site) {
+  const page = await site.signedIn('viewer', '#/sources/cache');
+  await row(page, '127.0.0.1').waitFor();
+  const rules = [{ type: 'tag', value: 'web', description: 'web servers' }];
+  assert.equal((await site.api('operator', 'POST', '/v1/listeners/cache/sources', { rules })).status, 201);
+  const source = row(page, 'web servers');
+  await source.locator('.c-state').getByText('resolved', { exact: true }).waitFor();
+  await source.getByRole('button', { name: 'Details' }).click();
+  const addresses = await dialog(page).locator('.facts li').allInnerTexts();
+  assert.deepEqual(addresses, ['127.0.0.7 droplet web-7', '2001:db8::7 droplet web-7']);
+  await press(page, 'close-dialog');
+
+  site.write('do.token', 'dop_v1_revoked');
+  await source.locator('.c-state').getByText('stale', { exact: true }).waitFor();
+  await page.getByRole('link', { name: 'Overview' }).click();
+  const issue = page.locator('[data-issue=cloud-cache]');
+  await issue.waitFor();
+  assert.match(await issue.innerText(), /cache: 1 cloud source is not resolved\s+tag:web: the token is rejected \(401/);
+  await issue.getByRole('link', { name: 'Show the source' }).click();
+  await source.waitFor();
+  site.write('do.token', CLOUD_TOKEN);
+  await source.locator('.c-state').getByText('resolved', { exact: true }).waitFor();
+}
+
 export async function own_address_is_trusted_with_one_choice(site) {
   await site.api('operator', 'PUT', '/v1/listeners/cache/sources', { rules: [] });
   const page = await site.signedIn('operator', '#/sources/cache');

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hyper::StatusCode;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -37,6 +37,8 @@ pub(super) struct Outcome {
     pub(super) observations: Vec<(CloudSource, Observation)>,
     /// Set if the service as a whole failed; then the last requests were not sent.
     pub(super) failure: Option<Retry>,
+    /// The path of the first request that failed.
+    pub(super) failed_request: Option<String>,
 }
 
 type Droplets = BTreeMap<u64, Droplet>;
@@ -44,18 +46,34 @@ type Droplets = BTreeMap<u64, Droplet>;
 impl Api {
     /// Resolves these sources. Each gets an observation.
     pub(super) async fn resolve(&mut self, sources: &BTreeSet<CloudSource>) -> Outcome {
-        let (failure, token) = match Token::read(&self.secret) {
-            Ok(token) => (None, Some(token)),
-            Err(error) => (Some(Trouble::service(error)), None),
-        };
-        self.token = token;
-        let mut round = Round { api: self, failure };
+        let mut round = self.round();
         let observations = round.resolve(sources).await;
         let failure = round.failure.map(|trouble| match trouble {
             Trouble::Service { retry, .. } => retry,
             Trouble::Gone | Trouble::Request(_) => Retry::default(),
         });
-        Outcome { observations, failure }
+        Outcome { observations, failure, failed_request: round.failed_request }
+    }
+
+    /// Repeats a request that failed. That an object does not exist is an answer.
+    ///
+    /// # Errors
+    /// If it fails again.
+    pub(super) async fn probe(&mut self, path: &str) -> Result<(), Trouble> {
+        match self.round().get::<IgnoredAny>(path).await {
+            Ok(_) | Err(Trouble::Gone) => Ok(()),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Reads the token for the next requests.
+    fn round(&mut self) -> Round<'_> {
+        let (failure, token) = match Token::read(&self.secret) {
+            Ok(token) => (None, Some(token)),
+            Err(error) => (Some(Trouble::service(error)), None),
+        };
+        self.token = token;
+        Round { api: self, failure, failed_request: None }
     }
 
     /// Whether the token was replaced since it was last used.
@@ -72,6 +90,7 @@ struct Round<'a> {
     api: &'a mut Api,
     /// Why the remaining requests need not be sent.
     failure: Option<Trouble>,
+    failed_request: Option<String>,
 }
 
 impl Round<'_> {
@@ -155,17 +174,23 @@ impl Round<'_> {
     async fn list<T: Item + DeserializeOwned>(&mut self, path: &str, query: &str) -> Result<Vec<T>, Trouble> {
         let mut listing = Listing::new();
         for number in 1_u32.. {
-            let page = self.get::<Page<T>>(&format!("{path}?per_page={PER_PAGE}&page={number}{query}")).await;
-            let page = page.map_err(|trouble| match trouble {
+            let request = format!("{path}?per_page={PER_PAGE}&page={number}{query}");
+            let page = self.get::<Page<T>>(&request).await.map_err(|trouble| match trouble {
                 // A list always exists.
                 Trouble::Gone => Trouble::request(path, "404; correct endpoint"),
                 other => other,
-            })?;
-            let following = listing.add(page, self.api.client.endpoint());
-            if following.map_err(|error| Trouble::request(path, format_args!("the list is not complete: {error}")))?
-                == Following::Complete
-            {
-                break;
+            });
+            let following = page.and_then(|page| {
+                let following = listing.add(page, self.api.client.endpoint());
+                following.map_err(|error| Trouble::request(path, format_args!("the list is not complete: {error}")))
+            });
+            match following {
+                Ok(Following::NextPage) => {}
+                Ok(Following::Complete) => break,
+                Err(trouble) => {
+                    self.failed_request.get_or_insert(request);
+                    return Err(trouble);
+                }
             }
         }
         Ok(listing.into_items().collect())
@@ -177,8 +202,13 @@ impl Round<'_> {
             Some(failure) => Err(failure.clone()),
             None => self.request(path).await,
         };
-        if let Err(trouble @ Trouble::Service { .. }) = &result {
-            self.failure = Some(trouble.clone());
+        if let Err(trouble) = &result
+            && *trouble != Trouble::Gone
+        {
+            self.failed_request.get_or_insert_with(|| path.to_owned());
+            if matches!(trouble, Trouble::Service { .. }) {
+                self.failure = Some(trouble.clone());
+            }
         }
         result
     }

@@ -89,7 +89,7 @@ impl<K: Versioned> Collection<K> {
         // `Client::request` would log a body that it cannot parse.
         let text = {
             let _permit = connection.lists.acquire().await.map_err(Failure::unavailable)?;
-            timeout(REQUEST_TIMEOUT, client.request_text(request)).await.map_err(|_| no_answer())??
+            connection.within_timeout(client.request_text(request)).await?
         };
         let page: ObjectList<K> = serde_json::from_str(&text)
             .map_err(|error| Failure::invalid(format_args!("the answer is not valid: {error}")))?;
@@ -114,8 +114,7 @@ impl<K: Versioned> Collection<K> {
             ..WatchParams::default()
         };
         let request = Request::new(self.path.clone()).watch(&parameters, version).map_err(Failure::invalid)?;
-        let opened = timeout(REQUEST_TIMEOUT, client.request_events::<K>(request)).await;
-        let stream = opened.map_err(|_| no_answer())??;
+        let stream = connection.within_timeout(client.request_events::<K>(request)).await?;
         // A watch that is silent for longer than the server keeps it open is dead.
         let silence = Duration::from_secs(u64::from(seconds)) + SILENCE_MARGIN;
         Ok(Events { stream: Box::pin(stream), silence, silent_until: Instant::now() + silence })
@@ -173,13 +172,6 @@ pub(crate) fn advance<K: Versioned>(version: &mut String, event: &WatchEvent<K>)
 fn is_older(version: &str, known: &str) -> bool {
     matches!((version.parse::<u128>(), known.parse::<u128>()), (Ok(version), Ok(known)) if version < known)
 }
-
-pub(crate) fn no_answer() -> Failure {
-    Failure::unavailable(format_args!("no answer within {REQUEST_TIMEOUT:?}"))
-}
-
-/// The time that one request may take. A watch has to start within it.
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time that all pages of a list may take together.
 const LIST_TIMEOUT: Duration = Duration::from_secs(120);

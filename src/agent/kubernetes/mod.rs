@@ -16,6 +16,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -36,7 +37,7 @@ pub(crate) async fn run(
     mut sources: latest::Receiver<Arc<BTreeSet<CloudSource>>>,
     observed: mpsc::Sender<(CloudSource, Observation)>,
 ) {
-    let connection = Arc::new(Connection::new(settings));
+    let connection = Arc::new(Connection::new(settings, REQUEST_TIMEOUT));
     let mut tasks = JoinSet::new();
     let mut watches: BTreeMap<KubernetesSource, AbortHandle> = BTreeMap::new();
     loop {
@@ -80,6 +81,9 @@ async fn follow(
         }
     }
 }
+
+/// The time that one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The name of this part in fault reports.
 const PART: &str = "kubernetes resolver";

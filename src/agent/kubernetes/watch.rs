@@ -4,7 +4,6 @@
 //! twice is removed. The watch then starts at the version of the list. When it ends without an error, the next one starts at
 //! the version of the last event. After any error the source is reported as failed and tried again.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use crate::agent::kubernetes::collection::{Collection, advance};
 use crate::agent::kubernetes::connection::Connection;
 use crate::agent::kubernetes::failure::{Failure, FailureKind};
 use crate::agent::kubernetes::objects::{Addressed, Objects, lacks_addresses};
+use crate::jitter;
 use crate::resolution::observation::{Evidence, ObjectAddress, Observation};
 use crate::source::cloud::{CloudSource, KubernetesSource, Selector};
 
@@ -109,7 +109,7 @@ impl<K: Watched> SourceWatch<K> {
             }
             self.failures = self.failures.saturating_add(1);
             self.reports.failed(failure.error).await;
-            let pause = pause(self.failures, random());
+            let pause = pause(self.failures, jitter::random());
             sleep(failure.retry_after.map_or(pause, |after| after.min(MAX_PAUSE).max(pause))).await;
         }
     }
@@ -289,13 +289,7 @@ impl Reports {
 /// The wait before the next attempt: exponential, of which a random half is left out, so that many proxies spread out.
 fn pause(failures: u32, random: u64) -> Duration {
     let whole = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(MAX_BACKOFF);
-    let part = u32::try_from(random % 1_000).unwrap_or_default();
-    whole.saturating_sub(whole / 2_000 * part)
-}
-
-/// A random number from the hash seed of the standard library.
-fn random() -> u64 {
-    RandomState::new().hash_one(())
+    jitter::less(whole, JITTER_PERCENT, random)
 }
 
 /// The label that names the service of an EndpointSlice.
@@ -327,5 +321,31 @@ const MAX_NAME: usize = 512;
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
+/// The largest random part of a pause.
+const JITTER_PERCENT: u32 = 50;
+
 /// The longest wait that a server can ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pause_doubles_up_to_its_maximum() {
+        let whole = |failures| pause(failures, 0).as_secs();
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(whole), [1, 1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    proptest! {
+        #[test]
+        fn pause_loses_a_random_part_up_to_half(failures: u32, random: u64) {
+            let (whole, shortened) = (pause(failures, 0), pause(failures, random));
+            prop_assert!(shortened <= whole && shortened >= whole / 2, "{shortened:?} of {whole:?}");
+            let missing = whole.saturating_sub(shortened).as_millis() * 2_000 / whole.as_millis();
+            prop_assert!(missing.abs_diff(u128::from(random % 1_000)) <= 2, "{missing} of 2000, {random}");
+        }
+    }
+}

@@ -89,7 +89,8 @@ async fn follow<E: Engine>(engine: Arc<E>, messages: mpsc::Sender<FromAgent>) {
     let mut failures: u32 = 0;
     loop {
         let end = engine.follow(&mut news).await;
-        if news.take_synced() {
+        // A watch that fails at once after each listing is a failure of the same store.
+        if news.take_synced_at().is_some_and(|synced_at| synced_at.elapsed() >= STABLE) {
             failures = 0;
         }
         match end {
@@ -113,9 +114,13 @@ fn pause(failures: u32, random: u64) -> Duration {
 /// The program waits for 5 seconds.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// With the time of an attempt to connect, the store is used again within 10 seconds of its return.
+/// With the time of an attempt without an answer and a margin for the listing, the store is used again within 10 seconds of its
+/// return.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(4);
+
+/// How long after its listing a store has to be followed, so that a later failure is a new one.
+const STABLE: Duration = Duration::from_secs(2);
 
 /// Listings that can be outdated in a row before the store is of no use.
 const MAX_OUTDATED: u32 = 3;
@@ -136,7 +141,7 @@ mod tests {
     #[test]
     fn pause_doubles_up_to_the_limit_with_jitter() {
         let milliseconds = |random| [0, 1, 2, 3, 4, 5, 40].map(|failures| pause(failures, random).as_millis());
-        assert_eq!(milliseconds(0), [200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(milliseconds(0), [200, 400, 800, 1600, 3200, 4000, 4000]);
         for (least, whole) in milliseconds(999).into_iter().zip(milliseconds(0)) {
             assert!(least >= whole / 2 && least <= whole / 2 + whole / 500, "{least} of {whole}");
         }
@@ -201,6 +206,27 @@ mod tests {
         operations.send((2, long)).await.unwrap();
         let reply = received.recv().await.unwrap();
         assert!(matches!(reply, FromAgent::StoreReply { number: 2, outcome: Outcome::Failed { .. } }), "{reply:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn engine_whose_listings_are_outdated_at_once_is_down_and_tried_again_more_slowly() {
+        let (messages, mut received) = mpsc::channel(4);
+        let ends = std::iter::repeat_with(|| End::Outdated).take(100).collect();
+        let mut task = JoinSet::new();
+        task.spawn(follow(Arc::new(scripted(ends)), messages));
+        let started = tokio::time::Instant::now();
+        let (mut listings, mut downs) = (0, 0);
+        while started.elapsed() < Duration::from_secs(60) {
+            match received.recv().await.unwrap() {
+                FromAgent::StoreNews(StoreEvent::Listing) => listings += 1,
+                FromAgent::StoreNews(StoreEvent::Down { error }) => {
+                    assert!(error.contains("rejects the revision"), "{error}");
+                    downs += 1;
+                }
+                _ => {}
+            }
+        }
+        assert!(listings < 40 && downs > 0, "{listings} listings, {downs} times down");
     }
 
     #[tokio::test(start_paused = true)]

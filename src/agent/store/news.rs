@@ -1,6 +1,7 @@
 //! What an engine reports to the program.
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::agent::message::FromAgent;
 use crate::agent::store::limits::text;
@@ -11,14 +12,15 @@ use crate::printable;
 #[derive(Debug)]
 pub(super) struct News {
     messages: mpsc::Sender<FromAgent>,
-    is_synced: bool,
+    /// When the first listing was complete since the last call of [`Self::take_synced_at`].
+    synced_at: Option<Instant>,
     /// The error that was reported since the last listing.
     down: Option<String>,
 }
 
 impl News {
     pub(super) const fn new(messages: mpsc::Sender<FromAgent>) -> Self {
-        Self { messages, is_synced: false, down: None }
+        Self { messages, synced_at: None, down: None }
     }
 
     pub(super) async fn listing(&mut self) {
@@ -32,13 +34,13 @@ impl News {
     }
 
     pub(super) async fn synced(&mut self, cluster: &str, revision: u64) {
-        self.is_synced = true;
+        self.synced_at.get_or_insert_with(Instant::now);
         self.send(StoreEvent::Synced { cluster: cluster.to_owned(), revision }).await;
     }
 
-    /// Whether a listing was complete since the last call.
-    pub(super) const fn take_synced(&mut self) -> bool {
-        std::mem::replace(&mut self.is_synced, false)
+    /// When the first listing was complete since the last call; `None` if none was.
+    pub(super) const fn take_synced_at(&mut self) -> Option<Instant> {
+        self.synced_at.take()
     }
 
     /// The store is of no use. Attempts that fail alike are reported once.

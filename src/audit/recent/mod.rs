@@ -39,6 +39,7 @@ pub(crate) struct RecordedEvent {
     pub sequence: u64,
     /// Such as `connection.denied`.
     pub name: &'static str,
+    /// The listener, or `group:NAME`.
     pub listener: Option<Box<str>>,
     /// One flat object without a line feed.
     pub json: Box<str>,
@@ -47,6 +48,7 @@ pub(crate) struct RecordedEvent {
 /// Which events a reader gets. The default passes all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventFilter {
+    /// The listener, or `group:NAME`.
     pub listener: Option<Box<str>>,
     /// The name of the event.
     pub event: Option<Box<str>>,
@@ -77,8 +79,8 @@ pub(crate) struct Batch {
 impl RecentEvents {
     /// Appends an event. `line` is its JSON, with or without a line feed.
     pub(crate) fn push(&self, event: &Event, line: &str) {
-        let (name, listener, json) = (event.name(), event.listener().map(Box::from), Box::from(line.trim_end()));
-        self.ring().push(name, listener, json);
+        let (name, json) = (event.name(), Box::from(line.trim_end()));
+        self.ring().push(name, event.owner().map(String::into_boxed_str), json);
         // Costs an atomic operation unless a reader waits.
         self.pushed.notify_waiters();
     }

@@ -53,6 +53,18 @@ async fn reader_gets_the_last_events_and_then_new_ones_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn event_of_a_group_is_selected_by_the_name_of_the_group() {
+    let recent = Arc::new(RecentEvents::default());
+    recent.push(&Event::new("source.added").with("group", "web"), "{}");
+    recent.push(&Event::new("connection.opened").with("listener", "cache").with("group", "web"), "{}");
+    for (owner, sequence) in [("group:web", 0), ("cache", 1)] {
+        let filter = EventFilter { listener: Some(owner.into()), event: None };
+        let batch = recent.reader(9, filter).next().await.unwrap();
+        assert_eq!(sequences(&batch), [sequence], "{owner}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_reader_is_woken_by_an_event() {
     let recent = filled([]);
     let mut reader = reader(&recent, 0);

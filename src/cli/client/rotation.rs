@@ -23,7 +23,9 @@ pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
             listeners.push(listener);
         }
     }
-    let mut out = String::new();
+    let mut out =
+        if silent.is_empty() { String::new() } else { format!("{silent}: their use is not in the numbers\n\n") };
+    let is_empty = listeners.is_empty();
     for (index, listener) in listeners.iter().enumerate() {
         let mut table = Table::new(["KIND", "NAME", "EXPIRES", "OPEN", "LAST USED", "STATUS"]);
         for item in items.clone().filter(|item| item.text_or_dash("listener") == *listener) {
@@ -32,7 +34,7 @@ pub(crate) fn to_text(body: &Value, now: OffsetDateTime) -> String {
         }
         let _ = write!(out, "{}listener {listener}\n{}", if index == 0 { "" } else { "\n" }, table.render("  "));
     }
-    if out.is_empty() { "no listener has certificates or sources\n".to_owned() } else { out }
+    if is_empty { "no listener has certificates or sources\n".to_owned() } else { out }
 }
 
 fn kind(item: JsonView<'_>) -> String {
@@ -91,6 +93,9 @@ fn silent_members(body: &Value) -> String {
 }
 
 fn last_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
+    if is_unknown(item) && item.time("last_used").is_none() {
+        return "unknown".to_owned();
+    }
     match (item.number("sessions"), item.time("last_used")) {
         (1.., None) => "now".to_owned(),
         (0, None) if is_from_start(item) => "never since start".to_owned(),
@@ -183,6 +188,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn members_whose_use_is_not_all_known_are_named_once_and_unused_is_unknown() {
+        let item = |sessions: Value, name: &str| {
+            json!({
+                "listener": "cache", "kind": "source", "name": name, "sha256": null, "not_after": null,
+                "since": "1970-01-01T00:00:00Z", "since_generation": 1, "sessions": sessions, "last_used": null,
+            })
+        };
+        let body = json!({
+            "items": [item(2.into(), "ip_addr:10.0.0.1"), item(Value::Null, "ip_addr:10.0.0.2")],
+            "missing": [{ "member": "b", "state": "unknown" }],
+            "incomplete": ["c"],
+        });
+        let text = to_text(&body, OffsetDateTime::UNIX_EPOCH + Duration::hours(5));
+        let silent = "no answer from b (unknown); incomplete answer from c";
+        assert!(text.starts_with(&format!("{silent}: their use is not in the numbers\n\nlistener cache\n")), "{text}");
+        let row =
+            |name: &str| text.lines().find(|line| line.contains(name)).unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(row("10.0.0.1")[3..5], ["2", "now"], "{text}");
+        assert_eq!(row("10.0.0.2")[3..6], ["unknown", "unknown", "unknown:"], "{text}");
+    }
 
     #[test]
     fn rotation_table_shows_who_uses_each_item() {

@@ -55,6 +55,8 @@ struct RuleBody {
     _addresses: IgnoredAny,
     #[serde(default, rename = "addresses_count")]
     _addresses_count: IgnoredAny,
+    #[serde(default, rename = "objects")]
+    _objects: IgnoredAny,
 }
 
 impl RuleBody {

@@ -33,12 +33,14 @@ export function stateOf(rule) {
 
 export function addressesOf(rule) {
   if (rule.addresses.length === 0) return 'none, so the rule admits no client';
-  return h(
-    'span',
-    { class: 'mono break' },
-    rule.addresses.slice(0, 50).join(', '),
-    rule.addresses.length > 50 ? ` and ${rule.addresses.length - 50} more` : null,
-  );
+  const shown = rule.addresses.slice(0, 50);
+  const more = rule.addresses.length - shown.length;
+  if (rule.objects) {
+    const named = (address) =>
+      h('li', {}, h('span', { class: 'mono' }, address), ' ', untrusted(lookup(rule.objects, address), { wrap: true }));
+    return h('ul', { class: 'plain' }, shown.map(named), more > 0 ? h('li', {}, `and ${more} more`) : null);
+  }
+  return h('span', { class: 'mono break' }, shown.join(', '), more > 0 ? ` and ${more} more` : null);
 }
 
 export function showDetails(listener, rule) {

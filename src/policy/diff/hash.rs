@@ -42,7 +42,8 @@ impl Snapshot {
             let settings = settings::of_listener(listener, policy);
             let settings = settings.iter().filter(|setting| OF_TRUST.contains(&setting.key));
             add(&mut text, &policy.name, settings, &directory);
-            let mut trust: Vec<_> = policy.sources.trusted.rules().iter().map(|rule| of_rule(rule)).collect();
+            // The rules of groups too: each member has its own file of them.
+            let mut trust: Vec<_> = policy.sources.trusted.all_rules().map(|rule| of_rule(rule)).collect();
             trust.extend(of_trusted(policy.certificates()));
             trust.extend(policy.revocation_lists().iter().map(|list| format!("crl {}", sha256_hex(list.der()))));
             trust.extend(of_clients(policy));
@@ -190,6 +191,40 @@ mod tests {
         let site = ConfigDir::new();
         site.install("main", OffsetDateTime::now_utc() + Duration::days(30));
         site
+    }
+
+    #[test]
+    fn hash_of_who_is_admitted_changes_with_rules_groups_and_trust_and_with_nothing_else() {
+        let site = site();
+        let trust = |config: &str| site.snapshot(config, None).trust_hash().to_owned();
+        std::fs::copy(site.path("main.crt"), site.path("ca.crt")).unwrap();
+        let group = |value: &str| format!("[[source_group]]\nname = \"web\"\ntrusted_sources = [\"{value}\"]\n");
+        let base = listener("main", 1001, "\"10.0.0.0/8\", \"group:web\"");
+        let ca = |auth: &str| {
+            format!("{base}tls.client_auth = \"{auth}\"\ntls.client_ca = \"ca.crt\"\n{}", group("192.0.2.1"))
+        };
+        let whole = format!("{}{base}", group("192.0.2.1"));
+        let mut hashes = vec![
+            trust(&whole),
+            trust(&whole.replace("10.0.0.0/8", "10.0.0.0/9")),
+            trust(&whole.replace("192.0.2.1", "192.0.2.2")),
+            trust(&ca("required")),
+            trust(&ca("optional")),
+            trust(&whole.replace("\"main\"", "\"other\"").replace("other.", "main.")),
+        ];
+        let all = hashes.len();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), all, "each of these admits others");
+        let elsewhere = whole.replace("1001", "1002").replace("127.0.0.1:1\"", "127.0.0.1:2\"");
+        assert_ne!(elsewhere, whole);
+        assert_eq!(trust(&elsewhere), trust(&whole), "addresses and upstreams do not matter");
+        let other_site = super::tests::site();
+        assert_eq!(
+            other_site.snapshot(&whole, None).trust_hash(),
+            trust(&whole),
+            "neither do server certificates and files"
+        );
     }
 
     #[test]

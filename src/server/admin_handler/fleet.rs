@@ -13,7 +13,6 @@ use crate::control::request::CloseSessions;
 use crate::control::response::AdminResponse;
 use crate::fleet::command::{CloseFilter, CommandTask};
 use crate::fleet::roster::Confirmation;
-use crate::policy::Snapshot;
 use crate::server::admin_handler::action::Action;
 use crate::server::admin_handler::{AdminHandler, Origin, in_background};
 use crate::server::fleet::FleetService;
@@ -22,7 +21,6 @@ use crate::server::fleet::commands::close;
 use crate::server::fleet::report::missing;
 use crate::server::fleet::write::{RulesChange, Written, fleet_of, unavailable};
 use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, FileChange};
-use crate::server::report;
 
 /// Makes the response of a change from its result.
 pub(super) type Respond = Box<dyn FnOnce(ChangeResult) -> AdminResponse + Send>;
@@ -79,13 +77,10 @@ impl AdminHandler {
     }
 
     /// The use of certificates and rules at all members.
-    pub(super) fn fleet_rotation(&mut self, current: &Arc<Snapshot>, reply: oneshot::Sender<AdminResponse>) {
-        let (service, current) = (Arc::clone(&self.fleet), Arc::clone(current));
-        let registry = Arc::clone(&self.registry);
+    pub(super) fn fleet_rotation(&mut self, reply: oneshot::Sender<AdminResponse>) {
+        let service = Arc::clone(&self.fleet);
         self.respond_later(reply, async move {
-            let own = in_background(move || AdminResponse::ok(report::rotation(&current, &registry)));
-            let own = own.await.into_json()?;
-            Some(service.rotation(own).await.map_or_else(|response| response, AdminResponse::ok))
+            Some(service.rotation().await.map_or_else(|response| response, AdminResponse::ok))
         });
     }
 

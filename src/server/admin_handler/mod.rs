@@ -282,7 +282,7 @@ impl AdminHandler {
             AdminRequest::AcceptStore => self.accept_store(origin, reply),
             AdminRequest::ForgetMember(name) => self.forget_member(name, origin, reply),
             AdminRequest::CloseSessions(request) => self.close_sessions(request, origin, reply),
-            AdminRequest::FleetRotation => self.fleet_rotation(current, reply),
+            AdminRequest::FleetRotation => self.fleet_rotation(reply),
             other => {
                 let message = format_args!("a request without a handler: {other:?}");
                 let _ = reply.send(AdminResponse::error(ErrorKind::ServerError, message));

@@ -9,9 +9,10 @@ use crate::control::error::ErrorKind;
 use crate::control::response::AdminResponse;
 use crate::fault;
 use crate::fleet::guard::is_strange;
+use crate::fleet::manifest::Manifest;
 use crate::fleet::roster::Liveness;
 use crate::fleet::store::{EPOCH, Expected, MEMBERS, Operation, Outcome, TICKETS};
-use crate::fleet::view::{Reach, View};
+use crate::fleet::view::{Reach, Shared, View};
 use crate::server::admin_handler::action::Action;
 use crate::server::fleet::apply::{fleet_listeners, in_force};
 use crate::server::fleet::write::{Base, Swapped, fleet_of, unavailable};
@@ -31,7 +32,7 @@ impl FleetService {
         }
         let mut written = Vec::new();
         for listener in fleet_listeners(&self.policy()) {
-            if view.rules(&listener).is_none() && self.write_back(&view, &listener, &fleet.member).await? {
+            if self.has_lost(&view, &listener) && self.write_back(&view, &listener, &fleet.member).await? {
                 written.push(listener);
             }
         }
@@ -60,6 +61,13 @@ impl FleetService {
         let accepted = believed.wait_for(|view| view.as_ref().is_some_and(|view| view.epoch() >= epoch));
         let is_in_use = timeout(ACCEPT_TIMEOUT, accepted).await.is_ok_and(|waited| waited.is_ok());
         Ok(json!({ "epoch": epoch, "rules_written": written, "in_use": is_in_use }))
+    }
+
+    /// Whether the store has no rules of a listener that any change could follow.
+    fn has_lost(&self, view: &View, listener: &str) -> bool {
+        let known = self.status().rules.get(listener).map_or(0, |rules| rules.sequence);
+        let strange = |shared: &Shared| Manifest::parse(&shared.value).is_ok_and(|manifest| manifest.is_strange(known));
+        view.rules(listener).is_none_or(strange)
     }
 
     /// Writes the last good rules of a listener. Returns whether there were any.

@@ -28,6 +28,8 @@ use crate::server::fleet::PART;
 pub(crate) enum FetchError {
     /// It may succeed later.
     Unavailable(String),
+    /// A chunk is not there: the rules were replaced meanwhile, or the store has lost it.
+    Incomplete,
     /// The store has something else.
     Invalid(String),
 }
@@ -87,7 +89,7 @@ async fn fetch_chunks(
     let text = blocking(move || manifest.text(|digest| chunks.get(digest).map(String::as_str))).await?;
     match text {
         Ok(Some(text)) => Ok(text),
-        Ok(None) => Err(FetchError::Unavailable("a part of the rules is not in the store".to_owned())),
+        Ok(None) => Err(FetchError::Incomplete),
         Err(error) => Err(FetchError::Invalid(format!("the manifest {error}"))),
     }
 }
@@ -137,11 +139,14 @@ pub(crate) async fn put(
     named: &HashSet<String>,
 ) -> Result<Listed, String> {
     let prefix = key(listener, "");
-    let listed = match store.perform(Operation::Keys { prefix }).await {
+    let listed = match store.perform(Operation::Keys { prefix: prefix.clone() }).await {
         Outcome::Entries(entries) => Listed(entries),
         other => return Err(other.failure()),
     };
-    write(store, listener, encoded, named, |key, value| Operation::Put {
+    // One that the manifest names and the store has lost is written again.
+    let there: HashSet<_> = listed.0.iter().filter_map(|entry| entry.key.strip_prefix(&prefix)).collect();
+    let kept = named.iter().filter(|digest| there.contains(digest.as_str())).cloned().collect();
+    write(store, listener, encoded, &kept, |key, value| Operation::Put {
         key,
         value,
         expected: Expected::Any,
@@ -196,6 +201,9 @@ pub(crate) async fn remove_unnamed(store: &StoreClient, manifest: &Manifest, lis
 fn key(listener: &str, digest: &str) -> String {
     format!("{CHUNKS}{listener}/{digest}")
 }
+
+/// What to tell of [`FetchError::Incomplete`].
+pub(crate) const INCOMPLETE: &str = "a part of the rules is not in the store";
 
 /// How long the chunks of one list may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,6 +1,6 @@
 //! The use of certificates and rules at all members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use crate::server::fleet::ask::Answers;
 use crate::server::fleet::report::missing;
 use crate::server::fleet::write::{fleet_of, unavailable};
 use crate::server::fleet::{FleetService, PART};
+use crate::server::report;
 
-/// What all members have answered, for every caller that has waited for it.
-type Shared = Result<Arc<Answers>, String>;
+/// The use at all members, for every caller that has waited for it.
+type Shared = Result<Arc<Value>, String>;
 
 /// Asks all members for their evidence, one question at a time.
 ///
@@ -78,62 +79,74 @@ impl FleetService {
         *lock(&self.evidence.asked_at) = Some(Instant::now());
         // Whoever comes from now on may know of a use that these answers do not have.
         drop(lock(&self.evidence.next).take());
-        self.ask(member, CommandTask::Evidence, TIMEOUT).await.map(Arc::new)
+        let answers = self.ask(member, CommandTask::Evidence, TIMEOUT).await?;
+        let (policy, registry) = (self.policy(), Arc::clone(&self.registry));
+        let merge = move || Arc::new(merged(report::rotation(&policy, &registry), &answers));
+        fault::contained_blocking(PART, merge).await.map_err(|fault| fault.to_string())
     }
 
-    /// The use of certificates and rules at all members. `own` is the report of this one.
+    /// The use of certificates and rules at all members.
     ///
     /// # Errors
     /// The response to the caller.
-    pub(crate) async fn rotation(self: &Arc<Self>, mut own: Value) -> Result<Value, AdminResponse> {
+    pub(crate) async fn rotation(self: &Arc<Self>) -> Result<Value, AdminResponse> {
         let fleet = fleet_of(self)?;
         if self.believed.borrow().is_none() {
             return Err(self.no_store());
         }
-        let answers = self.evidence(&fleet.member).await.map_err(unavailable)?;
-        let items = own.get_mut("items").map(Value::take).and_then(|items| match items {
-            Value::Array(items) => Some(items),
-            _ => None,
-        });
-        let mut all = Vec::new();
-        let mut incomplete = Vec::new();
-        let mut known = BTreeMap::new();
-        for mut item in items.unwrap_or_default() {
+        let shared = self.evidence(&fleet.member).await.map_err(unavailable)?;
+        Ok(Value::clone(&shared))
+    }
+}
+
+/// Adds the use at all members to the items of this one.
+fn merged(mut own: Value, answers: &Answers) -> Value {
+    let mut all = Vec::new();
+    let mut known = BTreeMap::<_, Vec<usize>>::new();
+    if let Some(Value::Array(items)) = own.get_mut("items").map(Value::take) {
+        for mut item in items {
             // The answer of this member has its use too.
             without_use(&mut item);
-            known.insert(identity(&item), all.len());
+            known.entry(identity(&item)).or_default().push(all.len());
             all.push(item);
         }
-        for (member, answer) in &answers.by_member {
-            let Answer::Evidence { items, is_complete } = answer else { continue };
-            if !is_complete {
-                incomplete.push(member);
-            }
-            for item in items {
-                match known.get(&identity(item)).and_then(|index| all.get_mut(*index)) {
-                    Some(sum) => add(sum, item),
-                    None => {
-                        let mut item = item.clone();
-                        set(&mut item, "only_at", json!(member));
-                        known.insert(identity(&item), all.len());
-                        all.push(item);
+    }
+    let mut incomplete = Vec::new();
+    for (member, answer) in &answers.by_member {
+        let Answer::Evidence { items, is_complete } = answer else { continue };
+        if !is_complete {
+            incomplete.push(member);
+        }
+        // Several rules for one source have one use, which each of them shows.
+        let mut counted = BTreeSet::new();
+        for item in items.iter().filter(|item| counted.insert(identity(item))) {
+            match known.get(&identity(item)) {
+                Some(same) => same.iter().for_each(|index| {
+                    if let Some(sum) = all.get_mut(*index) {
+                        add(sum, item);
                     }
+                }),
+                None => {
+                    let mut item = item.clone();
+                    set(&mut item, "only_at", json!(member));
+                    known.entry(identity(&item)).or_default().push(all.len());
+                    all.push(item);
                 }
             }
         }
-        if !answers.missing.is_empty() || !incomplete.is_empty() {
-            // No use is known, and there may be one at a member whose use is not all known.
-            for item in all.iter_mut().filter(|item| number(item, "sessions") == 0) {
-                set(item, "sessions", Value::Null);
-            }
-        }
-        let members: Vec<_> = answers.by_member.keys().collect();
-        set(&mut own, "items", Value::Array(all));
-        set(&mut own, "members", json!(members));
-        set(&mut own, "missing", missing(&answers.missing));
-        set(&mut own, "incomplete", json!(incomplete));
-        Ok(own)
     }
+    if !answers.missing.is_empty() || !incomplete.is_empty() {
+        // No use is known, and there may be one at a member whose use is not all known.
+        for item in all.iter_mut().filter(|item| number(item, "sessions") == 0) {
+            set(item, "sessions", Value::Null);
+        }
+    }
+    let members: Vec<_> = answers.by_member.keys().collect();
+    set(&mut own, "items", Value::Array(all));
+    set(&mut own, "members", json!(members));
+    set(&mut own, "missing", missing(&answers.missing));
+    set(&mut own, "incomplete", json!(incomplete));
+    own
 }
 
 /// What the items of different members have in common if they are the same.
@@ -193,8 +206,52 @@ fn set(item: &mut Value, key: &str, value: Value) {
 /// How long the members may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time between two questions.
-const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// The time between two questions, which every member answers by a write to the store.
+const MIN_INTERVAL: Duration = Duration::from_secs(5);
 
 const MAX_CLIENTS: usize = 5;
 const MAX_LAST_USERS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::roster::Liveness;
+    use crate::server::fleet::ask::Missing;
+
+    fn item(name: &str, sessions: u64) -> Value {
+        let facts = json!({ "listener": "cache", "kind": "source", "name": name, "since": "1970-01-01T00:00:00Z" });
+        let mut item = facts;
+        without_use(&mut item);
+        set(&mut item, "sessions", json!(sessions));
+        item
+    }
+
+    fn of(member: &str, items: Vec<Value>, is_complete: bool) -> (String, Answer) {
+        (member.to_owned(), Answer::Evidence { items, is_complete })
+    }
+
+    fn sessions(merged: &Value) -> Vec<Value> {
+        merged["items"].as_array().unwrap().iter().map(|item| item["sessions"].clone()).collect()
+    }
+
+    #[test]
+    fn rules_for_one_source_all_show_its_use_which_counts_once_for_each_member() {
+        let own = json!({ "items": [item("a", 9), item("a", 9), item("b", 0)] });
+        let by_member =
+            [of("x", vec![item("a", 2), item("a", 2)], true), of("y", vec![item("a", 3), item("c", 1)], true)];
+        let answers = Answers { by_member: by_member.into(), missing: Vec::new() };
+        let merged = merged(own, &answers);
+        assert_eq!(sessions(&merged), [json!(5), json!(5), json!(0), json!(1)], "{merged}");
+        assert_eq!(merged["items"][3]["only_at"], "y");
+    }
+
+    #[test]
+    fn unused_is_unknown_while_a_member_is_missing_or_incomplete() {
+        let own = || json!({ "items": [item("a", 0), item("b", 0)] });
+        let missing = vec![Missing { member: "y".to_owned(), liveness: Liveness::Live }];
+        for (is_complete, missing) in [(true, missing), (false, Vec::new())] {
+            let answers = Answers { by_member: [of("x", vec![item("a", 2)], is_complete)].into(), missing };
+            assert_eq!(sessions(&merged(own(), &answers)), [json!(2), Value::Null]);
+        }
+    }
+}

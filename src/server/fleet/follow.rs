@@ -19,9 +19,10 @@ use crate::fleet::ticket_ring::Ring;
 use crate::fleet::view::{Reach, View};
 use crate::policy::Snapshot;
 use crate::policy::builder::fleet::open;
+use crate::printable;
 use crate::server::admin_handler::action::Action;
 use crate::server::fleet::apply::{Apply, change_file, fleet_listeners, in_force, message_of};
-use crate::server::fleet::chunks::{FetchError, fetch};
+use crate::server::fleet::chunks::{FetchError, INCOMPLETE, fetch};
 use crate::server::fleet::memory::MemoryFile;
 use crate::server::fleet::status::{RulesState, RulesStatus, StoreState};
 use crate::server::fleet::write::unavailable;
@@ -52,6 +53,8 @@ struct Follower {
     failed: BTreeMap<String, (String, Instant)>,
     /// When to try again without a change of the store.
     retry: Option<Instant>,
+    /// When something was last reported.
+    reported: BTreeMap<&'static str, Instant>,
 }
 
 impl Follower {
@@ -72,13 +75,25 @@ impl Follower {
         let sequences = known.rules.iter().map(|(listener, rules)| {
             (listener.clone(), RulesStatus { sequence: rules.sequence, ..RulesStatus::default() })
         });
-        let (rules, position) = (sequences.collect(), known.position.clone());
+        let (rules, position, ticket_age) = (sequences.collect(), known.position.clone(), known.tickets);
         service.update(|status| {
             status.rules = rules;
             status.position = position;
+            status.ticket_age = ticket_age;
         });
         let (saved, saved_view, failed) = (known.clone(), View::default(), BTreeMap::new());
-        Self { service, fleet, memory, known, saved, unreadable_memory, saved_view, failed, retry: None }
+        Self {
+            service,
+            fleet,
+            memory,
+            known,
+            saved,
+            unreadable_memory,
+            saved_view,
+            failed,
+            retry: None,
+            reported: BTreeMap::new(),
+        }
     }
 
     async fn run(mut self) {
@@ -145,6 +160,7 @@ impl Follower {
                     warn!(%error, "the store of the fleet is down");
                     FleetEvent::StoreDown { error }
                 }
+                StoreState::Refused { .. } if !self.may_report("refused") => return is_believed,
                 StoreState::Refused { why } => {
                     warn!(%why, "the store of the fleet is refused");
                     FleetEvent::StoreRefused { error: why }
@@ -165,7 +181,8 @@ impl Follower {
         let listeners = fleet_listeners(&policy);
         let manifests = listeners.iter().filter_map(|listener| {
             let manifest = Manifest::parse(&view.rules(listener)?.value).ok()?;
-            Some((listener.as_str(), manifest))
+            // A strange one is not valid, and says nothing about the store.
+            (!manifest.is_strange(self.known.sequence(listener))).then_some((listener.as_str(), manifest))
         });
         let manifests: Vec<_> = manifests.collect();
         let manifests = manifests.iter().map(|(listener, manifest)| (*listener, manifest));
@@ -188,6 +205,11 @@ impl Follower {
             Ok(manifest) => manifest,
             Err(error) => return self.reject_rules(listener, &format!("the manifest {error}")),
         };
+        if manifest.is_strange(self.known.sequence(listener)) {
+            let (sequence, known) = (manifest.sequence, self.known.sequence(listener));
+            let error = format!("the rules have number {sequence}, and this member knows number {known}");
+            return self.reject_rules(listener, &error);
+        }
         if in_force(&policy, listener).as_deref() == Some(manifest.sha256()) {
             return self.note_applied(listener, &manifest);
         }
@@ -212,6 +234,12 @@ impl Follower {
                 self.wait(listener, manifest.sha256(), REJECTED_RETRY);
                 self.reject_rules(listener, &error);
             }
+            Err(FetchError::Incomplete) if self.has_failed(listener, manifest.sha256()) => {
+                self.wait(listener, manifest.sha256(), REJECTED_RETRY);
+                self.reject_rules(listener, INCOMPLETE);
+            }
+            // Unless they were lost, newer rules have replaced them, and the next view has those.
+            Err(FetchError::Incomplete) => self.wait(listener, manifest.sha256(), FETCH_RETRY),
         }
     }
 
@@ -250,7 +278,8 @@ impl Follower {
 
     fn reject_rules(&mut self, listener: &str, error: &str) {
         let sequence = self.known.sequence(listener);
-        if self.set_rules(listener, RulesState::Invalid, sequence, Some(error.to_owned())) {
+        let is_other = self.set_rules(listener, RulesState::Invalid, sequence, Some(error.to_owned()));
+        if is_other && self.may_report("rules") {
             warn!(listener, %error, "the rules of the fleet are not valid here");
             self.event(FleetEvent::RulesInvalid { listener, error });
         }
@@ -260,7 +289,12 @@ impl Follower {
         self.failed.remove(listener);
         self.known.rules.insert(listener.to_owned(), self.applied(manifest));
         if self.set_rules(listener, RulesState::InForce, manifest.sequence, None) {
-            info!(listener, sequence = manifest.sequence, by = manifest.written_by, "rules of the fleet are in force");
+            info!(
+                listener,
+                sequence = manifest.sequence,
+                by = printable::field(&manifest.written_by),
+                "rules of the fleet are in force"
+            );
         }
     }
 
@@ -283,18 +317,21 @@ impl Follower {
         let opened = open(shared.value.as_bytes(), keys, self.fleet.name());
         let opened = opened.and_then(|opened| match Ring::parse(&shared.value).map(|ring| ring.age()) {
             Ok(age) if self.known.may_use(age) => Ok((opened, age)),
-            Ok(_) => Err(format!("retired keys are back in the store; {ACCEPT}")),
+            Ok(_) => Err("retired keys are back in the store".to_owned()),
             Err(error) => Err(error.to_string()),
         });
         let (sequence, tickets) = match opened {
             Ok((opened, age)) => {
-                self.known.tickets = Some((self.known.epoch(), age));
+                self.known.tickets = Some(age);
+                self.service.lock().ticket_age = Some(age);
                 opened
             }
             Err(error) => {
                 let is_other = self.service.lock().tickets_error.as_ref() != Some(&error);
                 if is_other {
-                    self.event(FleetEvent::KeyWrong { error: &error });
+                    if self.may_report("tickets") {
+                        self.event(FleetEvent::KeyWrong { error: &error });
+                    }
                     self.service.update(|status| status.tickets_error = Some(error));
                 }
                 return;
@@ -381,6 +418,10 @@ impl Follower {
         is_waiting
     }
 
+    fn has_failed(&self, what: &str, digest: &str) -> bool {
+        self.failed.get(what).is_some_and(|(failed, _)| failed == digest)
+    }
+
     fn wait(&mut self, what: &str, digest: &str, pause: Duration) {
         let until = Instant::now() + pause;
         self.failed.insert(what.to_owned(), (digest.to_owned(), until));
@@ -425,6 +466,16 @@ impl Follower {
         }
     }
 
+    /// Whether something may be reported now. Whoever can write to the store could fill the log otherwise.
+    fn may_report(&mut self, what: &'static str) -> bool {
+        let now = Instant::now();
+        let is_due = self.reported.get(what).is_none_or(|at| now.duration_since(*at) >= REPORT_INTERVAL);
+        if is_due {
+            self.reported.insert(what, now);
+        }
+        is_due
+    }
+
     fn event(&self, event: FleetEvent<'_>) {
         self.service.audit.fleet(self.fleet.name(), &self.fleet.member, event);
     }
@@ -441,6 +492,9 @@ const ACCEPT: &str = "if this is intended, run portcullis fleet accept at one me
 
 const MISSING: &str =
     "the rules are no longer in the store; the last good ones are in force, and the next change writes them again";
+
+/// The time between two reports of the same kind.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long after a failure rules are read again.
 const FETCH_RETRY: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! Tells the other members that this one is alive, and what it has in force.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -109,14 +109,21 @@ impl Member {
         }
         match outcome {
             Outcome::Done { .. } => {
-                self.holds = true;
+                self.set_name(true);
                 self.set_duplicate(None);
             }
             Outcome::Conflict { current } => {
-                self.holds = false;
+                self.set_name(false);
                 self.set_duplicate(current.map(|entry| entry.value));
             }
             other => warn!(error = other.failure(), "cannot tell the fleet that this member is alive"),
+        }
+    }
+
+    fn set_name(&mut self, holds: bool) {
+        self.holds = holds;
+        if self.service.lock().has_name != holds {
+            self.service.update(|status| status.has_name = holds);
         }
     }
 
@@ -186,7 +193,8 @@ impl Member {
     }
 
     async fn leave(&self) {
-        if !self.holds {
+        // To a store that is not believed nothing is written, and whoever believes it must not think that this member is gone.
+        if !self.holds || self.service.believed_view_of(&self.fleet.store).is_none() {
             return;
         }
         for key in [format!("{MEMBERS}{}", self.fleet.member), format!("{ALIVE}{}", self.fleet.member)] {
@@ -223,6 +231,21 @@ impl FleetService {
         ))
     }
 
+    /// The members as they were within the last second. However many callers ask, the store is asked once for them.
+    ///
+    /// # Errors
+    /// Why the store cannot be read.
+    pub(crate) async fn recent_members(&self) -> Result<Roster, String> {
+        let _turn = self.listing.acquire().await.map_err(|closed| closed.to_string())?;
+        let known = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, roster)) = known.filter(|(listed_at, _)| listed_at.elapsed() < LISTED_FOR) {
+            return Ok(roster);
+        }
+        let listed = self.list_members().await?;
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), listed.clone()));
+        Ok(listed)
+    }
+
     /// Leaves the fleet, so that the other members do not wait for this one. Returns soon also without a store.
     pub(crate) async fn leave(&self) {
         if self.policy().config.fleet.is_none() {
@@ -242,5 +265,8 @@ const HOLD_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How often a member writes its state if nothing happens that others wait for.
 const STATE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a list of the members serves those who look at it.
+const LISTED_FOR: Duration = Duration::from_secs(1);
 
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);

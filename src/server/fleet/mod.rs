@@ -19,16 +19,18 @@ mod tests;
 pub(crate) mod tickets;
 pub(crate) mod write;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::audit::Audit;
 use crate::config::fleet::Fleet;
 use crate::fault;
+use crate::fleet::roster::Roster;
 use crate::fleet::settings::StoreSettings;
 use crate::fleet::store::{StoreClient, StoreEvent};
 use crate::fleet::view::{Collector, View};
@@ -63,6 +65,11 @@ pub(crate) struct FleetService {
     /// Removals of chunks that no manifest names.
     clean_ups: Mutex<JoinSet<()>>,
     evidence: EvidenceQueue,
+    /// The commands that were carried out, as long as they are in the store.
+    done: Mutex<HashSet<String>>,
+    /// When the members were last listed for a caller.
+    listed: Mutex<Option<(Instant, Roster)>>,
+    listing: Semaphore,
     /// Whether this member leaves the fleet.
     leaving: watch::Sender<Leaving>,
 }
@@ -103,6 +110,9 @@ impl FleetService {
             apply_added: Notify::new(),
             clean_ups: Mutex::default(),
             evidence: EvidenceQueue::default(),
+            done: Mutex::default(),
+            listed: Mutex::default(),
+            listing: Semaphore::new(1),
             leaving: watch::Sender::new(Leaving::No),
         })
     }
@@ -158,6 +168,10 @@ impl FleetService {
 
     fn collector(&self) -> MutexGuard<'_, Collector> {
         self.collector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn done(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn applies(&self) -> MutexGuard<'_, VecDeque<Apply>> {

@@ -80,7 +80,7 @@ impl FleetService {
         let none = || AdminResponse::error(ErrorKind::NotFound, "there is no [fleet] in the configuration");
         let fleet = policy.config.fleet.as_ref().ok_or_else(none)?;
         let is_believed = self.believed.borrow().is_some();
-        let listed = if is_believed { self.list_members().await.ok() } else { None };
+        let listed = if is_believed { self.recent_members().await.ok() } else { None };
         let status = self.status();
         let is_current = listed.is_some();
         let roster = listed.unwrap_or_else(|| status.roster.clone());

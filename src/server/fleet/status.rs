@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use crate::fleet::guard::Position;
 use crate::fleet::roster::Roster;
+use crate::fleet::ticket_ring::RingAge;
 
 /// The state of this member in the fleet.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +21,11 @@ pub(crate) struct FleetStatus {
     pub(crate) tickets: u64,
     /// Why the ticket keys in the store are not in use.
     pub(crate) tickets_error: Option<String>,
-    /// The process that has the name of this member.
+    /// The age of the ticket keys that were last in use here.
+    pub(crate) ticket_age: Option<RingAge>,
+    /// Whether this process has the name of the member.
+    pub(crate) has_name: bool,
+    /// Another process that has it.
     pub(crate) duplicate: Option<String>,
     /// The members when they were last listed.
     pub(crate) roster: Roster,

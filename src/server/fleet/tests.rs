@@ -1,6 +1,7 @@
 //! Members of a fleet in one process, over a store in memory.
 
 mod commands;
+mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,13 +13,14 @@ use super::*;
 use crate::audit::LineFormat;
 use crate::audit::admin::AdminActionKind;
 use crate::control::access::Caller;
-use crate::fleet::store::{Entry, Expected, Operation, Outcome, Request};
+use crate::fleet::store::{ALIVE, Entry, Expected, MAX_KEYS, MEMBERS, Operation, Outcome, Request, TICKETS};
 use crate::policy::fixtures::{ConfigDir, listener};
 use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::fleet::apply::in_force;
 use crate::server::fleet::write::RulesChange;
 use crate::server::reload::change::{self, BuiltChange, ChangeResult, Edit, Edited, FileChange};
+use crate::tls::tickets::TicketKeys;
 
 /// A store whose keys are in memory.
 #[derive(Clone, Default)]
@@ -35,12 +37,25 @@ struct Content {
     loses_an_answer: bool,
     /// Changes are not reported.
     is_silent: bool,
+    /// No member can hold its name.
+    fails_holds: bool,
     /// The next writes of answers are not performed.
     failing_answers: usize,
     /// The commands that were ever written.
     commands: usize,
     /// The keys with a limited life.
     limited: BTreeSet<String>,
+    /// The ticket keys that members have written.
+    rings: Vec<WrittenRing>,
+    /// How often the members were listed.
+    member_lists: usize,
+}
+
+/// Ticket keys, and the fleet when they were written.
+struct WrittenRing {
+    value: String,
+    in_force: Vec<Option<(u64, TicketKeys)>>,
+    alive: usize,
 }
 
 impl Content {
@@ -86,10 +101,20 @@ impl Content {
         member.receive(self.synced());
     }
 
+    fn note_ring(&mut self, value: &str) {
+        let in_force = self.members.iter().map(|member| member.0.policy().fleet_secrets.tickets.clone()).collect();
+        let alive = self.with_prefix(ALIVE).len();
+        self.rings.push(WrittenRing { value: value.to_owned(), in_force, alive });
+    }
+
     fn perform(&mut self, operation: Operation) -> Outcome {
         match operation {
+            Operation::Get { keys } if keys.len() > MAX_KEYS => Outcome::Failed { error: "too many keys".to_owned() },
             Operation::Get { keys } => Outcome::Entries(keys.iter().filter_map(|key| self.entry(key)).collect()),
-            Operation::List { prefix } | Operation::Keys { prefix } => Outcome::Entries(self.with_prefix(&prefix)),
+            Operation::List { prefix } | Operation::Keys { prefix } => {
+                self.member_lists += usize::from(prefix == MEMBERS);
+                Outcome::Entries(self.with_prefix(&prefix))
+            }
             Operation::Put { key, value, expected, seconds } => {
                 if key.starts_with("answers/") && self.failing_answers > 0 {
                     self.failing_answers -= 1;
@@ -100,6 +125,9 @@ impl Content {
                     return Outcome::Conflict { current };
                 }
                 self.commands += usize::from(key.starts_with("shared/commands/"));
+                if key == TICKETS {
+                    self.note_ring(&value);
+                }
                 match seconds {
                     Some(_) => self.limited.insert(key.clone()),
                     None => self.limited.remove(&key),
@@ -110,6 +138,7 @@ impl Content {
                 }
                 done
             }
+            Operation::Hold { .. } if self.fails_holds => Outcome::Failed { error: "down".to_owned() },
             Operation::Hold { key, value, .. } => match self.entry(&key) {
                 Some(current) if current.value != value => Outcome::Conflict { current: Some(current) },
                 _ => self.set(&key, Some(value)),
@@ -160,13 +189,17 @@ struct Member {
 
 impl Member {
     fn start(store: &MemoryStore, name: &str) -> Self {
-        let dir = ConfigDir::new();
+        Self::start_with(store, name, ConfigDir::new(), "", "")
+    }
+
+    /// Starts a member with further keys of `[fleet]` and of the listener.
+    fn start_with(store: &MemoryStore, name: &str, dir: ConfigDir, fleet: &str, listener_keys: &str) -> Self {
         dir.install("cache", OffsetDateTime::now_utc() + time::Duration::days(365));
         let config = format!(
-            "state.directory = {:?}\n[fleet]\nname = \"prod\"\nmember = \"{name}\"\nstore = \"etcd\"\n\
+            "state.directory = {:?}\n[fleet]\nname = \"prod\"\nmember = \"{name}\"\nstore = \"etcd\"\n{fleet}\
              [fleet.etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n{}",
             dir.path("state").display().to_string(),
-            listener("cache", 1001, "").replace("tls.", "sources_store = \"fleet\"\ntls.")
+            listener("cache", 1001, "").replace("tls.", &format!("sources_store = \"fleet\"\n{listener_keys}tls."))
         );
         let current = watch::Sender::new(Arc::new(dir.snapshot(config, None)));
         let (client, requests) = StoreClient::new();
@@ -184,6 +217,7 @@ impl Member {
         tasks.spawn(follow::run(Arc::clone(&service)));
         tasks.spawn(member::run(Arc::clone(&service)));
         tasks.spawn(super::commands::run(Arc::clone(&service)));
+        tasks.spawn(tickets::run(Arc::clone(&service)));
         let observer = FleetObserver(Arc::clone(&service));
         let mut content = store.content();
         content.list(&observer);
@@ -291,6 +325,22 @@ async fn changes_of_two_members_are_all_kept_with_exactly_their_chunks() {
     let manifest = store.content().entry("shared/rules/cache").unwrap().value;
     let named = crate::fleet::manifest::Manifest::parse(&manifest).unwrap().chunks().len();
     a.until("only named chunks are left", |_| store.named("chunks/cache/") == named).await;
+    let digests = [&a, &b].map(|member| in_force(&member.service.policy(), "cache"));
+    assert!(digests[0].is_some() && digests[0] == digests[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_list_is_read_in_several_groups_of_chunks() {
+    let store = MemoryStore::default();
+    let (a, b) = (Member::start(&store, "a"), Member::start(&store, "b"));
+    a.connected().await;
+    b.connected().await;
+    let many: String = (0..17).map(long).collect();
+    assert_eq!(a.add(&many).await, Ok(()));
+    assert!(store.named("chunks/cache/") > MAX_KEYS, "{}", store.named("chunks/cache/"));
+    b.until("all rules are in force", |_| b.rules() == 51_000).await;
+    assert_eq!(b.add(&short(1)).await, Ok(()));
+    a.until("one more", |_| a.rules() == 51_001).await;
     let digests = [&a, &b].map(|member| in_force(&member.service.policy(), "cache"));
     assert!(digests[0].is_some() && digests[0] == digests[1]);
 }

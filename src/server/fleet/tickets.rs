@@ -11,13 +11,14 @@ use zeroize::Zeroizing;
 
 use crate::config::SharedTicketKeys;
 use crate::config::fleet::Fleet;
+use crate::fault;
 use crate::fleet::roster::Confirmation;
 use crate::fleet::seal::SealingKeys;
 use crate::fleet::store::{Expected, Operation, Outcome, TICKETS};
 use crate::fleet::ticket_ring::{Ring, purpose};
-use crate::fleet::view::View;
+use crate::fleet::view::{Shared, View};
 use crate::policy::Snapshot;
-use crate::server::fleet::FleetService;
+use crate::server::fleet::{FleetService, PART};
 use crate::timestamp;
 use crate::tls::tickets::KEY_LENGTH;
 
@@ -54,21 +55,27 @@ async fn rotate(service: &FleetService, fleet: &Fleet, view: &View) {
     let policy = service.policy();
     let Some(keys) = policy.fleet_secrets.keys.as_ref().filter(|_| are_used(&policy)) else { return };
     let now = OffsetDateTime::now_utc();
-    let created_at = timestamp::seconds(now);
-    let new_key = || sealed_key(keys, fleet.name(), &created_at);
+    let new_key = |at: OffsetDateTime| sealed_key(keys, fleet.name(), &timestamp::seconds(at));
     let (ring, expected) = match view.tickets() {
-        None => (new_key().map(|key| Ring::first(key, now)), Expected::Absent),
+        None => (new_key(now).map(|key| Ring::first(key, now)), Expected::Absent),
         Some(shared) => {
             // A ring that cannot be read is reported where it is taken over.
             let Ok(ring) = Ring::parse(&shared.value) else { return };
             if ring.unseal(keys, fleet.name()).is_err() {
                 return;
             }
+            let known = service.status().ticket_age;
+            if known.is_some_and(|known| !ring.age().may_follow(known)) {
+                return put_back(service, fleet, shared).await;
+            }
             let mut due = ring.due(now, fleet.ticket_rotation, false);
             if due.is_none() && ring.is_announced() {
                 let confirmation = Confirmation::Tickets { sequence: ring.sequence };
-                let is_everywhere =
-                    service.list_members().await.is_ok_and(|roster| roster.missing(&confirmation).is_empty());
+                // While this member is not in the fleet yet, others may not be either.
+                let is_everywhere = service
+                    .list_members()
+                    .await
+                    .is_ok_and(|roster| roster.has(&fleet.member) && roster.missing(&confirmation).is_empty());
                 due = ring.due(now, fleet.ticket_rotation, is_everywhere);
             }
             let Some(step) = due else { return };
@@ -84,6 +91,20 @@ async fn rotate(service: &FleetService, fleet: &Fleet, view: &View) {
         Outcome::Done { .. } => info!(sequence = ring.sequence, "ticket keys of the fleet changed"),
         Outcome::Conflict { .. } => {}
         other => warn!(error = other.failure(), "cannot change the ticket keys of the fleet"),
+    }
+}
+
+/// Writes the last good ring of this member in the place of retired keys. If another member has a newer one, it does the same.
+async fn put_back(service: &FleetService, fleet: &Fleet, retired: &Shared) {
+    let file = fleet.tickets_file();
+    let Ok(Ok(value)) = fault::contained_blocking(PART, move || std::fs::read_to_string(file)).await else { return };
+    if value == *retired.value {
+        return;
+    }
+    let expected = Expected::Version(retired.version.clone());
+    let put = Operation::Put { key: TICKETS.to_owned(), value, expected, seconds: None };
+    if let Outcome::Done { .. } = service.store.perform(put).await {
+        warn!("retired ticket keys were back in the store of the fleet; the last good ones replace them");
     }
 }
 

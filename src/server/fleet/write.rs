@@ -209,7 +209,7 @@ impl FleetService {
         let base = Base::of(&view, listener, 0).ok()?;
         let encoded = self.encode(text, base.sequence, "plan").await.ok()?;
         chunks::put_planned(&self.store, listener, &encoded, &base.chunks).await.ok()?;
-        Some(CommandTask::Plan { listener: listener.to_owned(), rules: Box::new(encoded.manifest) })
+        Some(CommandTask::Plan { listener: listener.to_owned(), manifest: encoded.manifest.to_json() })
     }
 
     /// Removes chunks that are not named any more, in the background.
@@ -250,6 +250,7 @@ impl Base {
         let Some(shared) = view.rules(listener) else { return Ok(none(Expected::Absent)) };
         let expected = Expected::Version(shared.version.clone());
         match Manifest::parse(&shared.value) {
+            Ok(manifest) if manifest.is_strange(known) => Ok(none(expected)),
             Ok(manifest) => Ok(Self {
                 expected,
                 sequence: manifest.sequence.max(known),

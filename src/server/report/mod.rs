@@ -477,7 +477,7 @@ fn planned_certificate(listener: Option<&str>, role: &str, facts: &Certificate) 
 }
 
 /// Elements of a list; a separate count has the total.
-const MAX_LISTED: usize = 1_000;
+pub(crate) const MAX_LISTED: usize = 1_000;
 
 /// Clients listed per item.
 const MAX_CLIENTS: usize = 5;

@@ -18,7 +18,7 @@ use crate::resolution::status::ResolutionState;
 use crate::server::report::{EndedSessions, MAX_LISTED, relaying};
 use crate::session::registry::ConnectionRegistry;
 use crate::session::registry::state::SessionInfo;
-use crate::source::addresses::MAX_HOST_ADDRESSES;
+use crate::source::addresses::{Addresses, MAX_HOST_ADDRESSES};
 use crate::source::group::{GroupName, RuleOwner, SourceGroup};
 use crate::source::id::listener_uuid;
 use crate::source::rule::{Origin, Rule};
@@ -276,10 +276,13 @@ fn origin(list: &RuleList<'_>, rule: &Rule) -> &'static str {
 }
 
 /// Adds `state` and `detail`, and for a host or a cloud source `addresses_count` and, if there are not too many, `addresses`.
+/// For a cloud source, `objects` names the object behind each of these.
 fn with_state(mut shown: Value, set: &RuleSet, rule: &Rule, resolutions: &ResolutionCache) -> Value {
     let resolvable = rule.source.resolvable();
     let status = resolvable.as_ref().map(|source| resolutions.status(source));
     let addresses = resolvable.as_ref().map(|source| set.addresses_of(source));
+    let cloud = resolvable.as_ref().filter(|source| source.cloud().is_some());
+    let objects = cloud.map(|source| set.known(source).map(objects_by_address).unwrap_or_default());
     let (state, detail) = match (rule.is_live(OffsetDateTime::now_utc()), status) {
         (false, _) => ("expired", None),
         (true, None) => (ResolutionState::Resolved.code(), None),
@@ -293,10 +296,17 @@ fn with_state(mut shown: Value, set: &RuleSet, rule: &Rule, resolutions: &Resolu
             fields.insert("addresses_count".to_owned(), addresses.len().into());
             if addresses.len() <= MAX_HOST_ADDRESSES {
                 fields.insert("addresses".to_owned(), json!(addresses));
+                fields.extend(objects.map(|objects| ("objects".to_owned(), objects.into())));
             }
         }
     }
     shown
+}
+
+/// The objects that have these addresses, by address.
+fn objects_by_address(addresses: &Addresses) -> Map<String, Value> {
+    let named = addresses.objects().filter(|(_, object)| !object.is_empty());
+    named.map(|(ip, object)| (ip.to_string(), printable::field(object).into())).collect()
 }
 
 /// Bytes of the digest that an entity tag shows.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kube::Client;
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use crate::agent::kubernetes::PART;
@@ -23,6 +23,8 @@ pub(crate) struct Connection {
     state: Mutex<State>,
     /// Bounds the memory of lists that are read at the same time.
     pub(crate) lists: Semaphore,
+    /// The time that one request may take. A watch has to start within it.
+    pub(crate) request_timeout: Duration,
 }
 
 #[derive(Default)]
@@ -40,9 +42,22 @@ pub(crate) struct Connected {
 }
 
 impl Connection {
-    pub(crate) fn new(settings: KubernetesSettings) -> Self {
+    pub(crate) fn new(settings: KubernetesSettings, request_timeout: Duration) -> Self {
         let (settings, state) = (Arc::new(settings), Mutex::new(State::default()));
-        Self { settings, state, lists: Semaphore::new(MAX_CONCURRENT_LISTS) }
+        Self { settings, state, lists: Semaphore::new(MAX_CONCURRENT_LISTS), request_timeout }
+    }
+
+    /// Waits for the answer to a request.
+    ///
+    /// # Errors
+    /// If it fails, or takes longer than `request_timeout`.
+    pub(crate) async fn within_timeout<T>(
+        &self,
+        answer: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Failure> {
+        let limit = self.request_timeout;
+        let answered = timeout(limit, answer).await;
+        Ok(answered.map_err(|_| Failure::unavailable(format_args!("no answer within {limit:?}")))??)
     }
 
     /// The client. The files are read again after [`REREAD`].
@@ -108,3 +123,41 @@ const REREAD: Duration = Duration::from_secs(60);
 
 /// With pages of at most 64 MiB.
 const MAX_CONCURRENT_LISTS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn write_ca(path: &Path) {
+        let key = KeyPair::generate().unwrap();
+        fs::write(path, CertificateParams::default().self_signed(&key).unwrap().pem()).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_ca_is_read_after_a_minute() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca.crt");
+        write_ca(&ca);
+        let (server, file) = ("https://127.0.0.1:1".to_owned(), Some(ca.clone()));
+        let settings = KubernetesSettings::Server { server, ca: file, token: None };
+        let connection = Connection::new(settings, Duration::from_secs(10));
+        let generation = async || connection.client().await.unwrap().generation;
+        assert_eq!(generation().await, 1);
+        advance(REREAD).await;
+        assert_eq!(generation().await, 1, "nothing has changed");
+        write_ca(&ca);
+        advance(REREAD - Duration::from_secs(1)).await;
+        assert_eq!(generation().await, 1);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(generation().await, 2);
+        fs::remove_file(&ca).unwrap();
+        advance(REREAD).await;
+        assert_eq!(generation().await, 2, "what cannot be read changes nothing");
+    }
+}

@@ -13,7 +13,9 @@ mod watch;
 
 use std::fs;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OnceCell};
 
@@ -35,6 +37,8 @@ pub(super) struct KubernetesEngine {
     connection: Arc<Connection>,
     /// Of the settings.
     chosen: Option<String>,
+    /// The file with the namespace of the pod.
+    pod_namespace: PathBuf,
     namespace: OnceCell<String>,
     /// When each held Lease was last seen to change.
     holders: Mutex<Lifetimes>,
@@ -46,8 +50,9 @@ impl KubernetesEngine {
     pub(super) fn new(fleet: &str, settings: KubernetesSettings, namespace: Option<String>) -> Self {
         Self {
             fleet: fleet.to_owned(),
-            connection: Arc::new(Connection::new(settings)),
+            connection: Arc::new(Connection::new(settings, REQUEST_TIMEOUT)),
             chosen: namespace,
+            pod_namespace: PathBuf::from(POD_NAMESPACE),
             namespace: OnceCell::new(),
             holders: Mutex::new(Lifetimes::default()),
             unwatched: Mutex::new(Unwatched::default()),
@@ -61,7 +66,7 @@ impl KubernetesEngine {
             if let Some(chosen) = &self.chosen {
                 return Ok::<_, Failure>(chosen.clone());
             }
-            if let Ok(own) = fs::read_to_string(POD_NAMESPACE) {
+            if let Ok(own) = fs::read_to_string(&self.pod_namespace) {
                 return Ok(own.trim().to_owned());
             }
             Ok(self.connection.client().await?.client.default_namespace().to_owned())
@@ -120,5 +125,34 @@ impl Engine for KubernetesEngine {
     }
 }
 
+/// The time that one request may take. An operation without an answer fails earlier, which makes the connection suspect.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(4500);
+
 /// Where Kubernetes mounts the namespace of a pod.
 const POD_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(chosen: Option<&str>, pod: &str) -> (KubernetesEngine, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut engine = KubernetesEngine::new("prod", KubernetesSettings::InCluster, chosen.map(str::to_owned));
+        engine.pod_namespace = directory.path().join("namespace");
+        fs::write(&engine.pod_namespace, pod).unwrap();
+        (engine, directory)
+    }
+
+    #[tokio::test]
+    async fn namespace_is_by_default_that_of_the_pod() {
+        for (chosen, pod, expected) in [(None, "shop\n", "shop"), (Some("fleet"), "shop\n", "fleet")] {
+            let (engine, _directory) = engine(chosen, pod);
+            assert_eq!(engine.namespace().await.unwrap(), expected);
+        }
+        for pod in ["", "a/b", &"a".repeat(64)] {
+            let (engine, _directory) = engine(None, pod);
+            let failure = engine.namespace().await.unwrap_err();
+            assert!(failure.error.contains("check namespace of [fleet.kubernetes]"), "{failure:?}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ use crate::agent::kubernetes::collection::Versioned;
 use crate::agent::store::limits::is_key;
 use crate::digest::{hex, sha256};
 use crate::fleet::store::{ALIVE, ANSWERS, CHUNKS, MEMBERS, SHARED};
+use crate::jitter;
 
 /// A ConfigMap, a Secret or a Lease. Only what the fleet uses of them is read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -136,7 +137,11 @@ impl Place {
 
     /// A new object for the key, without a value.
     pub(super) fn object(&self, fleet: &str, namespace: &str) -> Object {
-        let labels = [(MANAGED_BY, MANAGER), (FLEET, &label_value(fleet)), (KIND, self.label)];
+        let fleet_label = label_value(fleet);
+        let command = self.subject.strip_prefix(ANSWERS).and_then(|rest| rest.split_once('/'));
+        let command = command.map(|(command, _)| label_value(command));
+        let labels = [(MANAGED_BY, MANAGER), (FLEET, &fleet_label), (KIND, self.label)];
+        let labels = labels.into_iter().chain(command.as_deref().map(|command| (COMMAND, command)));
         let text = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         Object {
             api_version: self.kind.api_version().to_owned(),
@@ -144,7 +149,7 @@ impl Place {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
                 namespace: Some(namespace.to_owned()),
-                labels: Some(labels.map(text).into()),
+                labels: Some(labels.map(text).collect()),
                 annotations: Some([(KEY, self.subject.as_str()), (FLEET, fleet)].map(text).into()),
                 ..ObjectMeta::default()
             },
@@ -251,6 +256,11 @@ impl Object {
         self.annotation(SECONDS)?.parse().ok()
     }
 
+    /// Makes the object differ from what it was: the API server does not give an unchanged one a new version.
+    pub(super) fn mark_as_written(&mut self) {
+        self.annotate(WRITE, Some(format!("{:016x}", jitter::random())));
+    }
+
     pub(super) fn set_lifetime(&mut self, seconds: Option<u32>) {
         self.annotate(SECONDS, seconds.map(|seconds| seconds.to_string()));
         let labels = self.metadata.labels.get_or_insert_default();
@@ -267,8 +277,9 @@ pub(super) fn selector(fleet: &str, prefix: &str) -> String {
     // The chunks of long lists are left out wherever possible.
     if prefix.starts_with(CHUNKS) {
         format!("{all},{KIND}={CHUNKS_LABEL}")
-    } else if prefix.starts_with(ANSWERS) {
-        format!("{all},{KIND}={ANSWERS_LABEL}")
+    } else if let Some(rest) = prefix.strip_prefix(ANSWERS) {
+        let command = rest.split_once('/').map(|(command, _)| format!(",{COMMAND}={}", label_value(command)));
+        format!("{all},{KIND}={ANSWERS_LABEL}{}", command.unwrap_or_default())
     } else {
         all
     }
@@ -314,6 +325,7 @@ const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const MANAGER: &str = "portcullis";
 const FLEET: &str = "portcullis/fleet";
 const KIND: &str = "portcullis/kind";
+const COMMAND: &str = "portcullis/command";
 const SHARED_LABEL: &str = "shared";
 const CHUNKS_LABEL: &str = "chunk";
 const ANSWERS_LABEL: &str = "answer";
@@ -321,6 +333,7 @@ const TEMPORARY: &str = "portcullis/temporary";
 const KEY: &str = "portcullis/key";
 const STATE: &str = "portcullis/state";
 const SECONDS: &str = "portcullis/seconds";
+const WRITE: &str = "portcullis/write";
 const VALUE: &str = "value";
 const DIGEST: usize = 16;
 const MAX_READABLE: usize = 40;

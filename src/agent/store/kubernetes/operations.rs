@@ -80,6 +80,7 @@ impl KubernetesEngine {
                 .write(&target, |object| {
                     object.set(target.place.kind, target.place.part, value);
                     object.set_lifetime(seconds);
+                    object.mark_as_written();
                 })
                 .await?;
             if let Written::Done(object) = written {

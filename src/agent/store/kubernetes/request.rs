@@ -5,9 +5,7 @@ use std::sync::Arc;
 use kube::api::{DeleteParams, GetParams, PostParams};
 use kube::core::Request;
 use kube::core::params::Preconditions;
-use tokio::time::timeout;
 
-use crate::agent::kubernetes::collection::{REQUEST_TIMEOUT, no_answer};
 use crate::agent::kubernetes::connection::Connection;
 use crate::agent::kubernetes::failure::{Failure, FailureKind};
 use crate::agent::store::kubernetes::object::Object;
@@ -82,10 +80,9 @@ impl Requests {
         loop {
             let connected = self.connection.client().await?;
             let request = hyper::Request::from_parts(parts.clone(), body.clone());
-            let sent = timeout(REQUEST_TIMEOUT, connected.client.request_text(request)).await;
-            let failure = match sent.map_err(|_| no_answer())? {
+            let failure = match self.connection.within_timeout(connected.client.request_text(request)).await {
                 Ok(text) => return Ok(text),
-                Err(error) => Failure::from(error),
+                Err(failure) => failure,
             };
             let is_rejected = failure.kind == FailureKind::Unauthorized && !has_renewed;
             if !is_rejected || !self.connection.renew(connected.generation).await {

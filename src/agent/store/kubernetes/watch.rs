@@ -59,6 +59,7 @@ impl KubernetesEngine {
                 () = self.suspected.notified() => return Ok(()),
                 () = sleep_until(relist_at) => return Ok(()),
             };
+            let Some(event) = event else { return Ok(()) };
             advance(&mut followed.version, &event)?;
             let is_there = match &event {
                 WatchEvent::Added(_) | WatchEvent::Modified(_) => true,
@@ -125,8 +126,9 @@ impl KubernetesEngine {
 }
 
 impl Followed {
-    /// The next event. A watch that has ended is opened again. Dropping the future loses nothing.
-    async fn next(&mut self, engine: &KubernetesEngine) -> Result<WatchEvent<Object>, Failure> {
+    /// The next event; `None` if the watch was cut. One that has ended in its time is opened again. Dropping the future loses
+    /// nothing.
+    async fn next(&mut self, engine: &KubernetesEngine) -> Result<Option<WatchEvent<Object>>, Failure> {
         loop {
             let events = match &mut self.events {
                 Some(events) => events,
@@ -143,9 +145,14 @@ impl Followed {
                     self.events.insert(opened)
                 }
             };
-            match events.next().await? {
-                Some(event) => return Ok(event),
-                None => self.events = None,
+            if let Some(event) = events.next().await? {
+                return Ok(Some(event));
+            }
+            self.events = None;
+            // A server that was restored ends all watches, and soon has a version that is known here, with other objects. Only
+            // a list shows that.
+            if self.opened_at.is_some_and(|opened_at| opened_at.elapsed() < FULL_WATCH) {
+                return Ok(None);
             }
         }
     }
@@ -158,5 +165,8 @@ fn revision(version: &str) -> Result<u64, Failure> {
 
 /// How long the server keeps a watch open. A server that does not answer is found after little more.
 const WATCH_SECONDS: u32 = 15;
+
+/// A watch that ends earlier was cut.
+const FULL_WATCH: Duration = Duration::from_secs(14);
 
 const MIN_WATCH: Duration = Duration::from_millis(500);

@@ -102,6 +102,25 @@ warning: ip_addr:0.0.0.0/0 trusts every address of its family
     }
 
     #[test]
+    fn plan_names_the_members_without_an_answer() {
+        let text = |fleet: Value| to_text(&json!({ "fleet": fleet }), "cache");
+        let missing = json!([{ "member": "b", "state": "unknown" }, { "member": "c", "state": "live" }]);
+        for (fleet, expected) in [
+            (json!({ "sessions_ended_count": 1, "missing": [] }), "in the fleet: 1 session would end\n"),
+            (json!({ "sessions_ended_count": 0, "missing": [] }), "in the fleet: 0 sessions would end\n"),
+            (
+                json!({ "sessions_ended_count": null, "missing": missing }),
+                "in the fleet: unknown: no answer from b (unknown), c (live)\n",
+            ),
+            (json!({ "sessions_ended_count": null, "missing": null }), "in the fleet: unknown\n"),
+        ] {
+            let text = text(fleet);
+            assert!(text.ends_with(expected), "{text}");
+        }
+        assert!(!to_text(&json!({}), "cache").contains("fleet"), "without a fleet");
+    }
+
+    #[test]
     fn plan_that_admits_nobody_is_marked() {
         let plan = json!({ "admits_nobody": true, "rules_removed_count": 2000, "sessions_ended_count": 3 });
         let text = to_text(&plan, "cache");
