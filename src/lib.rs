@@ -22,6 +22,8 @@ mod identity;
 mod issuing;
 mod jitter;
 mod limit;
+#[allow(dead_code, reason = "wired by the authenticate phase")]
+mod login;
 mod metrics;
 mod outcome;
 mod panel;

@@ -18,6 +18,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("jitter", &[]),
     ("protocol", &["addr", "outcome"]),
+    ("credential", &["digest"]),
+    ("login", &["printable", "protocol", "credential"]),
     ("source", &["addr", "timestamp"]),
     ("limit", &["addr", "outcome"]),
     ("token", &["addr", "digest", "source", "limit"]),
@@ -274,7 +276,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Folders of decisions: no runtime, log, clock, disk or network.
-const PURE: &[&str] = &["addr", "outcome", "printable", "timestamp", "protocol", "source"];
+const PURE: &[&str] = &["addr", "outcome", "printable", "timestamp", "protocol", "credential", "login", "source"];
 
 const IMPURE_WORDS: &[&str] =
     &["tokio", "tracing", "std::fs", "std::net::Tcp", "Instant::now", "SystemTime::now", "now_utc"];
