@@ -1,6 +1,7 @@
 //! A client, its bytes in any chunks, and real servers.
 
 mod before;
+mod differential;
 mod server;
 mod translate;
 mod upstream;
