@@ -60,6 +60,7 @@ pub mod internals {
     pub use crate::policy::Snapshot;
     pub use crate::policy::usage::Authorization;
     pub use crate::protocol::postgres::frame::FrameTracker;
+    pub use crate::protocol::redis::commands::{CommandFollower, Piece};
     pub use crate::resolution::cache::ResolutionCache;
     pub use crate::server::reload::build as build_policy;
     pub use crate::session::registry::{ConnectionGuard, ConnectionRegistry};

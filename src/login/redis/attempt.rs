@@ -1,0 +1,139 @@
+//! A client's attempt to authenticate, and the command that is sent to the database in its place.
+
+use std::fmt;
+
+use zeroize::Zeroizing;
+
+use super::credentials::{UpstreamCredentials, with_wrong_pair};
+use super::encode;
+use crate::protocol::redis::commands::Words;
+
+/// An AUTH, or a HELLO with AUTH.
+pub(crate) struct Attempt {
+    words: Words,
+    /// Where the pairs of user and password are. None: the command is too long.
+    pairs: Vec<Pair>,
+}
+
+/// Whether a client's password is right.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Verdict<'a> {
+    /// The client continues as this user of the database.
+    Right(&'a UpstreamCredentials),
+    Wrong,
+}
+
+#[derive(Clone, Copy)]
+struct Pair {
+    /// `None` for the user `default`, in an AUTH with one argument.
+    user: Option<usize>,
+    password: usize,
+}
+
+impl Attempt {
+    /// `Err` with the words for a command that has no password where Redis looks for one.
+    pub(super) fn parse(words: Words) -> Result<Self, Words> {
+        let is =
+            |word: Option<&Zeroizing<Vec<u8>>>, name: &[u8]| word.is_some_and(|word| word.eq_ignore_ascii_case(name));
+        let pairs = if is(words.first(), b"AUTH") {
+            match words.len() {
+                2 => vec![Pair { user: None, password: 1 }],
+                3 => vec![Pair { user: Some(1), password: 2 }],
+                _ => Vec::new(),
+            }
+        } else if is(words.first(), b"HELLO") {
+            hello_pairs(&words)
+        } else {
+            Vec::new()
+        };
+        if pairs.is_empty() { Err(words) } else { Ok(Self { words, pairs }) }
+    }
+
+    /// An attempt that cannot be right.
+    pub(super) fn oversized() -> Self {
+        Self { words: Vec::new(), pairs: Vec::new() }
+    }
+
+    /// The user. Empty if the command is too long.
+    pub(crate) fn user(&self) -> &[u8] {
+        match self.pairs.first() {
+            Some(Pair { user: None, .. }) => DEFAULT_USER,
+            Some(Pair { user: Some(user), .. }) => self.word(*user),
+            None => &[],
+        }
+    }
+
+    /// The password. `None` if no password can be right: the command is too long, or a HELLO has different users or passwords.
+    pub(crate) fn password(&self) -> Option<&[u8]> {
+        let (first, rest) = self.pairs.split_first()?;
+        let is_same = |pair: &Pair| pair.user.map(|user| self.word(user)) == first.user.map(|user| self.word(user));
+        let is_equal = |pair: &Pair| is_same(pair) && self.word(pair.password) == self.word(first.password);
+        rest.iter().all(is_equal).then(|| self.word(first.password))
+    }
+
+    /// The command for the database. It has no password of the client. One that is wrong always fails there, so that the reply of
+    /// Redis arrives where the client expects it.
+    pub(crate) fn into_command(self, verdict: Verdict<'_>) -> Zeroizing<Vec<u8>> {
+        match verdict {
+            Verdict::Right(credentials) if self.password().is_some() => {
+                credentials.with_pair(|user, password| self.command(user, password))
+            }
+            Verdict::Right(_) | Verdict::Wrong => with_wrong_pair(|user, password| self.command(user, password)),
+        }
+    }
+
+    /// The command with this user and password in each pair.
+    fn command(&self, user: &[u8], password: &[u8]) -> Zeroizing<Vec<u8>> {
+        if self.pairs.iter().all(|pair| pair.user.is_none()) {
+            return encode::command(&[b"AUTH", user, password]);
+        }
+        let word = |(index, word)| {
+            let is_user = self.pairs.iter().any(|pair| pair.user == Some(index));
+            let is_password = self.pairs.iter().any(|pair| pair.password == index);
+            if is_user {
+                user
+            } else if is_password {
+                password
+            } else {
+                word
+            }
+        };
+        let words: Vec<&[u8]> = self.words.iter().map(|word| word.as_slice()).enumerate().map(word).collect();
+        encode::command(&words)
+    }
+
+    fn word(&self, index: usize) -> &[u8] {
+        self.words.get(index).map(|word| word.as_slice()).unwrap_or_default()
+    }
+}
+
+/// The pairs of a HELLO, up to an option that Redis does not know.
+fn hello_pairs(words: &Words) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    let mut index = FIRST_OPTION;
+    while let Some(option) = words.get(index) {
+        let is_followed_by = |count: usize| index + count < words.len();
+        if option.eq_ignore_ascii_case(b"AUTH") && is_followed_by(2) {
+            pairs.push(Pair { user: Some(index + 1), password: index + 2 });
+            index += 3;
+        } else if option.eq_ignore_ascii_case(b"SETNAME") && is_followed_by(1) {
+            index += 2;
+        } else {
+            break;
+        }
+    }
+    pairs
+}
+
+/// Shows no bytes of the client.
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt").field("pairs", &self.pairs.len()).finish_non_exhaustive()
+    }
+}
+
+/// The user of an AUTH with one argument.
+const DEFAULT_USER: &[u8] = b"default";
+
+/// Of a HELLO, after its name and the protocol version.
+const FIRST_OPTION: usize = 2;
