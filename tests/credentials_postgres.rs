@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 use crate::harness::credentials::{
     DATABASE_PASSWORD, OTHER_PASSWORD, PASSWORD, add_password, remove_password, set_client, site, with_credentials,
@@ -253,7 +254,8 @@ fn drivers_of_rust_and_pgbench_authenticate() {
         {
             parameters.password(PASSWORD).channel_binding(binding);
             let (client, connection) = parameters.connect(connector(&portcullis)).await.unwrap();
-            let running = tokio::spawn(connection);
+            let mut running = JoinSet::new();
+            running.spawn(connection);
             let token = client.cancel_token();
             let sleeping = client.simple_query("select pg_sleep(60)");
             let cancelling = async {
@@ -264,7 +266,7 @@ fn drivers_of_rust_and_pgbench_authenticate() {
             assert!(slept.unwrap_err().to_string().contains("db error"));
             assert_eq!(client.query_one("select current_user::text", &[]).await.unwrap().get::<_, String>(0), "keyed");
             drop(client);
-            running.await.unwrap().unwrap();
+            running.join_next().await.unwrap().unwrap().unwrap();
         }
     });
     let conninfo = conninfo(&portcullis);

@@ -20,7 +20,7 @@ pub(crate) fn to_json(policy: &ListenerPolicy, config: &Config) -> Value {
         "passwords": passwords(&credentials.clients),
         "upstream_user": credentials.upstream_user,
         "upstream_password_file": settings.upstream_password_file.as_ref().map(|file| &file.path),
-        "upstream_passwords": credentials.upstream_passwords.iter().len(),
+        "upstream_passwords": credentials.upstream_passwords.count(),
     })
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn write(out: &mut String, policy: &ListenerPolicy, config: &Config) 
         user.map_or_else(|| "the user of each client".to_owned(), |user| format!("{:?}", printable::quoted(user)));
     let passwords = match &settings.upstream_password_file {
         Some(file) => {
-            let count = counted(credentials.upstream_passwords.iter().len(), "password");
+            let count = counted(credentials.upstream_passwords.count(), "password");
             format!("with {count} in {}", file.path.display())
         }
         None => "without a password".to_owned(),

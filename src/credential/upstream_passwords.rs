@@ -91,6 +91,11 @@ impl UpstreamPasswords {
         }
     }
 
+    /// The number of passwords.
+    pub(crate) fn count(&self) -> usize {
+        self.entries.len()
+    }
+
     /// In the order in which to try them for this user of the database: the one that it accepted last, then that of the file.
     pub(crate) fn in_order(&self, user: &str) -> Vec<UpstreamPassword> {
         let accepted = self.learned().users.get(user).and_then(|state| state.accepted);
