@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -352,7 +353,7 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
         some_sessions();
     }
     load.stop_without_error();
-    let denied: Vec<_> = portcullis.events().into_iter().filter(|event| is_denied(event)).collect();
+    let denied: Vec<_> = portcullis.events().into_iter().filter(is_denied).collect();
     assert!(denied.iter().all(|event| event.reason() == "client_closed"), "{denied:?}");
 }
 
@@ -438,9 +439,7 @@ fn removed_password_ends_exactly_its_sessions() {
     let closed = portcullis.event_after(seen, "an end", |event| event.is("connection.closed"));
     assert_eq!((closed.number("session"), closed.reason()), (first, "credential_revoked"));
     assert!(closed.text("detail").contains("the password p1 of \"app\""), "{}", closed.0);
-    let at = |event: &Event| {
-        time::OffsetDateTime::parse(event.text("ts"), &time::format_description::well_known::Rfc3339).unwrap()
-    };
+    let at = |event: &Event| timestamp::parse(event.text("ts")).unwrap();
     assert!(at(&closed) - at(&applied) < time::Duration::SECOND);
     assert_eq!(running[0].wait().unwrap().code(), Some(2));
     assert_eq!(users(&portcullis), [json!(["app", false]), json!(["web", false])]);
