@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("x509/chain", &["timestamp", "x509"]),
     ("identity", &["printable", "outcome", "timestamp", "x509", "x509/chain"]),
     ("credential", &["timestamp", "digest", "x509", "identity"]),
-    ("login", &["printable", "digest", "protocol", "credential"]),
+    ("login", &["printable", "digest", "protocol/redis", "protocol", "credential"]),
     ("issuing", &["x509"]),
     ("tls", &["outcome", "protocol", "x509", "identity"]),
     ("tls/upstream", &["printable", "timestamp", "protocol", "x509", "x509/chain", "identity", "tls"]),
