@@ -1,13 +1,13 @@
 //! The clients of a listener: who may authenticate, with which passwords and certificates.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use crate::credential::certificate_owners::{CertificateOwners, TwoOwners};
 use crate::credential::mock::MockSecret;
-use crate::credential::verifier::{Parameters, Verifier};
+use crate::credential::verifier::{NEW_ITERATIONS, Parameters, Verifier};
 use crate::identity::trusted_clients::ClientPattern;
 use crate::x509::subject_name::SubjectName;
 
@@ -52,6 +52,13 @@ impl Client {
     pub(crate) fn parameters(&self) -> Option<&Parameters> {
         self.passwords.first().map(|password| &password.verifier.parameters)
     }
+
+    /// The iterations that it takes to compare a password with all of the client.
+    fn iterations(&self) -> u32 {
+        let parameters: HashSet<&Parameters> =
+            self.passwords.iter().map(|password| &password.verifier.parameters).collect();
+        parameters.into_iter().fold(0, |sum, parameters| sum.saturating_add(parameters.iterations.get()))
+    }
 }
 
 impl Password {
@@ -68,6 +75,8 @@ pub(crate) struct Clients {
     by_user: HashMap<String, usize>,
     by_certificate: CertificateOwners,
     mock_secret: MockSecret,
+    /// See [`Self::iterations`].
+    most_iterations: u32,
 }
 
 /// Whether all passwords of one user need the same salt and iterations.
@@ -113,6 +122,7 @@ impl Clients {
         clients.add_certificates(&list, &mut errors);
         let passwords = list.iter().flat_map(|client| &client.passwords);
         clients.mock_secret = MockSecret::of(passwords.map(|password| &password.verifier));
+        clients.most_iterations = list.iter().map(Client::iterations).max().unwrap_or_default();
         clients.all = list.into_iter().map(Arc::new).collect();
         if errors.is_empty() { Ok(clients) } else { Err(errors) }
     }
@@ -166,6 +176,11 @@ impl Clients {
     pub(crate) fn parameters(&self, user: &str) -> Parameters {
         let known = self.by_user(user).and_then(|client| client.parameters());
         known.cloned().unwrap_or_else(|| self.mock_secret.parameters(user))
+    }
+
+    /// The iterations that it takes to find out that a password is wrong, for the user with the most.
+    pub(crate) fn iterations(&self) -> u32 {
+        self.most_iterations.max(NEW_ITERATIONS.get())
     }
 
     /// In the order of the file.

@@ -15,6 +15,9 @@ use crate::x509::subject_name::SubjectName;
 pub(crate) struct Login {
     pub(crate) client: Arc<Client>,
     pub(crate) by: Proof,
+    /// Earlier logins of the same session that still count: the database may still act on them, because it has not acted on the
+    /// present one (an AUTH within MULTI that is discarded). They have no earlier ones themselves.
+    earlier: Vec<Login>,
 }
 
 /// A password of a client as something that sessions use. Another verifier under the same ID is another one; another expiry is not.
@@ -79,20 +82,34 @@ enum WhyRevoked {
 }
 
 impl Login {
-    /// When the login ends even if the clients stay as they are.
-    pub(crate) fn until(&self) -> Option<OffsetDateTime> {
-        match &self.by {
-            Proof::Password(password) => password.expires_at,
-            Proof::Certificate => None,
-        }
+    pub(crate) fn new(client: Arc<Client>, by: Proof) -> Self {
+        Self { client, by, earlier: Vec::new() }
     }
 
-    /// The password that the session uses; `None` with a certificate.
-    pub(crate) fn used_password(&self) -> Option<UsedPassword> {
-        match &self.by {
-            Proof::Password(password) => Some(UsedPassword::new(&self.client, password)),
+    /// The next login of the same session. Each user at the database needs one login that holds, so this one still counts unless
+    /// both clients act as the same user there.
+    #[must_use]
+    pub(crate) fn followed_by(&self, next: Self, act_as_same: impl Fn(&Client, &Client) -> bool) -> Self {
+        let former = self.earlier.iter().chain([self]).filter(|former| !act_as_same(&former.client, &next.client));
+        let earlier = former.map(|former| Self::new(Arc::clone(&former.client), former.by.clone())).collect();
+        Self { earlier, ..next }
+    }
+
+    /// When the login ends even if the clients stay as they are.
+    pub(crate) fn until(&self) -> Option<OffsetDateTime> {
+        let ends = self.with_earlier().map(|login| match &login.by {
+            Proof::Password(password) => password.expires_at,
             Proof::Certificate => None,
-        }
+        });
+        ends.flatten().min()
+    }
+
+    /// The passwords that the session uses; none with a certificate.
+    pub(crate) fn used_passwords(&self) -> impl Iterator<Item = UsedPassword> {
+        self.with_earlier().filter_map(|login| match &login.by {
+            Proof::Password(password) => Some(UsedPassword::new(&login.client, password)),
+            Proof::Certificate => None,
+        })
     }
 
     /// Whether both are the same login under the same clients. One that was judged by other clients is another one.
@@ -102,7 +119,14 @@ impl Login {
             (Proof::Certificate, Proof::Certificate) => true,
             (Proof::Password(_), Proof::Certificate) | (Proof::Certificate, Proof::Password(_)) => false,
         };
-        is_same_proof && Arc::ptr_eq(&self.client, &other.client)
+        is_same_proof
+            && Arc::ptr_eq(&self.client, &other.client)
+            && self.earlier.len() == other.earlier.len()
+            && self.earlier.iter().zip(&other.earlier).all(|(one, other)| one.is_same_as(other))
+    }
+
+    fn with_earlier(&self) -> impl Iterator<Item = &Self> {
+        [self].into_iter().chain(&self.earlier)
     }
 }
 
@@ -112,6 +136,22 @@ impl Clients {
     /// # Errors
     /// If these clients would not accept it.
     pub(crate) fn judge<'a>(
+        &self,
+        login: &Login,
+        names: impl IntoIterator<Item = SubjectName<'a>>,
+        now: OffsetDateTime,
+    ) -> Result<Login, RevokedLogin> {
+        if login.earlier.is_empty() {
+            return self.judge_one(login, names, now);
+        }
+        let names: Vec<_> = names.into_iter().collect();
+        let judge = |login| self.judge_one(login, names.iter().copied(), now);
+        let earlier = login.earlier.iter().map(judge).collect::<Result<_, _>>()?;
+        Ok(Login { earlier, ..judge(login)? })
+    }
+
+    /// The same without earlier logins.
+    fn judge_one<'a>(
         &self,
         login: &Login,
         names: impl IntoIterator<Item = SubjectName<'a>>,
@@ -137,7 +177,7 @@ impl Clients {
                 Ok(_) | Err(_) => return Err(revoked(WhyRevoked::Certificate)),
             },
         };
-        Ok(Login { client: Arc::clone(client), by })
+        Ok(Login::new(Arc::clone(client), by))
     }
 }
 
@@ -171,7 +211,7 @@ mod tests {
     fn by_password(clients: &Clients, user: &str, id: &str) -> Login {
         let client = Arc::clone(clients.by_user(user).unwrap());
         let by = Proof::Password(Arc::clone(client.password(id).unwrap()));
-        Login { client, by }
+        Login::new(client, by)
     }
 
     fn why(judged: Result<Login, RevokedLogin>) -> String {
@@ -209,7 +249,7 @@ mod tests {
         let with =
             |user: &str, pattern: &str| Client { certificates: vec![pattern.parse().unwrap()], ..client(user, []) };
         let before = clients([with("app", "cn:app"), client("web", [])]);
-        let login = Login { client: Arc::clone(before.by_user("app").unwrap()), by: Proof::Certificate };
+        let login = Login::new(Arc::clone(before.by_user("app").unwrap()), Proof::Certificate);
         let names = [SubjectName::Common("app"), SubjectName::Dns("app.internal")];
         assert!(before.judge(&login, names, NOW).is_ok());
         let other = "the certificate is not one of the client \"app\"";
@@ -222,5 +262,34 @@ mod tests {
             assert_eq!(why(changed.judge(&login, names, NOW)), other);
         }
         assert!(clients([with("app", "dns:*.internal")]).judge(&login, names, NOW).is_ok());
+    }
+
+    #[test]
+    fn former_login_counts_while_the_database_may_still_know_its_user() {
+        let acts_as = |user: &str, upstream_user: &str| Client {
+            upstream_user: Some(upstream_user.to_owned()),
+            ..client(user, [password("p1", "one"), password("p2", "two")])
+        };
+        let end = NOW + Duration::HOUR;
+        let ending = Password { expires_at: Some(end), ..password("p1", "one") };
+        let job = Client { upstream_user: Some("batch".to_owned()), ..client("job", [ending]) };
+        let list = [acts_as("app", "shared"), acts_as("web", "shared"), job];
+        let all = clients(list.clone());
+        let act_as_same = |one: &Client, other: &Client| one.upstream_user == other.upstream_user;
+        let used = |login: &Login| -> Vec<String> {
+            login.used_passwords().map(|used| format!("{} {}", used.user, used.password.id)).collect()
+        };
+        let first = by_password(&all, "app", "p1");
+        let same_user = first.followed_by(by_password(&all, "web", "p2"), act_as_same);
+        assert_eq!(used(&same_user), ["web p2"], "the database sees no difference");
+        let other_user = same_user.followed_by(by_password(&all, "job", "p1"), act_as_same);
+        assert_eq!(used(&other_user), ["job p1", "web p2"]);
+        assert_eq!(other_user.until(), Some(end));
+        let back = other_user.followed_by(by_password(&all, "app", "p2"), act_as_same);
+        assert_eq!((used(&back), back.until()), (vec!["app p2".to_owned(), "job p1".to_owned()], Some(end)));
+        assert!(all.judge(&back, [], NOW).unwrap().is_same_as(&back));
+        assert!(!back.is_same_as(&by_password(&all, "app", "p2")));
+        let without_job = clients(list.into_iter().take(2));
+        assert_eq!(why(without_job.judge(&back, [], NOW)), "the client \"job\" is not in clients_file");
     }
 }

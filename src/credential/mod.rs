@@ -2,6 +2,7 @@
 //! SCRAM-SHA-256.
 
 pub(crate) mod certificate_owners;
+pub(crate) mod check;
 pub(crate) mod clients;
 pub(crate) mod credentials;
 pub(crate) mod login;

@@ -72,6 +72,13 @@ impl Parameters {
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, self.iterations, &self.salt, prepared.as_bytes(), &mut *salted);
         salted
     }
+
+    /// Spends the time of as many iterations, and forgets the result.
+    pub(crate) fn spend(iterations: u32, password: &str) {
+        if let Some(iterations) = NonZeroU32::new(iterations) {
+            Self { salt: vec![0; NEW_SALT], iterations }.salted(password);
+        }
+    }
 }
 
 impl Verifier {
@@ -83,8 +90,12 @@ impl Verifier {
 
     /// Whether this is the verifier of a password. Takes as long for any password.
     pub(crate) fn verifies(&self, password: &str) -> bool {
-        let salted = self.parameters.salted(password);
-        verify_slices_are_equal(&sha256(&*client_key(&salted)), &self.stored_key).is_ok()
+        self.verifies_salted(&self.parameters.salted(password))
+    }
+
+    /// The same with SaltedPassword.
+    pub(crate) fn verifies_salted(&self, salted: &Key) -> bool {
+        verify_slices_are_equal(&sha256(&*client_key(salted)), &self.stored_key).is_ok()
     }
 }
 
@@ -164,7 +175,7 @@ const MIN_ITERATIONS: u32 = 4096;
 const MAX_ITERATIONS: u32 = 1_000_000;
 
 /// As PostgreSQL: more would make each connection slower and no good password safer.
-const NEW_ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not 0");
+pub(crate) const NEW_ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("4096 is not 0");
 
 const MIN_SALT: usize = 8;
 const MAX_SALT: usize = 64;

@@ -42,6 +42,7 @@ use crate::config::files::Files;
 use crate::config::problem::{Problem, Problems};
 use crate::config::rule_cache::KnownRules;
 use crate::config::{Config, Limits, Loaded, Revoke, Shield};
+use crate::credential::check::RightPasswords;
 use crate::credential::credentials::Credentials;
 use crate::identity::auth_settings::ClientAuthSettings;
 use crate::identity::settings::ClientAuth;
@@ -154,6 +155,8 @@ pub struct ListenerPolicy {
     pub max_handshakes: NonZeroU32,
     /// Shared by all generations.
     pub(crate) attempts: Arc<AttemptLimiter>,
+    /// Shared by all generations.
+    pub(crate) right_passwords: Arc<RightPasswords>,
     /// `None` without `connection_rate_per_source`.
     rate_limiter: Option<Arc<RateLimiter>>,
     pub revoke: Revoke,

@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout_at};
 use crate::limit::handshakes::HandshakePermit;
 use crate::limit::rate_limiter::RateDecision;
 use crate::outcome::{Outcome, Reason};
+use crate::policy::ListenerPolicy;
 use crate::proxy::accepted::{
     AcceptedConnection, Admission, NewConnection, Shared, finish_handshake, handshake_displaced,
 };
@@ -45,6 +46,7 @@ use crate::proxy::phase::select::{Selected, select};
 use crate::proxy::phase::startup::{SessionRequest, StartupRequest, read_startup};
 use crate::proxy::record::ConnectionRecord;
 use crate::proxy::relay::Relay;
+use crate::proxy::relay::reauthenticate::Account;
 use crate::session::registry::ConnectionGuard;
 
 /// Serves an accepted connection until it is closed.
@@ -202,7 +204,11 @@ async fn connect(
         match select(dialed, &mut candidates).await? {
             Selected::Session(selected) => {
                 selected.dialed.authorized.policy.upstream.endpoints.outage().end();
-                return Ok(Established::Session(Box::new(Relay::new(*selected, permit))));
+                let account = |policy: &Arc<ListenerPolicy>, credentials| {
+                    let fields = record.fields().clone();
+                    Account::new(record.shared(), guard.handle(), fields, Arc::clone(policy), credentials)
+                };
+                return Ok(Established::Session(Box::new(Relay::new(*selected, permit, account))));
             }
             Selected::Retry(next_attempt) => request = next_attempt,
         }

@@ -22,6 +22,7 @@ use crate::transport::{Stream, UpstreamStream};
 use crate::upstream::Upstream;
 use crate::upstream::connect::{connect, within};
 use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
+use crate::upstream::login::redis::RedisAccess;
 use crate::upstream::record::record_role;
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(crate) struct ConnectedUpstream {
     pub(crate) endpoint: Endpoint,
     /// What it has sent for the client after Portcullis has authenticated to it; empty without `[listener.credentials]`.
     pub(crate) greeting: Vec<u8>,
+    /// How to authenticate to it again; `None` for PostgreSQL and without `[listener.credentials]`.
+    pub(crate) redis: Option<RedisAccess>,
 }
 
 /// Why an endpoint cannot serve a session.
@@ -64,11 +67,22 @@ pub(crate) async fn dial_endpoint(
     deadline: Instant,
 ) -> Result<UpstreamStream, EndpointError> {
     let mut stream = dial_any_role(endpoint, upstream, header, deadline).await?;
+    check_role(&mut stream, endpoint, upstream, deadline).await?;
+    Ok(stream)
+}
+
+/// With `target = "master"` accepts only a Redis master.
+pub(crate) async fn check_role(
+    stream: &mut UpstreamStream,
+    endpoint: &Endpoint,
+    upstream: &Upstream,
+    deadline: Instant,
+) -> Result<(), EndpointError> {
     if (upstream.protocol, upstream.settings.target) == (Protocol::Redis, Target::Primary) {
-        let role = within(deadline, query_role(&mut stream)).await;
+        let role = within(deadline, query_role(stream)).await;
         role.map_err(|error| closed_early(&error, upstream))?.require_master(endpoint, upstream)?;
     }
-    Ok(stream)
+    Ok(())
 }
 
 /// Dials an endpoint of any role.
@@ -92,7 +106,14 @@ pub(crate) async fn dial_for_probe(
     header: &[u8],
     deadline: Instant,
 ) -> Result<(), EndpointError> {
-    let mut stream = dial_endpoint(endpoint, upstream, header, deadline).await?;
+    let mut stream = match &upstream.user {
+        // Without a password it would not report its role.
+        Some(user) if upstream.protocol == Protocol::Redis && upstream.needs_primary() => {
+            let dialed = Box::pin(user.borrowed().dial_redis(endpoint, upstream, header, deadline)).await;
+            dialed.map_err(|error| error.into_error(false))?.0
+        }
+        _ => dial_endpoint(endpoint, upstream, header, deadline).await?,
+    };
     match (upstream.protocol, &mut stream) {
         (Protocol::Postgres, Stream::Plain(socket)) => {
             within(deadline, check_postgres(socket)).await.map_err(dial_failed)

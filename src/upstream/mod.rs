@@ -5,6 +5,7 @@ pub(crate) mod connect;
 pub(crate) mod dial;
 pub(crate) mod endpoint;
 pub(crate) mod health_check;
+pub(crate) mod login;
 pub(crate) mod probe;
 pub(crate) mod proxy_header;
 pub(crate) mod record;
@@ -16,10 +17,13 @@ use tokio::sync::Semaphore;
 
 use crate::addr::UpstreamAddr;
 use crate::config;
+use crate::credential::credentials::Credentials;
+use crate::credential::upstream_passwords::UpstreamPasswords;
 use crate::protocol::{Protocol, Target};
 use crate::tls::upstream::{UpstreamTls, UpstreamTlsSettings};
 use crate::upstream::cancel_keys::CancelKeys;
 use crate::upstream::endpoint::Endpoints;
+use crate::upstream::login::DatabaseUser;
 
 /// The upstream of one listener.
 #[derive(Clone, Debug)]
@@ -37,6 +41,21 @@ pub struct Upstream {
     pub dead_peer_timeout: Duration,
     /// Bounds the concurrent name lookups.
     pub resolving: Arc<Semaphore>,
+    /// As whom health checks authenticate. `None` without `[listener.credentials]`, and if every client acts as its own user.
+    pub(crate) user: Option<UpstreamUser>,
+}
+
+/// A user of the database with its passwords.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamUser {
+    name: String,
+    passwords: UpstreamPasswords,
+}
+
+impl UpstreamUser {
+    pub(crate) fn borrowed(&self) -> DatabaseUser<'_> {
+        DatabaseUser { name: &self.name, passwords: &self.passwords }
+    }
 }
 
 impl Upstream {
@@ -44,8 +63,13 @@ impl Upstream {
     pub(crate) fn new(
         listener: &config::Listener,
         tls: Option<(Arc<UpstreamTls>, UpstreamTlsSettings)>,
+        credentials: Option<&Credentials>,
         before: Option<&Self>,
     ) -> Self {
+        let user = credentials.and_then(|credentials| {
+            let (name, passwords) = (credentials.upstream_user.clone()?, credentials.upstream_passwords.clone());
+            Some(UpstreamUser { name, passwords })
+        });
         let settings = listener.upstream.clone();
         Self {
             listener: listener.name.as_str().into(),
@@ -58,6 +82,7 @@ impl Upstream {
             resolving: before
                 .map_or_else(|| Arc::new(Semaphore::new(MAX_LOOKUPS)), |before| Arc::clone(&before.resolving)),
             settings,
+            user,
         }
     }
 

@@ -22,24 +22,12 @@ pub(crate) mod upstream;
 #[cfg(test)]
 mod tests;
 
-use crate::printable::is_hidden;
+use crate::login::shown_name;
 use crate::protocol::postgres::{INVALID_PASSWORD, fatal};
 
 /// The answer to a client with an unknown user or a wrong password. `user` is the name in the StartupMessage.
 pub(crate) fn password_rejected(user: &[u8]) -> Vec<u8> {
     fatal(INVALID_PASSWORD, &format!("password authentication failed for user \"{}\"", shown_name(user)), "")
-}
-
-/// A user name in a message: at most 63 bytes, as PostgreSQL cuts it, and on one line.
-fn shown_name(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    let visible = text.chars().map(|sign| if is_hidden(sign) { '?' } else { sign });
-    visible
-        .scan(0, |length, sign| {
-            *length += sign.len_utf8();
-            (*length <= MAX_NAME).then_some(sign)
-        })
-        .collect()
 }
 
 /// Codes of authentication requests.
@@ -52,6 +40,3 @@ const SASL_FINAL: u32 = 12;
 
 /// The type of PasswordMessage, SASLInitialResponse and SASLResponse.
 const PASSWORD_MESSAGE: u8 = b'p';
-
-/// NAMEDATALEN without its NUL, in bytes.
-const MAX_NAME: usize = 63;

@@ -1,6 +1,6 @@
 //! The StartupMessage of a client: who it is, which database it wants, and the message for the database in its place.
 
-use crate::login::postgres::shown_name;
+use crate::login::shown_name;
 use crate::protocol::postgres::startup::message::{NEGOTIATE_PROTOCOL_VERSION, message};
 use crate::protocol::postgres::{
     HEADER_LENGTH, INVALID_AUTHORIZATION, MAX_PACKET_LENGTH, PROTOCOL_3_0, PROTOCOL_VIOLATION, Packet, fatal,

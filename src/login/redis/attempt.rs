@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use super::credentials::{UpstreamCredentials, with_wrong_pair};
 use super::encode;
+use crate::login::shown_name;
 use crate::protocol::redis::commands::Words;
 
 /// An AUTH, or a HELLO with AUTH.
@@ -61,6 +62,11 @@ impl Attempt {
             Some(Pair { user: Some(user), .. }) => self.word(*user),
             None => &[],
         }
+    }
+
+    /// The user name for the log and the audit: at most 63 bytes, on one line.
+    pub(crate) fn shown_user(&self) -> String {
+        shown_name(self.user())
     }
 
     /// The password. `None` if no password can be right: the command is too long, or a HELLO has different users or passwords.

@@ -56,11 +56,13 @@ impl Translator {
     }
 
     /// Whether the client is between two commands.
+    #[cfg(test)]
     pub(crate) fn is_at_boundary(&self) -> bool {
         self.follower.is_at_boundary()
     }
 
-    /// Whether Redis has rejected something, and closes the connection. No further byte is passed.
+    /// Whether no further byte is passed: Redis has rejected something and closes the connection, or [`Step::End`] was returned.
+    #[cfg(test)]
     pub(crate) fn is_closed(&self) -> bool {
         self.has_ended || self.follower.is_closed()
     }

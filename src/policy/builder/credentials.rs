@@ -75,12 +75,6 @@ impl Builder<'_> {
     }
 
     fn warn_about_credentials(&mut self, clients: &Clients) {
-        if self.listener.protocol == Protocol::Redis {
-            self.reader.warn(
-                "this version cannot authenticate clients of Redis yet, so [listener.credentials] denies every client here; \
-                 remove it to let clients authenticate to Redis themselves",
-            );
-        }
         if clients.iter().len() == 0 {
             self.reader
                 .warn("clients_file lists no client, so every client is denied; add one with portcullis password add");

@@ -75,6 +75,9 @@ impl Builder<'_> {
         let server = tls.as_deref().map(ServerTls::certificates).unwrap_or_default();
         let history =
             CertificateHistory::after(before, self.now, with_roles(server, &anchors, &pins), &sources.trusted);
+        let credentials = credentials?;
+        let former = before.map(|before| &*before.upstream);
+        let upstream = Upstream::new(listener, upstream_tls, credentials.as_deref(), former);
         let policy = ListenerPolicy {
             bind_addrs: bind_addrs(listener, &name),
             socket_files: listener.socket_files.clone(),
@@ -87,13 +90,14 @@ impl Builder<'_> {
             anchors,
             pins,
             issuing,
-            upstream: Arc::new(Upstream::new(listener, upstream_tls, before.map(|before| &*before.upstream))),
-            credentials: credentials?,
+            upstream: Arc::new(upstream),
+            credentials,
             limits: listener.limits,
             handshakes: before.map_or_else(Arc::default, |before| Arc::clone(&before.handshakes)),
             max_handshakes: listener.limits.max_handshakes.unwrap_or_else(|| built_in_limit(limit_of_open_files())),
             sessions: before.map_or_else(Arc::default, |before| Arc::clone(&before.sessions)),
             attempts: before.map_or_else(Arc::default, |before| Arc::clone(&before.attempts)),
+            right_passwords: before.map_or_else(Arc::default, |before| Arc::clone(&before.right_passwords)),
             rate_limiter: rate_limiter(listener.limits.connection_rate_per_source, before),
             revoke: listener.revoke,
             plaintext_cancel: listener.plaintext_cancel,

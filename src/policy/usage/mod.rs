@@ -149,8 +149,8 @@ impl Authorization {
             TrustedBy::Pinned => Item::Certificate(identity.certificate.sha256.as_str().into()),
         });
         let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));
-        let password = login.as_ref().and_then(Login::used_password).map(Item::Password);
-        [rule, through, trusted_by, shown, password].into_iter().flatten()
+        let passwords = login.iter().flat_map(Login::used_passwords).map(Item::Password);
+        [rule, through, trusted_by, shown].into_iter().flatten().chain(passwords)
     }
 }
 

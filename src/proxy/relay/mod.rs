@@ -3,7 +3,9 @@
 pub(crate) mod dead_peer;
 pub(crate) mod flow;
 pub(crate) mod idle;
+pub(crate) mod inbound;
 pub(crate) mod outbound;
+pub(crate) mod reauthenticate;
 pub(crate) mod span;
 pub(crate) mod startup;
 #[cfg(test)]
@@ -15,27 +17,31 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::credential::credentials::Credentials;
 use crate::limit::sessions::SessionPermit;
 use crate::metrics::relayed::ByteMeter;
 use crate::outcome::{ByteCounts, Outcome, Reason};
+use crate::policy::ListenerPolicy;
 use crate::protocol::Protocol;
 use crate::protocol::farewell::farewell_message;
+use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::{Close, Farewell, StartupState};
 use crate::proxy::phase::dial::Dialed;
 use crate::proxy::phase::select::SelectedUpstream;
 use crate::proxy::relay::dead_peer::{DeadPeers, PeerInfo, Side, TcpInfo};
 use crate::proxy::relay::flow::{Flow, FlowError};
 use crate::proxy::relay::idle::IdleTimer;
+use crate::proxy::relay::inbound::{Inbound, PasswordTranslation};
 use crate::proxy::relay::outbound::Outbound;
+use crate::proxy::relay::reauthenticate::Account;
 use crate::session::registry::ConnectionGuard;
 use crate::session::registry::state::ClosedSide;
 use crate::tls::upstream::UpstreamTls;
-use crate::transport::ClientStream;
 
 /// A session: a client and its upstream.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    client: ClientStream,
+    client: Inbound,
     upstream: Outbound,
     /// Explains TLS errors.
     upstream_tls: Option<Arc<UpstreamTls>>,
@@ -58,21 +64,34 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    pub(crate) fn new(selected: SelectedUpstream, permit: SessionPermit) -> Self {
-        let SelectedUpstream { dialed: Dialed { authorized, connected, buffered, .. }, startup } = selected;
+    /// `account` builds what is needed if the client may authenticate again.
+    pub(crate) fn new(
+        selected: SelectedUpstream,
+        permit: SessionPermit,
+        account: impl FnOnce(&Arc<ListenerPolicy>, Arc<Credentials>) -> Account,
+    ) -> Self {
+        let SelectedUpstream { dialed: Dialed { authorized, connected, buffered, access }, startup } = selected;
+        let AuthorizedClient { client, policy, .. } = authorized;
+        let (passwords, buffered) = match access.zip(connected.redis) {
+            Some((access, redis)) => {
+                let account = account(&policy, access.credentials);
+                (Some(Box::new(PasswordTranslation::new(redis, access.opening, account, buffered))), Vec::new())
+            }
+            None => (None, buffered),
+        };
         Self {
-            client: authorized.client,
-            upstream: Outbound::new(connected.stream, authorized.policy.protocol, startup),
-            upstream_tls: authorized.policy.upstream.tls().cloned(),
-            sends_proxy_header: authorized.policy.upstream.settings.proxy_header.is_some(),
-            protocol: authorized.policy.protocol,
+            client: Inbound::new(client, passwords),
+            upstream: Outbound::new(connected.stream, policy.protocol, startup),
+            upstream_tls: policy.upstream.tls().cloned(),
+            sends_proxy_header: policy.upstream.settings.proxy_header.is_some(),
+            protocol: policy.protocol,
             inbound: Flow::new(buffered),
             outbound: Flow::new(Vec::new()),
             first_end: None,
             lost_before_response: false,
             is_terminated: false,
-            idle_timer: IdleTimer::new(authorized.policy.limits),
-            dead_peers: DeadPeers::new(authorized.policy.limits.dead_peer_timeout),
+            idle_timer: IdleTimer::new(policy.limits),
+            dead_peers: DeadPeers::new(policy.limits.dead_peer_timeout),
             _permit: permit,
         }
     }
@@ -127,16 +146,16 @@ impl Relay {
             if self.upstream.is_between_messages() && !self.outbound.has_ended() {
                 message.extend(farewell_message(outcome.reason));
             }
-            return Close::terminated(outcome, self.client, message);
+            return Close::terminated(outcome, self.client.into_stream(), message);
         }
         if outcome.reason == Reason::UpstreamTlsFailed && self.lost_before_response {
-            return Close::refused(outcome, self.client, self.protocol, StartupState::Received);
+            return Close::refused(outcome, self.client.into_stream(), self.protocol, StartupState::Received);
         }
         if self.outbound.has_ended() {
-            return Close::with_message(outcome, self.client, message);
+            return Close::with_message(outcome, self.client.into_stream(), message);
         }
         // The upstream's data may be incomplete, and close_notify would hide that.
-        Close { outcome, farewell: Farewell::Truncated(self.client, message) }
+        Close { outcome, farewell: Farewell::Truncated(self.client.into_stream(), message) }
     }
 
     fn upstream_lost(&self, error: &io::Error) -> Outcome {
@@ -186,7 +205,7 @@ impl Relay {
         if self.inbound.has_ended() {
             self.first_end.get_or_insert(Reason::ClientClosed);
         }
-        match self.outbound.poll(&mut self.upstream, &mut self.client, &mut byte_counts.outbound, cx) {
+        match self.outbound.poll(&mut self.upstream, self.client.writer(), &mut byte_counts.outbound, cx) {
             Poll::Ready(Err(FlowError::Reading(error))) => {
                 self.lost_before_response = byte_counts.outbound == 0;
                 return Poll::Ready(self.upstream_lost(&error));
@@ -217,7 +236,7 @@ impl Relay {
     fn poll_dead_peers(&mut self, has_progress: bool, cx: &mut Context<'_>) -> Poll<Side> {
         let Self { client, upstream, dead_peers, .. } = self;
         let peer_info = |side| match side {
-            Side::Client => client.tcp().map_or(PeerInfo::Unavailable, TcpInfo::read),
+            Side::Client => client.stream().tcp().map_or(PeerInfo::Unavailable, TcpInfo::read),
             Side::Upstream => upstream.stream().tcp().map_or(PeerInfo::Unavailable, TcpInfo::read),
         };
         dead_peers.poll(has_progress, peer_info, cx)

@@ -62,6 +62,13 @@ pub struct ConnectionGuard {
     registry: Arc<ConnectionRegistry>,
 }
 
+/// A session that authenticates again. Does not keep the connection registered.
+#[derive(Clone, Debug)]
+pub struct ConnectionHandle {
+    live: Arc<LiveConnection>,
+    registry: Arc<ConnectionRegistry>,
+}
+
 /// The request to terminate a connection.
 #[derive(Debug, Default)]
 struct ShutdownSignal {
@@ -137,8 +144,13 @@ impl ConnectionRegistry {
     pub fn renew(&self, live: &LiveConnection, judged: &Arc<Session>, authorization: Authorization) {
         // Most sessions keep their authorization and need no lock on the registry.
         if !judged.authorization.is_same_as(&authorization) {
-            self.set_if(live, Session { authorization }, |session| session.is_some_and(|now| Arc::ptr_eq(now, judged)));
+            self.replace(live, judged, authorization);
         }
+    }
+
+    /// Returns whether the session was still the one that was judged.
+    fn replace(&self, live: &LiveConnection, judged: &Arc<Session>, authorization: Authorization) -> bool {
+        self.set_if(live, Session { authorization }, |session| session.is_some_and(|now| Arc::ptr_eq(now, judged)))
     }
 
     /// Asks every connection to end.
@@ -159,12 +171,12 @@ impl ConnectionRegistry {
         }
     }
 
-    fn set_if(&self, live: &LiveConnection, session: Session, may: impl FnOnce(Option<&Arc<Session>>) -> bool) {
+    fn set_if(&self, live: &LiveConnection, session: Session, may: impl FnOnce(Option<&Arc<Session>>) -> bool) -> bool {
         let mut entries = self.entries();
         let mut current = live.current();
         // The connection may have ended meanwhile.
         if !entries.connections.contains_key(&live.id) || !may(current.as_ref()) {
-            return;
+            return false;
         }
         let until = session.authorization.until();
         let former = current.replace(Arc::new(session));
@@ -178,6 +190,7 @@ impl ConnectionRegistry {
                 self.earlier.notify_one();
             }
         }
+        true
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -234,12 +247,18 @@ impl ConnectionGuard {
     /// Makes the connection a session with this authorization, or gives the session another one. From now on it is judged again
     /// when the policy or the time changes. The caller has to check the policy once more after the call.
     pub fn activate(&self, authorization: Authorization) {
-        self.registry.set_if(&self.live, Session { authorization }, |_| true);
+        // Fails if the connection has ended.
+        let _ = self.registry.set_if(&self.live, Session { authorization }, |_| true);
     }
 
     /// The present authorization, if there is one.
     pub fn session(&self) -> Option<Arc<Session>> {
         self.live.current().clone()
+    }
+
+    /// For a session that may authenticate again.
+    pub fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle { live: Arc::clone(&self.live), registry: Arc::clone(&self.registry) }
     }
 
     /// Returns the outcome when the connection has to end.
@@ -251,6 +270,24 @@ impl ConnectionGuard {
             }
             notify.await;
         }
+    }
+}
+
+impl ConnectionHandle {
+    /// The session; `None` once it was terminated.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.live.session()
+    }
+
+    /// Gives the session another authorization, unless it was judged again since `judged`. Returns whether it has it. The caller
+    /// has to check the policy once more after the call.
+    pub fn replace(&self, judged: &Arc<Session>, authorization: Authorization) -> bool {
+        self.registry.replace(&self.live, judged, authorization)
+    }
+
+    /// Requests its end.
+    pub fn end(&self, outcome: Outcome) {
+        self.live.end(outcome);
     }
 }
 

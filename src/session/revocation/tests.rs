@@ -295,7 +295,7 @@ impl Gate {
             let credentials = snapshot.named("db").unwrap().credentials.as_ref().unwrap();
             let client = Arc::clone(credentials.clients.by_user(user).unwrap());
             let by = Proof::Password(Arc::clone(client.password(id).unwrap()));
-            Login { client, by }
+            Login::new(client, by)
         });
         let permit = snapshot.authorize("db", untrusted().into(), PresentedIdentity::Verified(None), now).unwrap();
         let guard = self.registry.enter("db".into(), untrusted());

@@ -86,6 +86,7 @@ impl CommandFollower {
     }
 
     /// Whether Redis has rejected something, and closes the connection.
+    #[cfg(test)]
     pub(crate) fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed)
     }

@@ -4,18 +4,26 @@
 //! A client with a certificate that belongs to its user needs no password. An attempt that fails is audited; one after many
 //! failures of its source waits for its turn, which holds no worker.
 
+mod certificate;
+pub(crate) mod check;
 pub(crate) mod postgres;
+pub(crate) mod redis;
 
+use std::io;
 use std::sync::Arc;
 
 use crate::audit::Audit;
 use crate::audit::event::ConnectionFields;
 use crate::credential::credentials::Credentials;
 use crate::credential::login::Login;
+use crate::login::redis::attempt::Attempt;
+use crate::outcome::{Outcome, Reason};
 use crate::policy::ListenerPolicy;
 use crate::protocol::Protocol;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
+use crate::upstream::login::postgres::PostgresLogin;
+use crate::upstream::login::{DatabaseLogin, DatabaseUser};
 
 /// How a client has authenticated, and how Portcullis acts for it at the database.
 #[derive(Debug)]
@@ -23,16 +31,34 @@ pub(crate) struct Access {
     pub(crate) login: Login,
     /// The user at the database.
     pub(crate) upstream_user: String,
-    /// The first bytes for the database. For PostgreSQL: the StartupMessage in the place of the client's.
-    pub(crate) startup: Vec<u8>,
+    pub(crate) opening: Opening,
     /// Those by which the client has authenticated.
-    credentials: Arc<Credentials>,
+    pub(crate) credentials: Arc<Credentials>,
+}
+
+/// What the database receives first from the client, or in its place.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    /// The StartupMessage in the place of the client's.
+    Postgres(Vec<u8>),
+    /// The command by which the client has authenticated, with a password of the database. `None` with a certificate.
+    Redis(Option<Attempt>),
 }
 
 impl Access {
     /// The passwords of the database are those in force now, unless the policy no longer has any.
-    pub(crate) fn credentials<'a>(&'a self, policy: &'a ListenerPolicy) -> &'a Credentials {
+    pub(crate) fn credentials<'a>(&'a self, policy: &'a ListenerPolicy) -> &'a Arc<Credentials> {
         policy.credentials.as_ref().unwrap_or(&self.credentials)
+    }
+
+    /// How Portcullis authenticates to the database for this client.
+    pub(crate) fn database_login<'a>(&'a self, policy: &'a ListenerPolicy) -> DatabaseLogin<'a> {
+        let user =
+            DatabaseUser { name: &self.upstream_user, passwords: &self.credentials(policy).upstream_passwords };
+        match &self.opening {
+            Opening::Postgres(startup) => DatabaseLogin::Postgres(PostgresLogin { user, startup }),
+            Opening::Redis(_) => DatabaseLogin::Redis(user),
+        }
     }
 }
 
@@ -45,7 +71,18 @@ pub(crate) async fn authenticate(
     let policy = &request.authorized.policy;
     match (policy.credentials.clone(), policy.protocol) {
         (Some(credentials), Protocol::Postgres) => postgres::authenticate(request, credentials, audit, fields).await,
-        // `reauthorize` denies a client that has to authenticate and has not.
-        (Some(_), Protocol::Redis | Protocol::Tcp) | (None, _) => Ok(request),
+        (Some(credentials), Protocol::Redis) => redis::authenticate(request, credentials, audit, fields).await,
+        // The configuration does not allow credentials there.
+        (Some(_), Protocol::Tcp) | (None, _) => Ok(request),
     }
 }
+
+/// The outcome of a client that cannot be read or written.
+fn lost(error: &io::Error) -> Outcome {
+    let reason =
+        if error.kind() == io::ErrorKind::InvalidData { Reason::ProtocolViolation } else { Reason::ClientClosed };
+    Outcome::new(reason, format_args!("client: {error}"))
+}
+
+/// Detail for a check that has panicked.
+pub(crate) const FAULT: &str = "an internal error prevented the authentication";

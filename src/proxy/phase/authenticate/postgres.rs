@@ -7,12 +7,11 @@ use std::time::Instant;
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
-use tracing::debug;
 
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::audit::event::ConnectionFields;
-use crate::credential::clients::{Client, Password, TwoClients};
+use crate::credential::clients::{Client, Password};
 use crate::credential::credentials::Credentials;
 use crate::credential::login::{Login, Proof};
 use crate::credential::scram;
@@ -21,7 +20,8 @@ use crate::limit::attempts::Turn;
 use crate::login::postgres::client::{Claim, ClientLogin, ClientStep, FailedClient, ProvenClient};
 use crate::login::postgres::parameters::StartupParameters;
 use crate::outcome::{Outcome, Reason};
-use crate::proxy::phase::authenticate::Access;
+use crate::proxy::phase::authenticate::certificate::owner;
+use crate::proxy::phase::authenticate::{Access, Opening, lost};
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
@@ -65,7 +65,12 @@ pub(crate) async fn authenticate(
             let upstream_user = credentials.upstream_user(&login.client).to_owned();
             match parameters.rewritten(&upstream_user) {
                 Ok(startup) => {
-                    let access = Some(Box::new(Access { login, upstream_user, startup, credentials }));
+                    let access = Some(Box::new(Access {
+                        login,
+                        upstream_user,
+                        opening: Opening::Postgres(startup),
+                        credentials,
+                    }));
                     Ok(SessionRequest { authorized, buffered: rest, access })
                 }
                 Err(error) => {
@@ -107,7 +112,7 @@ impl Attempt<'_> {
         let greeting = self.parameters.negotiation().unwrap_or_default();
         if let Some(client) = self.certified() {
             send(self.authorized, &greeting).await?;
-            return Ok(End::Admitted(Login { client, by: Proof::Certificate }, Vec::new()));
+            return Ok(End::Admitted(Login::new(client, Proof::Certificate), Vec::new()));
         }
         let Some(nonce) = scram::nonce() else {
             return Ok(End::Lost(Outcome::new(Reason::IoError, "the system has no random numbers")));
@@ -134,16 +139,8 @@ impl Attempt<'_> {
 
     /// The client whose user the certificate proves, if that is the user in the StartupMessage.
     fn certified(&self) -> Option<Arc<Client>> {
-        let identity = self.authorized.identity.as_ref()?;
-        let owner = match self.credentials.clients.by_certificate(identity.names()) {
-            Ok(owner) => owner?,
-            Err(TwoClients([first, second])) => {
-                let (listener, [first, second]) = (&self.authorized.policy.name, [&first.user, &second.user]);
-                debug!(%listener, first, second, "client certificate has names of two clients, asking for a password");
-                return None;
-            }
-        };
-        (!owner.is_disabled && self.parameters.user() == Some(owner.user.as_str())).then(|| Arc::clone(owner))
+        let owner = owner(self.authorized, self.credentials)?;
+        (self.parameters.user() == Some(owner.user.as_str())).then(|| Arc::clone(owner))
     }
 
     /// Exchanges the messages of SCRAM.
@@ -204,18 +201,12 @@ fn binding(authorized: &AuthorizedClient) -> Option<Vec<u8>> {
 }
 
 fn login(client: &Arc<Client>, password: &Arc<Password>) -> Login {
-    Login { client: Arc::clone(client), by: Proof::Password(Arc::clone(password)) }
+    Login::new(Arc::clone(client), Proof::Password(Arc::clone(password)))
 }
 
 async fn send(authorized: &mut AuthorizedClient, bytes: &[u8]) -> io::Result<()> {
     authorized.client.write_all(bytes).await?;
     authorized.client.flush().await
-}
-
-fn lost(error: &io::Error) -> Outcome {
-    let reason =
-        if error.kind() == io::ErrorKind::InvalidData { Reason::ProtocolViolation } else { Reason::ClientClosed };
-    Outcome::new(reason, format_args!("client: {error}"))
 }
 
 /// psql does so to ask its user for the password, and connects again.

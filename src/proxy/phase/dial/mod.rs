@@ -2,7 +2,6 @@
 //! connection.
 
 pub(crate) mod hold;
-pub(crate) mod login;
 
 use std::mem;
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use crate::proxy::phase::authenticate::Access;
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::{Close, StartupState};
 use crate::proxy::phase::dial::hold::{HoldOutcome, RetryHold};
-use crate::proxy::phase::dial::login::DatabaseLogin;
 use crate::proxy::phase::startup::SessionRequest;
 use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
@@ -28,6 +26,7 @@ use crate::upstream::dial::{
     ConnectedUpstream, EndpointError, EndpointFault, dial_any_role, dial_endpoint, unresolved,
 };
 use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
+use crate::upstream::login::{DatabaseLogin, LoggedIn};
 use crate::upstream::probe::share;
 use crate::upstream::proxy_header;
 use crate::upstream::record::{record_failure, record_healthy};
@@ -128,11 +127,16 @@ impl Candidates {
                     let connected = Box::pin(login.dial(&endpoint, upstream, header, deadline)).await;
                     connected.map_err(|failed| failed.into_error(self.has_waited()))
                 }
-                None => dial_endpoint(&endpoint, upstream, header, deadline).await.map(|stream| (stream, Vec::new())),
+                None => {
+                    let dialed = dial_endpoint(&endpoint, upstream, header, deadline).await;
+                    dialed.map(|stream| LoggedIn { stream, greeting: Vec::new(), redis: None })
+                }
             };
             self.time_left = self.time_left.saturating_sub(start.elapsed());
             match connected {
-                Ok((stream, greeting)) => return Ok(ConnectedUpstream { stream, endpoint, greeting }),
+                Ok(LoggedIn { stream, greeting, redis }) => {
+                    return Ok(ConnectedUpstream { stream, endpoint, greeting, redis });
+                }
                 Err(endpoint_error) => self.reject(&endpoint, upstream, endpoint_error),
             }
         }
@@ -202,7 +206,7 @@ pub(crate) async fn dial(
             None => {
                 let AuthorizedClient { client, identity, .. } = &request.authorized;
                 let header = proxy_header::client_header(client, identity.as_deref(), &policy.upstream, fields);
-                let login = request.access.as_deref().map(|access| DatabaseLogin::new(access, policy));
+                let login = request.access.as_deref().map(|access| access.database_login(policy));
                 match candidates.dial_next(&policy.upstream, &header, login).await {
                     Ok(connected) => {
                         // `select` may still reject the endpoint; the next waiting client may dial meanwhile.

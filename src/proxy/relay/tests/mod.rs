@@ -23,7 +23,7 @@ use crate::tls::engine::TlsEngine;
 use crate::tls::fixtures::{TlsOptions, test_bytes};
 use crate::transport::socket::Socket;
 use crate::transport::tls_stream::TlsStream;
-use crate::transport::{Stream, UpstreamStream};
+use crate::transport::{ClientStream, Stream, UpstreamStream};
 
 const TLS_OPTIONS: TlsOptions = TlsOptions { suite: 0, record: None, client_auth: false };
 
@@ -38,7 +38,7 @@ const LONG: Duration = Duration::from_secs(3600);
 
 fn relay(protocol: Protocol, client: ClientStream, upstream: UpstreamStream, half_close_timeout: Duration) -> Relay {
     Relay {
-        client,
+        client: Inbound::new(client, None),
         upstream: Outbound::new(upstream, protocol, None),
         upstream_tls: None,
         sends_proxy_header: false,
@@ -84,7 +84,7 @@ impl Session {
 
     /// Whether the client's socket has not accepted all bytes yet.
     async fn stalls(&mut self) -> bool {
-        poll_fn(|cx| Poll::Ready(Pin::new(&mut self.relay.client).poll_flush(cx).is_pending())).await
+        poll_fn(|cx| Poll::Ready(Pin::new(self.relay.client.writer()).poll_flush(cx).is_pending())).await
     }
 
     /// Terminates the session. Returns the client, its farewell, and the upstream.
