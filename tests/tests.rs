@@ -58,6 +58,8 @@ mod commands;
 mod config;
 /// `[listener.credentials]` with PostgreSQL.
 mod credentials_postgres;
+/// The same with Redis.
+mod credentials_redis;
 /// Certificate revocation lists.
 mod crl;
 /// `dead_peer_timeout`.

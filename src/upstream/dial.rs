@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::addr::UpstreamAddr;
 use crate::descriptors::is_local_shortage;
+use crate::login::redis::upstream::DefaultUser;
 use crate::outcome::Reason;
 use crate::protocol::redis;
 use crate::protocol::redis::{NoRole, Role, RoleParser, RoleReply};
@@ -22,7 +23,6 @@ use crate::transport::{Stream, UpstreamStream};
 use crate::upstream::Upstream;
 use crate::upstream::connect::{connect, within};
 use crate::upstream::endpoint::{ConfiguredAddress, Endpoint};
-use crate::upstream::login::redis::RedisAccess;
 use crate::upstream::record::record_role;
 
 #[derive(Debug)]
@@ -31,8 +31,8 @@ pub(crate) struct ConnectedUpstream {
     pub(crate) endpoint: Endpoint,
     /// What it has sent for the client after Portcullis has authenticated to it; empty without `[listener.credentials]`.
     pub(crate) greeting: Vec<u8>,
-    /// How to authenticate to it again; `None` for PostgreSQL and without `[listener.credentials]`.
-    pub(crate) redis: Option<RedisAccess>,
+    /// What Redis demands of a client that has not authenticated; `None` for PostgreSQL and without `[listener.credentials]`.
+    pub(crate) default_user: Option<DefaultUser>,
 }
 
 /// Why an endpoint cannot serve a session.

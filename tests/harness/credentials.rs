@@ -1,8 +1,10 @@
 //! The files of `[listener.credentials]`.
 
+use std::fs;
+
 use super::portcullis::executable;
 use super::program::{run, run_with_input};
-use super::{Listener, TestDir};
+use super::{Listener, Portcullis, TestDir};
 
 /// A password that `portcullis password add` accepts. Tests look for it in logs and answers.
 pub(crate) const PASSWORD: &str = "Apples-4-pears";
@@ -44,4 +46,19 @@ pub(crate) fn set_client(site: &TestDir, verb: &str, user: &str) {
     let mut command = executable();
     command.args(["password", verb, user, "-f"]).arg(site.path("clients.toml"));
     run(&mut command).success();
+}
+
+/// Checks that no output of the program has a password or a verifier.
+pub(crate) fn assert_no_secret(mut portcullis: Portcullis) {
+    let status = portcullis.ask("GET", "/v1/status").1.to_string();
+    let clients = fs::read_to_string(portcullis.site.path("clients.toml")).unwrap();
+    let verifiers = clients.split('"').filter_map(|text| text.rsplit_once('$')).flat_map(|(_, keys)| keys.split(':'));
+    let errors = portcullis.errors();
+    let (_, events) = portcullis.stop();
+    let log: String = events.iter().map(|event| event.0.to_string()).collect();
+    for secret in [PASSWORD, OTHER_PASSWORD, DATABASE_PASSWORD].into_iter().chain(verifiers) {
+        for output in [&status, &errors, &log] {
+            assert!(!output.contains(secret), "{secret} is in {output}");
+        }
+    }
 }

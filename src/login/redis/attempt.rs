@@ -24,6 +24,15 @@ pub(crate) enum Verdict<'a> {
     Wrong,
 }
 
+/// What the first right password of a connection leads to, once the database has accepted Portcullis.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// The reply, if Portcullis gives it.
+    pub(crate) reply: &'static [u8],
+    /// What the database receives. Its replies go to the client.
+    pub(crate) command: Zeroizing<Vec<u8>>,
+}
+
 #[derive(Clone, Copy)]
 struct Pair {
     /// `None` for the user `default`, in an AUTH with one argument.
@@ -75,6 +84,27 @@ impl Attempt {
         let is_same = |pair: &Pair| pair.user.map(|user| self.word(user)) == first.user.map(|user| self.word(user));
         let is_equal = |pair: &Pair| is_same(pair) && self.word(pair.password) == self.word(first.password);
         rest.iter().all(is_equal).then(|| self.word(first.password))
+    }
+
+    /// For the first right password of a connection. The database is not asked to authenticate twice: its password may have been
+    /// changed since.
+    pub(crate) fn into_opening(self) -> Opening {
+        if self.is_auth() {
+            return Opening { reply: b"+OK\r\n", command: Zeroizing::default() };
+        }
+        let is_pair = |index| {
+            self.pairs.iter().any(|pair| {
+                // AUTH, the user and the password.
+                pair.user.is_some_and(|user| index + 1 == user || index == user) || index == pair.password
+            })
+        };
+        let rest = self.words.iter().enumerate().filter(|(index, _)| !is_pair(*index));
+        let rest: Vec<&[u8]> = rest.map(|(_, word)| word.as_slice()).collect();
+        Opening { reply: b"", command: encode::command(&rest) }
+    }
+
+    fn is_auth(&self) -> bool {
+        self.words.first().is_some_and(|name| name.eq_ignore_ascii_case(b"AUTH"))
     }
 
     /// The command for the database. It has no password of the client. One that is wrong always fails there, so that the reply of

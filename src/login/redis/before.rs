@@ -13,7 +13,7 @@ use crate::protocol::redis::commands::syntax::number;
 pub(crate) enum Event {
     /// The client receives these bytes.
     Reply(Vec<u8>),
-    /// The client has sent a password. If it is right, [`Attempt::into_command`] goes to the database, and the rest of the chunk
+    /// The client has sent a password. If it is right, [`Attempt::into_opening`] tells what happens, and the rest of the chunk
     /// follows through a [`super::translate::Translator`]. If it is wrong, the client receives [`WRONG_PASSWORD`], and the
     /// conversation continues.
     Attempt(Attempt),

@@ -13,10 +13,10 @@ use zeroize::Zeroizing;
 
 use crate::login::redis::attempt::{Attempt, Verdict};
 use crate::login::redis::translate::{Step, Translator};
-use crate::proxy::phase::authenticate::{FAULT, Opening};
+use crate::login::redis::upstream::DefaultUser;
+use crate::proxy::phase::authenticate::FAULT;
 use crate::proxy::relay::reauthenticate::{Account, Checked, Checking};
 use crate::transport::ClientStream;
-use crate::upstream::login::redis::RedisAccess;
 
 /// The client of a session. Reading from it yields what the upstream receives.
 #[derive(Debug)]
@@ -78,14 +78,13 @@ impl AsyncRead for Inbound {
 }
 
 impl PasswordTranslation {
-    /// Sends the command by which the client has authenticated, then translates `waiting`, which the client has sent after it.
-    pub(crate) fn new(access: RedisAccess, opening: Opening, account: Account, waiting: Vec<u8>) -> Self {
-        let RedisAccess { default_user, credentials } = access;
-        let first = match opening {
-            Opening::Redis(Some(attempt)) => attempt.into_command(Verdict::Right(&credentials)),
-            // With a certificate it has sent none. PostgreSQL has no passwords to translate.
-            Opening::Redis(None) | Opening::Postgres(_) => Zeroizing::default(),
-        };
+    /// Sends `first`, then translates `waiting`, which the client has sent after it.
+    pub(crate) fn new(
+        default_user: DefaultUser,
+        account: Account,
+        first: Zeroizing<Vec<u8>>,
+        waiting: Vec<u8>,
+    ) -> Self {
         Self {
             translator: Translator::new(default_user),
             waiting: Unsent { bytes: waiting.into(), taken: 0 },

@@ -13,9 +13,12 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+use zeroize::Zeroizing;
 
 use crate::credential::credentials::Credentials;
 use crate::limit::sessions::SessionPermit;
@@ -24,6 +27,7 @@ use crate::outcome::{ByteCounts, Outcome, Reason};
 use crate::policy::ListenerPolicy;
 use crate::protocol::Protocol;
 use crate::protocol::farewell::farewell_message;
+use crate::proxy::phase::authenticate::{Access, Opening};
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::{Close, Farewell, StartupState};
 use crate::proxy::phase::dial::Dialed;
@@ -72,13 +76,22 @@ impl Relay {
     ) -> Self {
         let SelectedUpstream { dialed: Dialed { authorized, connected, buffered, access }, startup } = selected;
         let AuthorizedClient { client, policy, .. } = authorized;
-        let (passwords, buffered) = match access.zip(connected.redis) {
-            Some((access, redis)) => {
-                let account = account(&policy, access.credentials);
-                (Some(Box::new(PasswordTranslation::new(redis, access.opening, account, buffered))), Vec::new())
-            }
-            None => (None, buffered),
-        };
+        let (mut passwords, mut reply, mut buffered) = (None, &b""[..], buffered);
+        if let Some((access, default_user)) = access.zip(connected.default_user) {
+            let Access { opening, credentials, .. } = *access;
+            let first = match opening {
+                Opening::Redis(Some(attempt)) => {
+                    let opening = attempt.into_opening();
+                    reply = opening.reply;
+                    opening.command
+                }
+                // A client with a certificate has sent none. PostgreSQL has no passwords to translate.
+                Opening::Redis(None) | Opening::Postgres(_) => Zeroizing::default(),
+            };
+            let account = account(&policy, credentials);
+            let waiting = mem::take(&mut buffered);
+            passwords = Some(Box::new(PasswordTranslation::new(default_user, account, first, waiting)));
+        }
         Self {
             client: Inbound::new(client, passwords),
             upstream: Outbound::new(connected.stream, policy.protocol, startup),
@@ -86,7 +99,7 @@ impl Relay {
             sends_proxy_header: policy.upstream.settings.proxy_header.is_some(),
             protocol: policy.protocol,
             inbound: Flow::new(buffered),
-            outbound: Flow::new(Vec::new()),
+            outbound: Flow::new(reply.to_vec()),
             first_end: None,
             lost_before_response: false,
             is_terminated: false,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::credential::upstream_passwords::UpstreamPasswords;
+use crate::login::redis::upstream::DefaultUser;
 use crate::outcome::Reason;
 use crate::printable;
 use crate::transport::UpstreamStream;
@@ -17,7 +18,6 @@ use crate::upstream::Upstream;
 use crate::upstream::dial::{EndpointError, unsuitable};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::login::postgres::PostgresLogin;
-use crate::upstream::login::redis::RedisAccess;
 
 /// How Portcullis authenticates for one client.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +32,8 @@ pub(crate) struct LoggedIn {
     pub(crate) stream: UpstreamStream,
     /// What the client has to receive first; nothing from Redis.
     pub(crate) greeting: Vec<u8>,
-    /// How to authenticate again on this stream; `None` for PostgreSQL.
-    pub(crate) redis: Option<RedisAccess>,
+    /// What Redis demands of a client that has not authenticated; `None` for PostgreSQL.
+    pub(crate) default_user: Option<DefaultUser>,
 }
 
 /// A user of the database, as which Portcullis acts.
@@ -63,11 +63,11 @@ impl DatabaseLogin<'_> {
         match self {
             Self::Postgres(login) => {
                 let (stream, greeting) = login.dial(endpoint, upstream, header, deadline).await?;
-                Ok(LoggedIn { stream, greeting, redis: None })
+                Ok(LoggedIn { stream, greeting, default_user: None })
             }
             Self::Redis(user) => {
-                let (stream, access) = user.dial_redis(endpoint, upstream, header, deadline).await?;
-                Ok(LoggedIn { stream, greeting: Vec::new(), redis: Some(access) })
+                let (stream, default_user) = user.dial_redis(endpoint, upstream, header, deadline).await?;
+                Ok(LoggedIn { stream, greeting: Vec::new(), default_user: Some(default_user) })
             }
         }
     }

@@ -15,14 +15,6 @@ use crate::upstream::dial::{CLOSED_WITHOUT_RESPONSE, check_role, closed_early, d
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::login::{DatabaseUser, LoginError};
 
-/// What a login has found out about a server.
-#[derive(Debug)]
-pub(crate) struct RedisAccess {
-    pub(crate) default_user: DefaultUser,
-    /// Those that the server has accepted.
-    pub(crate) credentials: UpstreamCredentials,
-}
-
 impl DatabaseUser<'_> {
     /// Dials an endpoint by `deadline` and authenticates. With `target = "master"` only a master is accepted.
     pub(crate) async fn dial_redis(
@@ -31,7 +23,7 @@ impl DatabaseUser<'_> {
         upstream: &Upstream,
         header: &[u8],
         deadline: Instant,
-    ) -> Result<(UpstreamStream, RedisAccess), LoginError> {
+    ) -> Result<(UpstreamStream, DefaultUser), LoginError> {
         let mut stream = dial_any_role(endpoint, upstream, header, deadline).await?;
         let mut untried = self.passwords.in_order(self.name).into_iter();
         let mut entry = untried.next();
@@ -45,7 +37,7 @@ impl DatabaseUser<'_> {
                 LoginOutcome::Accepted(default_user) => {
                     self.note_accepted(endpoint, upstream, tried.last().copied());
                     check_role(&mut stream, endpoint, upstream, deadline).await?;
-                    return Ok((stream, RedisAccess { default_user, credentials }));
+                    return Ok((stream, default_user));
                 }
                 LoginOutcome::WrongPassword => match untried.next() {
                     Some(next) => entry = Some(next),

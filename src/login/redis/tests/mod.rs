@@ -64,7 +64,9 @@ fn play<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, credentials: &UpstreamCr
                     played.state = State::Closed;
                 }
                 Event::Attempt(attempt) if is_right(&attempt) => {
-                    played.to_upstream.extend_from_slice(&attempt.into_command(Verdict::Right(credentials)));
+                    let opening = attempt.into_opening();
+                    played.to_client.extend(opening.reply);
+                    played.to_upstream.extend_from_slice(&opening.command);
                     played.state = State::Open;
                 }
                 Event::Attempt(_) => played.to_client.extend(WRONG_PASSWORD),

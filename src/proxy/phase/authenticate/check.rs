@@ -102,5 +102,4 @@ impl Claim {
 }
 
 /// The checks that run at once in this process. More would only slow each other down, and the sessions too.
-static CHECKS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(available_parallelism().map_or(1, usize::from)));
+static CHECKS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(available_parallelism().map_or(1, usize::from)));

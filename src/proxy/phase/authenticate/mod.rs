@@ -53,8 +53,7 @@ impl Access {
 
     /// How Portcullis authenticates to the database for this client.
     pub(crate) fn database_login<'a>(&'a self, policy: &'a ListenerPolicy) -> DatabaseLogin<'a> {
-        let user =
-            DatabaseUser { name: &self.upstream_user, passwords: &self.credentials(policy).upstream_passwords };
+        let user = DatabaseUser { name: &self.upstream_user, passwords: &self.credentials(policy).upstream_passwords };
         match &self.opening {
             Opening::Postgres(startup) => DatabaseLogin::Postgres(PostgresLogin { user, startup }),
             Opening::Redis(_) => DatabaseLogin::Redis(user),

@@ -31,13 +31,8 @@ pub(crate) async fn authenticate(
     let SessionRequest { mut authorized, buffered: _, access: _ } = request;
     let handshake_timeout = authorized.policy.limits.handshake_timeout;
     let mut failed = None;
-    let dialogue = Dialogue {
-        authorized: &mut authorized,
-        credentials: &credentials,
-        audit,
-        fields,
-        failed: &mut failed,
-    };
+    let dialogue =
+        Dialogue { authorized: &mut authorized, credentials: &credentials, audit, fields, failed: &mut failed };
     let end = match timeout(handshake_timeout, dialogue.run()).await {
         Ok(Ok(end)) => end,
         Ok(Err(error)) => End::Closed { reply: Vec::new(), outcome: lost(&error) },
