@@ -72,6 +72,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "upstream",
         &[
+            "printable",
             "addr",
             "outcome",
             "fault",
@@ -79,7 +80,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "protocol/redis",
             "protocol",
             "limit",
+            "x509",
             "identity",
+            "credential",
+            "login",
             "tls",
             "tls/upstream",
             "transport",

@@ -230,8 +230,9 @@ fn certificate_of_a_client_needs_no_password() {
     another.ask(b"PING\r\n", b"+PONG\r\n");
     let seen = portcullis.seen();
     portcullis.applies(|| set_client(&portcullis.site, "disable", "web"));
-    let closed = portcullis.event_after(seen, "an end", |event| is_closed(event) && event.text("user") == "web");
-    assert_eq!(closed.reason(), "credential_revoked");
+    let closed = portcullis.event_after(seen, "an end", is_closed);
+    assert_eq!((closed.reason(), closed.text("user")), ("credential_revoked", "web"));
+    assert_eq!(closed.number("source_port"), another.port().into());
     portcullis.client().showing(&web).connect().ask(b"PING\r\n", NO_AUTH);
     with.ask(b"PING\r\n", NO_AUTH);
 }
@@ -288,6 +289,7 @@ fn session_that_may_act_as_two_users_of_the_database_ends_with_either() {
     let closed = portcullis.event_after(seen, "an end", is_closed);
     assert_eq!((closed.reason(), closed.number("source_port")), ("credential_revoked", connection.port().into()));
     assert!(closed.text("detail").contains("\"app\" is disabled"), "{}", closed.0);
+    assert_eq!(closed.text("user"), "job", "it was the last one");
     job.ask(b"PING\r\n", b"+PONG\r\n");
 }
 

@@ -75,7 +75,7 @@ impl PasswordCheck {
         Self { password, candidates, iterations: clients.iterations() }
     }
 
-    /// The valid passwords of a user, whom nobody may be.
+    /// The valid passwords of a user, who may not exist.
     pub(crate) fn candidates(client: Option<&Arc<Client>>, now: OffsetDateTime) -> Vec<Arc<Password>> {
         client.into_iter().flat_map(|client| client.valid_passwords(now)).cloned().collect()
     }

@@ -89,10 +89,15 @@ impl ConnectionRecord {
         self.shared.audit.opened(&self.fields, issuer);
     }
 
-    /// Notes that the session used its rule and certificate until now. Call it when the relay has ended.
-    pub(crate) fn note_last_use(&self, guard: &ConnectionGuard) {
+    /// Notes that the session used its rule, certificate and password until now. Call it when the relay has ended.
+    pub(crate) fn note_last_use(&mut self, guard: &ConnectionGuard) {
+        let Some(session) = guard.session() else { return };
+        if let Some(login) = &session.authorization.login {
+            // A client of Redis may have become another one.
+            self.fields.user = Some(login.client.user.as_str().into());
+        }
         let snapshot = self.shared.current.borrow().clone();
-        if let (Some(policy), Some(session)) = (snapshot.named(&self.fields.listener), guard.session()) {
+        if let Some(policy) = snapshot.named(&self.fields.listener) {
             policy.usage.note_end(&session.authorization, self.fields.client, OffsetDateTime::now_utc());
         }
     }

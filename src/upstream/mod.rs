@@ -41,7 +41,7 @@ pub struct Upstream {
     pub dead_peer_timeout: Duration,
     /// Bounds the concurrent name lookups.
     pub resolving: Arc<Semaphore>,
-    /// As whom health checks authenticate. `None` without `[listener.credentials]`, and if every client acts as its own user.
+    /// The user of health checks. `None` without `[listener.credentials]`, and if every client acts as its own user.
     pub(crate) user: Option<UpstreamUser>,
 }
 
