@@ -232,7 +232,7 @@ fn certificate_of_a_client_needs_no_password() {
     portcullis.applies(|| set_client(&portcullis.site, "disable", "web"));
     let closed = portcullis.event_after(seen, "an end", is_closed);
     assert_eq!((closed.reason(), closed.text("user")), ("credential_revoked", "web"));
-    assert_eq!(closed.number("source_port"), another.port().into());
+    assert_eq!(closed.number("source_port"), u64::from(another.port()));
     portcullis.client().showing(&web).connect().ask(b"PING\r\n", NO_AUTH);
     with.ask(b"PING\r\n", NO_AUTH);
 }

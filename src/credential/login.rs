@@ -17,7 +17,7 @@ pub(crate) struct Login {
     pub(crate) by: Proof,
     /// Earlier logins of the same session that still count: the database may still act on them, because it has not acted on the
     /// present one (an AUTH within MULTI that is discarded). They have no earlier ones themselves.
-    earlier: Vec<Login>,
+    earlier: Vec<Self>,
 }
 
 /// A password of a client as something that sessions use. Another verifier under the same ID is another one; another expiry is not.
