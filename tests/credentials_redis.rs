@@ -333,6 +333,18 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
 }
 
 #[test]
+fn client_that_authenticates_again_is_not_affected_by_a_new_password_of_the_database() {
+    let redis = keyed();
+    let portcullis = before(&redis);
+    portcullis.applies(|| portcullis.site.replace("db.password", "open sesame\nnew secret\n"));
+    let mut connection = session(&portcullis, "app", PASSWORD);
+    direct(&redis, &["ACL", "SETUSER", "keyed", "resetpass", ">new secret"]);
+    connection.ask(&auth("app", PASSWORD), b"+OK\r\n");
+    connection.ask(&auth("app", "Wrong-1-password"), WRONG);
+    connection.ask(b"PING\r\n", b"+PONG\r\n");
+}
+
+#[test]
 fn database_that_rejects_every_password_is_reported_without_its_reason_to_clients() {
     let redis = keyed();
     let portcullis = before(&redis);

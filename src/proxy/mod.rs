@@ -28,7 +28,6 @@ use tokio::time::{sleep, timeout_at};
 use crate::limit::handshakes::HandshakePermit;
 use crate::limit::rate_limiter::RateDecision;
 use crate::outcome::{Outcome, Reason};
-use crate::policy::ListenerPolicy;
 use crate::proxy::accepted::{
     AcceptedConnection, Admission, NewConnection, Shared, finish_handshake, handshake_displaced,
 };
@@ -204,9 +203,9 @@ async fn connect(
         match select(dialed, &mut candidates).await? {
             Selected::Session(selected) => {
                 selected.dialed.authorized.policy.upstream.endpoints.outage().end();
-                let account = |policy: &Arc<ListenerPolicy>, credentials| {
+                let account = |start| {
                     let fields = record.fields().clone();
-                    Account::new(record.shared(), guard.handle(), fields, Arc::clone(policy), credentials)
+                    Account::new(record.shared(), guard.handle(), fields, start)
                 };
                 return Ok(Established::Session(Box::new(Relay::new(*selected, permit, account))));
             }

@@ -20,11 +20,9 @@ use std::task::{Context, Poll};
 
 use zeroize::Zeroizing;
 
-use crate::credential::credentials::Credentials;
 use crate::limit::sessions::SessionPermit;
 use crate::metrics::relayed::ByteMeter;
 use crate::outcome::{ByteCounts, Outcome, Reason};
-use crate::policy::ListenerPolicy;
 use crate::protocol::Protocol;
 use crate::protocol::farewell::farewell_message;
 use crate::proxy::phase::authenticate::{Access, Opening};
@@ -37,7 +35,7 @@ use crate::proxy::relay::flow::{Flow, FlowError};
 use crate::proxy::relay::idle::IdleTimer;
 use crate::proxy::relay::inbound::{Inbound, PasswordTranslation};
 use crate::proxy::relay::outbound::Outbound;
-use crate::proxy::relay::reauthenticate::Account;
+use crate::proxy::relay::reauthenticate::{Account, Start};
 use crate::session::registry::ConnectionGuard;
 use crate::session::registry::state::ClosedSide;
 use crate::tls::upstream::UpstreamTls;
@@ -72,7 +70,7 @@ impl Relay {
     pub(crate) fn new(
         selected: SelectedUpstream,
         permit: SessionPermit,
-        account: impl FnOnce(&Arc<ListenerPolicy>, Arc<Credentials>) -> Account,
+        account: impl FnOnce(Start) -> Account,
     ) -> Self {
         let SelectedUpstream { dialed: Dialed { authorized, connected, buffered, access }, startup } = selected;
         let AuthorizedClient { client, policy, .. } = authorized;
@@ -88,7 +86,8 @@ impl Relay {
                 // A client with a certificate has sent none. PostgreSQL has no passwords to translate.
                 Opening::Redis(None) | Opening::Postgres(_) => Zeroizing::default(),
             };
-            let account = account(&policy, credentials);
+            let start = Start { policy: Arc::clone(&policy), credentials, endpoint: connected.endpoint };
+            let account = account(start);
             let waiting = mem::take(&mut buffered);
             passwords = Some(Box::new(PasswordTranslation::new(default_user, account, first, waiting)));
         }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use crate::audit::event::ConnectionFields;
 use crate::credential::credentials::Credentials;
@@ -17,7 +18,9 @@ use crate::policy::{ListenerPolicy, Snapshot};
 use crate::proxy::accepted::Shared;
 use crate::proxy::phase::authenticate::check::Claim;
 use crate::session::registry::ConnectionHandle;
+use crate::upstream::endpoint::Endpoint;
 use crate::upstream::login::DatabaseUser;
+use crate::upstream::{Upstream, proxy_header};
 
 /// Who a client of a session is, and by which policy that is decided. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -28,9 +31,17 @@ struct Inner {
     shared: Arc<Shared>,
     connection: ConnectionHandle,
     fields: ConnectionFields,
-    /// Those with which the session began. Only used while the policy has none.
-    policy: Arc<ListenerPolicy>,
-    credentials: Arc<Credentials>,
+    start: Start,
+}
+
+/// With what a session has begun.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// Only used while the listener no longer exists.
+    pub(crate) policy: Arc<ListenerPolicy>,
+    /// Only used while the policy has none.
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) endpoint: Endpoint,
 }
 
 /// The check of a password.
@@ -62,10 +73,9 @@ impl Account {
         shared: Arc<Shared>,
         connection: ConnectionHandle,
         fields: ConnectionFields,
-        policy: Arc<ListenerPolicy>,
-        credentials: Arc<Credentials>,
+        start: Start,
     ) -> Self {
-        Self(Arc::new(Inner { shared, connection, fields, policy, credentials }))
+        Self(Arc::new(Inner { shared, connection, fields, start }))
     }
 
     /// Checks a password by the policy in force. If it is right, the session belongs to its user from then on.
@@ -80,8 +90,8 @@ impl Account {
 
 impl Inner {
     fn in_force(&self, snapshot: &Snapshot) -> (Arc<ListenerPolicy>, Arc<Credentials>) {
-        let policy = snapshot.named(&self.fields.listener).unwrap_or(&self.policy);
-        (Arc::clone(policy), Arc::clone(policy.credentials.as_ref().unwrap_or(&self.credentials)))
+        let policy = snapshot.named(&self.fields.listener).unwrap_or(&self.start.policy);
+        (Arc::clone(policy), Arc::clone(policy.credentials.as_ref().unwrap_or(&self.start.credentials)))
     }
 
     async fn check(&self, claim: Claim, shown_user: &str) -> Checked {
@@ -95,18 +105,28 @@ impl Inner {
             }
         };
         match self.adopt(&login) {
-            Some(credentials) => {
-                let name = credentials.upstream_user(&login.client);
-                let passwords = &credentials.upstream_passwords;
+            Some((policy, credentials)) => {
+                let (name, passwords) = (credentials.upstream_user(&login.client), &credentials.upstream_passwords);
                 let user = DatabaseUser { name, passwords };
+                if passwords.count() > 1 {
+                    self.learn(&policy.upstream, user).await;
+                }
                 Checked::Right(user.redis_credentials(passwords.in_order(name).first()))
             }
             None => Checked::Wrong,
         }
     }
 
-    /// Makes a login that of the session. Returns the credentials in force; `None` if they do not accept it any more.
-    fn adopt(&self, login: &Login) -> Option<Arc<Credentials>> {
+    /// Finds out which password the server accepts now, on a connection of its own: the one that worked last may be the old one.
+    async fn learn(&self, upstream: &Upstream, user: DatabaseUser<'_>) {
+        let deadline = Instant::now() + upstream.settings.connect_timeout;
+        let header = proxy_header::own_header(upstream);
+        // If the server cannot be reached, the password that worked last is the best guess.
+        let _ = user.dial_redis(&self.start.endpoint, upstream, &header, deadline).await;
+    }
+
+    /// Makes a login that of the session. Returns what is in force; `None` if that does not accept the login any more.
+    fn adopt(&self, login: &Login) -> Option<(Arc<ListenerPolicy>, Arc<Credentials>)> {
         let mut is_adopted = false;
         loop {
             let snapshot = Arc::clone(&self.shared.current.borrow());
@@ -130,7 +150,7 @@ impl Inner {
                     is_adopted |= self.connection.replace(&session, authorization);
                     // A reload from here on finds the new login. A reload just before may have missed it.
                     if is_adopted && self.shared.current.borrow().generation == snapshot.generation {
-                        return Some(credentials);
+                        return Some((policy, credentials));
                     }
                 }
                 Err(revoked) if is_adopted => {
