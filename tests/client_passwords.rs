@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::{Child, Stdio};
+use std::sync::Mutex;
 use std::thread;
 
 use portcullis::internals::timestamp;
@@ -16,7 +17,8 @@ use crate::credentials_postgres::{ask, keyed};
 use crate::harness::api::{Api, ApiReply};
 use crate::harness::credentials::{OTHER_PASSWORD, PASSWORD, add_password, set_client, site, with_credentials};
 use crate::harness::guide::document;
-use crate::harness::program::free_address;
+use crate::harness::portcullis::executable;
+use crate::harness::program::{free_address, run};
 use crate::harness::{Event, Listener, Portcullis, Postgres, TestDir, Upstream, eventually};
 use crate::postgres::{conninfo, psql};
 
@@ -373,6 +375,40 @@ fn concurrent_changes_are_all_made_and_an_outdated_one_is_refused() {
     let removed = gate.unix().request("DELETE", &target, &new, b"");
     assert_ne!(etag(&removed), new);
     removed.expect(204);
+}
+
+#[test]
+fn change_that_meets_one_of_the_command_is_made_or_refused_and_never_lost() {
+    let upstream = Upstream::silent();
+    let gate = Gate::with(site(), &with_credentials(Listener::postgres(&upstream)).to_string());
+    let file = gate.portcullis.site.path("clients.toml");
+    let by_command = |id: &str| {
+        let mut command = executable();
+        let outcome = run(command.args(["password", "add", "app", "--generate", "--id", id, "-f"]).arg(&file));
+        assert!(outcome.code == Some(0) || outcome.stderr.contains("was edited meanwhile"), "{}", outcome.stderr);
+        outcome.code == Some(0)
+    };
+    let by_api = |id: &str| {
+        let reply = gate.unix().post(PASSWORDS, &json!({ "id": id }));
+        let is_made = reply.status == 201;
+        assert!(is_made || reply.expect_error(409, "conflict").contains("was edited meanwhile"));
+        is_made
+    };
+    let all_made = Mutex::new(BTreeSet::from(["p1".to_owned()]));
+    let (made, by_command, by_api) = (&all_made, &by_command, &by_api);
+    thread::scope(|scope| {
+        for id in ["a", "b", "c", "d"] {
+            scope.spawn(move || by_command(id).then(|| made.lock().unwrap().insert(id.to_owned())));
+        }
+        for id in ["e", "f", "g", "h"] {
+            scope.spawn(move || by_api(id).then(|| made.lock().unwrap().insert(id.to_owned())));
+        }
+    });
+    let made = all_made.into_inner().unwrap();
+    eventually("all are in force", || {
+        let ids: BTreeSet<String> = gate.passwords().iter().map(|each| text(each, "id").to_owned()).collect();
+        (ids == made).then_some(())
+    });
 }
 
 #[test]

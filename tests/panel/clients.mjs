@@ -30,6 +30,7 @@ export async function password_is_generated_once_and_the_old_one_is_removed_with
   await press(page, 'review');
   const details = await plan(page);
   assert.match(details, /no session ends/i);
+  assert.match(details, /Run the command on the machine of the program/);
   assert.match(details, /portcullis password add app -f .*clients\.toml --generate --expires 30d/);
   assert.equal((await site.api('viewer', 'GET', '/v1/listeners/main/clients')).body.clients[0].passwords.length, 1, 'a plan changes nothing');
   await press(page, 'confirm');

@@ -126,7 +126,8 @@ export function clientsView(page, { name, parameters }) {
         key: 'users',
         label: 'Used by',
         className: 'c-wide',
-        cell: ({ password }) => untrusted(usersText(password ?? {}), { label: 'list of users', empty: 'nobody' }),
+        cell: ({ password }) =>
+          password ? untrusted(usersText(password), { label: 'list of users', empty: 'nobody' }) : null,
         sort: ({ password }) => usersText(password ?? {}),
       },
       {
@@ -261,7 +262,7 @@ export function clientsView(page, { name, parameters }) {
               ...(length ? ['--expires', length] : []),
             ]),
           ],
-          cliNote: 'Run it on the machine of the program.',
+          isLocal: true,
         };
       },
       show: ({ plan }) => ({
@@ -324,7 +325,7 @@ export function clientsView(page, { name, parameters }) {
           etag,
         },
         cli: [shellJoin(['portcullis', 'password', 'remove', user, password.id, '-f', seen.list.clients_file])],
-        cliNote: 'Run it on the machine of the program.',
+        isLocal: true,
       }),
       show: ({ plan }) => {
         const ended = plan.sessions_ended_count ?? 0;
