@@ -419,6 +419,14 @@ fn change_by_hand_is_detected_and_an_invalid_file_stays_as_it_is() {
     let tag = etag(&gate.unix().get(CLIENTS));
     add_password(&gate.portcullis.site, "app", OTHER_PASSWORD);
     gate.unix().request("POST", PASSWORDS, &tag, b"{}").expect_error(412, "precondition_failed");
+    // Another password under a known ID looks the same in the list.
+    let added = gate.file();
+    let first = added.split('"').find(|part| part.starts_with("SCRAM-SHA-256$")).unwrap().to_owned();
+    let second = added.split('"').rfind(|part| part.starts_with("SCRAM-SHA-256$")).unwrap().to_owned();
+    let [one, _] = added.split("    { id = \"p2\"").collect::<Vec<_>>().try_into().unwrap();
+    gate.portcullis.site.write("clients.toml", format!("{}]\n", one.replace(&first, &second)));
+    gate.unix().request("POST", PASSWORDS, &tag, b"{}").expect_error(412, "precondition_failed");
+    gate.portcullis.site.write("clients.toml", &added);
     // Without a precondition the change is made to the file as it is, and both come into force.
     assert_eq!(text(&add(&gate.unix(), &json!({})), "id"), "p3");
     assert_eq!(gate.passwords().len(), 3);

@@ -13,7 +13,7 @@ use crate::credential::clients::{Clients, SaltRule};
 use crate::credential::new_password::{NewPassword, NewPasswordError};
 use crate::credential::password::PasswordText;
 use crate::permissions;
-use crate::policy::{ListenerPolicy, Snapshot};
+use crate::policy::Snapshot;
 use crate::server::reload::change::{Affected, Edited, invalid_configuration, text_of, unknown_listener};
 
 /// A change whose password is known.
@@ -113,14 +113,15 @@ pub(crate) fn obstacle(file: &Path) -> Option<String> {
     Some(format!("{} {why}", directory.display()))
 }
 
+/// The clients of a listener; `None` if it does not authenticate them.
+pub(crate) fn clients_of<'s>(snapshot: &'s Snapshot, listener: &str) -> Option<&'s Clients> {
+    let credentials = snapshot.named(listener)?.credentials.as_ref()?;
+    Some(&credentials.clients)
+}
+
 /// The listeners of `after` whose clients differ from those in `before`, in the order of the configuration.
 pub(crate) fn changed_listeners(before: &Snapshot, after: &Snapshot) -> Vec<String> {
-    fn clients(policy: &ListenerPolicy) -> Option<&Clients> {
-        policy.credentials.as_ref().map(|credentials| &credentials.clients)
-    }
-    let is_changed = |policy: &ListenerPolicy| {
-        let twin = before.named(&policy.name).and_then(|twin| clients(twin));
-        clients(policy) != twin
-    };
-    after.listeners().iter().filter(|policy| is_changed(policy)).map(|policy| policy.name.to_string()).collect()
+    let is_changed = |name: &str| clients_of(after, name) != clients_of(before, name);
+    let names = after.listeners().iter().map(|policy| &*policy.name);
+    names.filter(|name| is_changed(name)).map(str::to_owned).collect()
 }

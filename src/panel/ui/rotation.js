@@ -122,9 +122,7 @@ export function rotationView(page, { parameters }) {
     if (!items) return;
     drawSources();
     const certificates = selected().filter((item) => item.kind !== 'source');
-    const byGroup = groupBy(certificates, (item) =>
-      JSON.stringify([item.listener, item.kind, item.user ?? null]),
-    );
+    const byGroup = groupBy(certificates, (item) => JSON.stringify([item.listener, item.kind, item.user ?? null]));
     const signature = JSON.stringify([...byGroup]);
     if (signature === last) return;
     last = signature;
@@ -226,7 +224,7 @@ function groupCard(items) {
           ? `To rotate it, replace its certificate and key files. ${APPLIED}`
           : kind === 'password'
             ? ['To rotate it, ', h('a', { href: link('clients', listener) }, 'add the new one next to it'), '.']
-          : `To rotate it, configure the new one next to it. Both are valid side by side. ${APPLIED}`,
+            : `To rotate it, configure the new one next to it. Both are valid side by side. ${APPLIED}`,
       ),
     );
   }

@@ -72,11 +72,7 @@ export function sessionsView(page, { parameters }) {
             className: 'c-state',
             cell: (row) =>
               row.unauthenticated
-                ? h(
-                    'span',
-                    { title: 'older than the credentials of the listener' },
-                    pill('warn', 'unauthenticated'),
-                  )
+                ? h('span', { title: 'older than the credentials of the listener' }, pill('warn', 'unauthenticated'))
                 : untrusted(row.user, { label: 'name' }),
           }
         : null,

@@ -248,7 +248,7 @@ impl ChangedFile {
     fn may_be_missing(&self, current: &Snapshot) -> bool {
         match self {
             Self::Sources { owner } => current.named(owner).is_some_and(|policy| policy.has_fleet_rules),
-            // A policy has read it, and a missing file ends no session.
+            // The policy in force has read it. A file that is missing since must not become one with a single client.
             Self::Clients { .. } => false,
             // Each new pin has a file of its own.
             Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens | Self::Pin { .. } => true,
@@ -270,11 +270,24 @@ impl ChangedFile {
         let files = Files::knowing(Arc::clone(&current.known_rules));
         let (built, fingerprint) = build_from(&current.config.file, Some(current), resolutions, files);
         let built = built.map_err(|problems| invalid_configuration(&problems))?;
-        if fingerprint.has_same_content(path, edited) && self.etag(&built.snapshot) == self.etag(current) {
+        if fingerprint.has_same_content(path, edited) && self.has_same_list(&built.snapshot, current) {
             return Ok(());
         }
         let message = "the file was edited by hand and is not in force yet; reload, and read it again";
         Err(AdminResponse::error(ErrorKind::PreconditionFailed, message))
+    }
+
+    /// Whether both policies have the same list of the file.
+    fn has_same_list(&self, one: &Snapshot, other: &Snapshot) -> bool {
+        match self {
+            // Its tag depends on no verifier.
+            Self::Clients { listener } => {
+                passwords::clients_of(one, listener) == passwords::clients_of(other, listener)
+            }
+            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens | Self::Pin { .. } => {
+                self.etag(one) == self.etag(other)
+            }
+        }
     }
 
     /// The entity tag of the list that the file belongs to, if it has one.
@@ -287,8 +300,7 @@ impl ChangedFile {
             Self::Pin { listener, .. } => {
                 snapshot.named(listener).map(|policy| report::client_certificates::etag(policy))
             }
-            Self::Clients { listener } => snapshot.named(listener).map(|policy| report::clients::etag(policy)),
-            Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => None,
+            Self::Clients { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => None,
         }
     }
 
