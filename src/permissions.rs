@@ -82,6 +82,18 @@ pub(crate) fn read_only(path: &Path) -> Option<&'static str> {
         .then_some("its file system is read-only; mount it writable (systemd: ReadWritePaths=), or choose another path")
 }
 
+/// Why no file can be created in a directory.
+pub(crate) fn obstacle_to_creating(directory: &Path) -> Option<String> {
+    if !directory.is_dir() {
+        return Some("is not a directory; create it".to_owned());
+    }
+    if let Some(why) = read_only(directory) {
+        return Some(format!("cannot be written to: {why}"));
+    }
+    let fix = fix_for_creating(directory)?;
+    Some(format!("cannot be written to as user {}; run: {fix}", user()))
+}
+
 /// Whether the kernel denies this address to the user because its port is privileged.
 pub(crate) fn is_privileged(address: SocketAddr) -> bool {
     let port = address.port();
@@ -159,6 +171,8 @@ mod tests {
         fs::write(&file, "x").unwrap();
         assert_eq!((fix_for_reading(&file, true), fix_for_writing(&file)), (None, None));
         assert_eq!(fix_for_creating(directory.path()), None);
+        assert_eq!(obstacle_to_creating(directory.path()), None);
+        assert!(obstacle_to_creating(&directory.path().join("missing")).unwrap().contains("create it"));
     }
 
     /// Root is denied nothing. tests/preflight.rs runs the program as another user.

@@ -216,6 +216,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "panel",
             "metrics",
             "x509",
+            "credential",
             "issuing",
             "tls",
             "transport",

@@ -21,7 +21,7 @@ use crate::harness::{Client, Connection, Event, Listener, Load, Portcullis, Post
 use crate::postgres::{connector, conninfo, parameters, psql};
 
 /// A server whose role `keyed` needs [`DATABASE_PASSWORD`].
-fn keyed() -> Postgres {
+pub(crate) fn keyed() -> Postgres {
     let postgres = Postgres::start();
     postgres.direct(&format!("create role keyed login replication password '{DATABASE_PASSWORD}'"));
     postgres.direct("grant all on schema public to keyed");
@@ -36,7 +36,7 @@ fn before(postgres: &Postgres) -> Portcullis {
 }
 
 /// Runs SQL as a client with this password.
-fn ask(conninfo: &str, password: &str, sql: &str) -> Outcome {
+pub(crate) fn ask(conninfo: &str, password: &str, sql: &str) -> Outcome {
     run(psql(conninfo).env("PGPASSWORD", password).args(["-w", "-c", sql]))
 }
 

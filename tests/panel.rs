@@ -11,12 +11,15 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::api::{OPERATOR, OWNER, VIEWER};
+use crate::credentials_postgres::keyed;
+use crate::harness::credentials::{self, OTHER_PASSWORD, PASSWORD, with_credentials};
 use crate::harness::digitalocean_api::DigitalOceanApi;
 use crate::harness::etcd::Etcd;
 use crate::harness::packages::Packages;
 use crate::harness::pki::{Authority, Request};
 use crate::harness::program::{Group, Running, command, find, free_port, run, supervised};
 use crate::harness::{Listener, Portcullis, Postgres, Redis, TestDir};
+use crate::postgres::conninfo;
 
 /// A program with listeners for the scenarios.
 struct Panel {
@@ -178,6 +181,44 @@ impl FleetPanels {
     }
 }
 
+/// A program whose listener `main` has clients with passwords, after one that has none.
+struct ClientsPanel {
+    portcullis: Portcullis,
+    base: String,
+    /// Kept open.
+    _postgres: Postgres,
+}
+
+impl ClientsPanel {
+    fn start() -> Self {
+        let (site, postgres) = (credentials::site(), keyed());
+        credentials::add_password(&site, "off", OTHER_PASSWORD);
+        credentials::set_client(&site, "disable", "off");
+        let known = fs::read_to_string(site.path("clients.toml")).unwrap();
+        let web = "[[client]]\nuser = \"web\"\ncertificates = [\"cn:web\"]\n";
+        let old = known.split_once("passwords").map(|(_, rest)| format!("[[client]]\nuser = \"old\"\npasswords{rest}"));
+        let old = old.unwrap().split("\n\n").next().unwrap().replace("{ id", "{ expires_at = 2020-01-01T00:00:00Z, id");
+        site.write("clients.toml", format!("{known}\n{web}\n{old}\n"));
+        let cache = Listener::redis(&postgres).named("cache");
+        let listener = with_credentials(Listener::postgres(&postgres));
+        let port = free_port();
+        let admin = crate::api::admin(SocketAddr::from(([127, 0, 0, 1], port)));
+        let portcullis = Portcullis::start(site, format!("{admin}{cache}{listener}"));
+        portcullis.address("main");
+        Self { portcullis, base: format!("http://127.0.0.1:{port}"), _postgres: postgres }
+    }
+
+    fn shows(&self, scenario: &str) {
+        let facts = json!({
+            "base": self.base,
+            "psql": find("psql"),
+            "conninfo": conninfo(&self.portcullis),
+            "password": PASSWORD,
+        });
+        run_scenario(scenario, &self.portcullis.site, facts);
+    }
+}
+
 macro_rules! scenarios {
     ($($name:ident)*) => {
         const SCENARIOS: &[&str] = &[$(stringify!($name)),*];
@@ -266,8 +307,26 @@ fn store_that_is_down_or_refused_is_shown_and_accepted() {
     FleetPanels::start().shows("store_that_is_down_or_refused_is_shown_and_accepted");
 }
 
+#[test]
+fn password_is_generated_once_and_the_old_one_is_removed_with_its_sessions() {
+    ClientsPanel::start().shows("password_is_generated_once_and_the_old_one_is_removed_with_its_sessions");
+}
+
+#[test]
+fn clients_are_shown_to_a_viewer_and_sessions_name_their_user() {
+    ClientsPanel::start().shows("clients_are_shown_to_a_viewer_and_sessions_name_their_user");
+}
+
+#[test]
+fn clients_are_accessible_at_every_width() {
+    ClientsPanel::start().shows("clients_are_accessible_at_every_width");
+}
+
 /// Scenarios with a program of another kind.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 9] = [
+    "password_is_generated_once_and_the_old_one_is_removed_with_its_sessions",
+    "clients_are_shown_to_a_viewer_and_sessions_name_their_user",
+    "clients_are_accessible_at_every_width",
     "overview_shows_what_is_connected_and_what_needs_a_person",
     "resolved_cloud_source_names_its_objects_and_becomes_stale",
     "pictures_of_the_documents",

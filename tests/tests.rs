@@ -40,6 +40,8 @@ mod certs;
 mod channel_binding;
 /// Client certificates and their authorization.
 mod client_certificates;
+/// Passwords of clients that the admin API lists, adds and removes.
+mod client_passwords;
 /// Client certificates that the admin API pins, removes and issues.
 mod client_pins;
 /// Dates far in the future, and a wall clock that is set.

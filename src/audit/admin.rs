@@ -28,6 +28,8 @@ pub(crate) enum AdminActionKind {
     CertsUnpin,
     FleetAccept,
     FleetForget,
+    PasswordAdd,
+    PasswordRemove,
     Reload,
     SessionsClose,
     SourcesAppend,
@@ -44,7 +46,8 @@ pub(crate) enum AdminActionKind {
 pub(crate) struct AdminAction<'a> {
     pub caller: Caller<'a>,
     pub kind: AdminActionKind,
-    /// A listener, `LISTENER/UUID` of a rule, `LISTENER/SHA256` of a client certificate, the name of a token, or the number of a session.
+    /// A listener, `LISTENER/UUID` of a rule, `LISTENER/SHA256` of a client certificate, `LISTENER/USER/ID` of a
+    /// password, the name of a token, or the number of a session.
     pub target: Option<&'a str>,
     /// The `x-request-id` of the response.
     pub request_id: Option<&'a str>,
@@ -122,6 +125,8 @@ impl AdminActionKind {
             Self::CertsUnpin => "certs.unpin",
             Self::FleetAccept => "fleet.accept",
             Self::FleetForget => "fleet.forget",
+            Self::PasswordAdd => "password.add",
+            Self::PasswordRemove => "password.remove",
             Self::Reload => "reload",
             Self::SessionsClose => "sessions.close",
             Self::SourcesAppend => "sources.append",

@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::control::error::ErrorKind;
 use crate::control::route::{BodyLimit, Parameter, Route, RouteAccess, SuccessContent};
 use crate::control::routes::ROUTES;
+use crate::credential::clients::ID_PATTERN;
+use crate::credential::password::MAX_LENGTH;
 use crate::issuing::bundle::NOT_AFTER_HEADER;
 use crate::issuing::client_request::{DEFAULT_DAYS, MAX_DAYS, MAX_DNS, NAME_PATTERN};
 use crate::issuing::params::{DNS_NAME_PATTERN, MAX_DNS_NAME};
@@ -149,6 +151,16 @@ fn body_schema(route: &Route) -> Option<Value> {
                     "maxItems": MAX_DNS,
                     "items": { "type": "string", "maxLength": MAX_DNS_NAME, "pattern": DNS_NAME_PATTERN },
                 },
+            },
+        })),
+        ("POST", "/v1/listeners/{name}/clients/{user}/passwords") => Some(json!({
+            "type": "object",
+            "properties": {
+                "password": { "type": ["string", "null"], "writeOnly": true, "maxLength": MAX_LENGTH,
+                    "description": "without it, one is generated and is in the answer" },
+                "id": { "type": ["string", "null"], "pattern": ID_PATTERN },
+                "expires_at": { "type": ["string", "null"], "format": "date-time" },
+                "ttl": { "type": ["string", "null"], "examples": ["90d"] },
             },
         })),
         ("POST", "/v1/reload") => Some(json!({ "type": "object", "properties": { "file": text() } })),

@@ -5,7 +5,7 @@ use crate::config::values::parse_duration;
 use crate::control::AdminRequest;
 use crate::control::parameters::{Parameters, invalid};
 use crate::control::request::{
-    CloseSessions, DenialFilter, SessionFilter, client_certificates, explain, panel, reload, sources, tokens,
+    CloseSessions, DenialFilter, SessionFilter, client_certificates, explain, panel, passwords, reload, sources, tokens,
 };
 use crate::control::response::AdminResponse;
 use crate::control::route::{
@@ -122,6 +122,32 @@ pub(crate) static ROUTES: &[Route] = &[
             Verb::Post,
             "/v1/listeners/{name}/client-certificates/issue",
             "Issues a client certificate with the issuing_ca of a listener, and sends it with its key this once",
+        )
+    },
+    get(
+        |call| request(AdminRequest::Clients { listener: call.segment(0) }),
+        "/v1/listeners/{name}/clients",
+        VIEWER,
+        "Lists the clients of a listener and the use of their passwords, with an ETag",
+        &["clients_file", "writable", "reason", "clients"],
+    ),
+    Route {
+        query: PLAN,
+        success: Success { status: 201, content: SuccessContent::Object(PASSWORD) },
+        ..change(
+            passwords::add,
+            Verb::Post,
+            "/v1/listeners/{name}/clients/{user}/passwords",
+            "Adds a password of a client, and shows a generated one this once",
+        )
+    },
+    Route {
+        query: PLAN,
+        ..change(
+            passwords::remove,
+            Verb::Delete,
+            "/v1/listeners/{name}/clients/{user}/passwords/{id}",
+            "Removes a password of a client, and ends the sessions that use it",
         )
     },
     Route {
@@ -435,6 +461,7 @@ const WAIT: Parameter = Parameter {
 const RULES: &[&str] = &["rules"];
 const CERTIFICATE: &[&str] =
     &["subject", "issuer", "names", "not_before", "not_after", "sha256", "sessions", "file", "listeners"];
+const PASSWORD: &[&str] = &["user", "id", "created_at", "expires_at", "state", "sessions", "listeners", "password"];
 const STATUS: &[&str] = &["version", "generation", "last_reload", "listeners", "source_groups"];
 const PANEL_SESSION: &[&str] = &["name", "role", "expires_at", "source", "idle_timeout_seconds", "ends_at"];
 const EXPLAIN: &[&str] = &["steps", "verdict", "reason", "rule", "group"];

@@ -237,6 +237,9 @@ pub(crate) fn is_id(text: &str) -> bool {
 /// Completes "expected …".
 pub(crate) const ID: &str = "an ID of 1 to 32 letters, digits and \"-\", \"_\", \".\", such as \"p1\"";
 
+/// The same as a regular expression.
+pub(crate) const ID_PATTERN: &str = "^[A-Za-z0-9_.-]{1,32}$";
+
 /// Each attempt to authenticate is compared with all of them.
 pub(crate) const MAX_PASSWORDS: usize = 16;
 

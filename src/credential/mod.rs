@@ -7,6 +7,7 @@ pub(crate) mod clients;
 pub(crate) mod credentials;
 pub(crate) mod login;
 pub(crate) mod mock;
+pub(crate) mod new_password;
 pub(crate) mod password;
 pub(crate) mod scram;
 pub(crate) mod upstream_passwords;

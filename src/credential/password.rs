@@ -5,6 +5,35 @@ use std::fmt;
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
+/// The text of a new password. Wiped from memory when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordText(Zeroizing<String>);
+
+impl PasswordText {
+    /// # Errors
+    /// If [`check`] rejects the text.
+    pub(crate) fn new(text: Zeroizing<String>) -> Result<Self, WeakPassword> {
+        check(&text).map(|()| Self(text))
+    }
+
+    /// A random one, see [`generate`].
+    pub(crate) fn random() -> Option<Self> {
+        generate().map(Self)
+    }
+
+    /// The text, to be shown to its user once.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Without the text.
+impl fmt::Debug for PasswordText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordText")
+    }
+}
+
 /// Why a text cannot become a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WeakPassword {
@@ -121,6 +150,13 @@ mod tests {
             assert_eq!(check(rejected), Err(why.clone()), "{rejected}");
             assert!(!why.to_string().contains(rejected));
         }
+    }
+
+    #[test]
+    fn debug_output_has_no_password() {
+        let text = PasswordText::new(Zeroizing::new("Passw0rd!".to_owned())).unwrap();
+        assert_eq!((text.reveal(), format!("{text:?}").as_str()), ("Passw0rd!", "PasswordText"));
+        assert_eq!(PasswordText::new(Zeroizing::new("password".to_owned())), Err(WeakPassword::Lacks(Class::Upper)));
     }
 
     #[test]

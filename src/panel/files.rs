@@ -37,6 +37,7 @@ static FILES: &[PanelFile] = files! {
     "app.js"
     "audit.js"
     "changes.js"
+    "clients.js"
     "commands.js"
     "denials.js"
     "dialogs.js"

@@ -8,6 +8,7 @@ pub(crate) mod cloud;
 pub(crate) mod counts;
 pub(crate) mod fleet;
 pub(crate) mod history;
+pub(crate) mod passwords;
 pub(crate) mod pins;
 pub(crate) mod published;
 pub(crate) mod reload;

@@ -1,8 +1,7 @@
 // Accessibility, keyboard, widths, themes, and the pictures of the documents.
 
 import fs from 'node:fs';
-import { createRequire } from 'node:module';
-import { assert, dialog, press, shown, until } from './driver.mjs';
+import { assert, assertAccessible, assertFits, dialog, press, shown, until } from './driver.mjs';
 
 const VIEWS = ['#/', '#/sources/cache', '#/denials', '#/sessions', '#/tls/cache', '#/rotation', '#/explain?listener=cache&source=127.0.0.1', '#/reload', '#/audit', '#/tokens'];
 
@@ -21,16 +20,9 @@ async function visit(page, site, view) {
 /** Serious findings of axe on every view and one dialog, in both themes. */
 export async function no_view_has_a_serious_accessibility_problem(site) {
   const release = await populated(site);
-  const { source } = createRequire(import.meta.url)('axe-core');
   for (const scheme of ['light', 'dark']) {
-    // Only this tool may evaluate text as a script.
     const page = await site.signedIn('owner', '#/', { scheme, bypassCsp: true });
-    const check = async (what) => {
-      await page.evaluate(source);
-      const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
-      const serious = violations.filter(({ impact }) => ['serious', 'critical'].includes(impact));
-      assert.deepEqual(serious.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map(({ html }) => html.slice(0, 160)).join(' | ')}`), [], `${what}, ${scheme}`);
-    };
+    const check = (what) => assertAccessible(page, `${what}, ${scheme}`);
     for (const view of VIEWS) {
       await visit(page, site, view);
       await check(view);
@@ -52,8 +44,7 @@ export async function every_view_fits_every_width(site) {
     const page = await site.signedIn('owner', '#/', { width, height: width === 360 ? 740 : 1000 });
     for (const view of VIEWS) {
       await visit(page, site, view);
-      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      assert.ok(overflow <= 0, `${view} is ${overflow} px too wide at ${width} px`);
+      await assertFits(page, `${view} at ${width} px`);
     }
   }
   release();

@@ -5,6 +5,7 @@
 
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
+import { createRequire } from 'node:module';
 import path from 'node:path';
 import tls from 'node:tls';
 import { chromium } from 'playwright-core';
@@ -147,6 +148,21 @@ export async function confirm(page) {
   const shown = await dialog(page).elementHandle();
   await press(page, 'confirm');
   await page.waitForFunction((element) => !element.open, shown);
+}
+
+/** Serious findings of axe. The page must bypass the policy: only this tool may evaluate text as a script. */
+export async function assertAccessible(page, what) {
+  const { source } = createRequire(import.meta.url)('axe-core');
+  await page.evaluate(source);
+  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
+  const serious = violations.filter(({ impact }) => ['serious', 'critical'].includes(impact));
+  assert.deepEqual(serious.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map(({ html }) => html.slice(0, 160)).join(' | ')}`), [], what);
+}
+
+/** The page is not wider than its window. */
+export async function assertFits(page, what) {
+  const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.ok(overflow <= 0, `${what} is ${overflow} px too wide`);
 }
 
 /** Waits until a condition holds. */

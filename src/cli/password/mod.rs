@@ -15,9 +15,9 @@ use crate::cli::password::file::ClientsFile;
 use crate::cli::{Failure, hint, print, print_raw};
 use crate::config::edit::clients::{with_disabled, with_password, without_password};
 use crate::config::values::{DurationError, parse_positive_duration};
-use crate::credential::clients::{Client, ID, Password, check_user, is_id};
+use crate::credential::clients::{ID, check_user, is_id};
+use crate::credential::new_password::{NewPassword, NewPasswordError};
 use crate::credential::password::{check, generate};
-use crate::credential::verifier::{Parameters, Verifier};
 use crate::timestamp;
 
 #[derive(Debug, Subcommand)]
@@ -102,18 +102,12 @@ fn add(args: &AddArgs) -> Result<(), Failure> {
     check_id(&file, args)?;
     let client = file.client(user);
     let now = OffsetDateTime::now_utc();
-    let password = Password {
-        id: id.clone().unwrap_or_else(|| next_id(client)),
-        verifier: Verifier::of(&text, parameters(client)?),
-        created_at: Some(now),
+    let new = NewPassword {
+        id: id.clone(),
+        created_at: now,
         expires_at: expires.map(|expires| timestamp::after(now, expires)),
     };
-    if let Some(known) = client.and_then(|client| known_password(client, &text)) {
-        let id = &known.id;
-        return Err(Failure::Failed(format!(
-            "{user:?} has this password already, with the ID {id}; choose another one"
-        )));
-    }
+    let password = new.of(client, &text).map_err(|error| not_added(user, &error))?;
     file.write(|text| with_password(text, user, &password))?;
     let expiry = password
         .expires_at
@@ -150,7 +144,7 @@ fn set_disabled(FileArg { path }: &FileArg, user: &str, is_disabled: bool) -> Re
 }
 
 fn generated() -> Result<Zeroizing<String>, Failure> {
-    generate().ok_or_else(no_random)
+    generate().ok_or_else(|| Failure::Failed(NO_RANDOM.to_owned()))
 }
 
 /// A password that a person types or a script writes.
@@ -160,20 +154,11 @@ fn typed(user: &str) -> Result<Zeroizing<String>, Failure> {
     Ok(text)
 }
 
-/// The salt and the iterations that all passwords of a client share.
-fn parameters(client: Option<&Client>) -> Result<Parameters, Failure> {
-    match client.and_then(Client::parameters) {
-        Some(known) => Ok(known.clone()),
-        None => Parameters::random().ok_or_else(no_random),
-    }
-}
-
-fn known_password<'c>(client: &'c Client, text: &str) -> Option<&'c Password> {
-    client.passwords.iter().map(|password| &**password).find(|password| password.verifier.verifies(text))
-}
-
-fn no_random() -> Failure {
-    Failure::Failed("cannot add a password: the system provides no random bytes".to_owned())
+fn not_added(user: &str, error: &NewPasswordError) -> Failure {
+    Failure::Failed(match error {
+        NewPasswordError::NoRandom => NO_RANDOM.to_owned(),
+        NewPasswordError::TakenId(_) | NewPasswordError::Known(_) => format!("{user:?} {error}"),
+    })
 }
 
 fn check_id(file: &ClientsFile<'_>, AddArgs { user, id, .. }: &AddArgs) -> Result<(), Failure> {
@@ -183,15 +168,6 @@ fn check_id(file: &ClientsFile<'_>, AddArgs { user, id, .. }: &AddArgs) -> Resul
         ))),
         _ => Ok(()),
     }
-}
-
-/// The number after the highest in an ID of this form.
-fn next_id(client: Option<&Client>) -> String {
-    let ids = client.into_iter().flat_map(|client| &client.passwords);
-    let numbers = ids.filter_map(|password| password.id.strip_prefix('p')?.parse::<u32>().ok());
-    // With the highest number taken, the count of passwords is free: there are few.
-    let next = numbers.max().map_or(Some(1), |highest| highest.checked_add(1));
-    format!("p{}", next.unwrap_or_default())
 }
 
 fn parse_user(text: &str) -> Result<String, String> {
@@ -206,6 +182,8 @@ fn parse_expiry(text: &str) -> Result<Duration, String> {
     parse_positive_duration(text).map_err(|error: DurationError| format!("expected {error}"))
 }
 
+const NO_RANDOM: &str = "cannot add a password: the system provides no random bytes";
+
 const ADD: &str = "\
 Add a password of a client to the file that clients_file in [listener.credentials] names. The password is read from standard \
 input: twice and without echo on a terminal, otherwise all of the input without a line break at its end. It needs 8 characters \
@@ -214,21 +192,3 @@ first line.
 
 The file receives a SCRAM-SHA-256 verifier and not the password. A client may have several passwords, so that a new one works \
 before the old one is removed. A running program that uses the file reloads it.";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::credential::clients::fixtures;
-
-    #[test]
-    fn next_id_follows_the_highest_number() {
-        let next =
-            |ids: &[&str]| next_id(Some(&fixtures::client("app", ids.iter().map(|id| fixtures::password(id, "x")))));
-        assert_eq!(next_id(None), "p1");
-        assert_eq!(next(&[]), "p1");
-        assert_eq!(next(&["p2", "p1", "main", "p", "px"]), "p3");
-        assert_eq!(next(&["p9", "p10"]), "p11");
-        assert_eq!(next(&["p4294967295"]), "p0");
-        assert_eq!(next(&["p4294967296"]), "p1");
-    }
-}

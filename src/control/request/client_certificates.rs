@@ -8,10 +8,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::control::AdminRequest;
-use crate::control::error::ErrorKind;
 use crate::control::parameters::invalid;
 use crate::control::request::{ChangePins, IssueCertificate, PinChange, json};
-use crate::control::response::{AdminResponse, Content};
+use crate::control::response::AdminResponse;
 use crate::control::route::{Call, Operation};
 use crate::issuing::client_request::ClientRequest;
 use crate::x509::fingerprint::FingerprintError;
@@ -82,15 +81,13 @@ fn object<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, AdminRe
     if pem::mentions_private_key(body) {
         return Err(invalid(format_args!("the body {}", ClientPemError::PrivateKey)));
     }
-    json::object(body).map_err(|error| match error.content {
-        Content::Error { kind: ErrorKind::Unprocessable, .. } => invalid(expected),
-        _ => error,
-    })
+    json::confidential(body, expected)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::response::Content;
 
     fn message<T: DeserializeOwned>(body: &str) -> String {
         match object::<T>(body.as_bytes(), "expected").map(drop).unwrap_err().content {

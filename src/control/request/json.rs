@@ -10,7 +10,7 @@ use serde_json::error::Category;
 
 use crate::control::error::ErrorKind;
 use crate::control::parameters::invalid;
-use crate::control::response::AdminResponse;
+use crate::control::response::{AdminResponse, Content};
 
 /// Reads a JSON object. Unknown and repeated keys are errors.
 ///
@@ -25,6 +25,17 @@ pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, AdminRespons
         Category::Syntax | Category::Eof | Category::Io => {
             AdminResponse::error(ErrorKind::BadRequest, format_args!("the body is not JSON: {error}"))
         }
+    })
+}
+
+/// Reads a JSON object that may contain a secret; `expected` replaces messages that could repeat a part of it.
+///
+/// # Errors
+/// As [`object`].
+pub(crate) fn confidential<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, AdminResponse> {
+    object(body).map_err(|error| match error.content {
+        Content::Error { kind: ErrorKind::Unprocessable, .. } => invalid(expected),
+        _ => error,
     })
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod client_certificates;
 pub(crate) mod explain;
 pub(crate) mod json;
 pub(crate) mod panel;
+pub(crate) mod passwords;
 pub(crate) mod reload;
 pub(crate) mod sources;
 pub(crate) mod tokens;
@@ -18,6 +19,8 @@ use time::OffsetDateTime;
 use crate::addr::ClientAddr;
 use crate::audit::recent::EventFilter;
 use crate::config::edit::sources::SourcesChange;
+use crate::credential::new_password::NewPassword;
+use crate::credential::password::PasswordText;
 use crate::issuing::client_request::ClientRequest;
 use crate::source::rule::Network;
 use crate::token::Role;
@@ -102,6 +105,13 @@ pub enum AdminRequest {
     },
     /// Pin a client certificate, or no longer.
     ChangePins(ChangePins),
+    /// The clients of a listener with their passwords, without the passwords themselves.
+    Clients {
+        /// Name or UUID of the listener.
+        listener: String,
+    },
+    /// Add or remove a password of a client.
+    ChangePasswords(ChangePasswords),
     /// Issue a client certificate.
     IssueCertificate(IssueCertificate),
     /// All tokens, without their texts.
@@ -176,6 +186,34 @@ impl PinChange {
             Self::Unpin(sha256) => sha256,
         }
     }
+}
+
+/// A change of one password of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangePasswords {
+    /// Name or UUID of the listener.
+    pub listener: String,
+    pub user: String,
+    pub change: PasswordChange,
+    /// The entity tag that the list must have, without quotes; `None` for any.
+    pub if_match: Option<String>,
+    /// Whether to show only what would change.
+    pub plan: bool,
+}
+
+/// What changes. Its debug output has no password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PasswordChange {
+    Add(AddedPassword),
+    Remove { id: String },
+}
+
+/// A password to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedPassword {
+    /// `None` for a random one.
+    pub text: Option<PasswordText>,
+    pub new: NewPassword,
 }
 
 /// A client certificate to issue.

@@ -2,6 +2,7 @@
 
 import { bus, get, lastActivity, poll, send, staleSince } from './api.js';
 import { auditView } from './audit.js';
+import { clientsView } from './clients.js';
 import { denialsView } from './denials.js';
 import { announce, closeDialogs, toast } from './dialogs.js';
 import { button, h, replace } from './dom.js';
@@ -17,7 +18,7 @@ import { link, route } from './router.js';
 import { sessionsView } from './sessions.js';
 import { signIn } from './signin.js';
 import { sourcesView } from './sources.js';
-import { can, state } from './state.js';
+import { authenticates, can, state } from './state.js';
 import { tlsView } from './tls.js';
 import { tokensView } from './tokens.js';
 import { errorNotice, notice, time, untrusted, updateTimes } from './widgets.js';
@@ -27,6 +28,7 @@ const VIEWS = [
   { name: 'sources', label: 'Trusted sources', key: 's', show: sourcesView },
   { name: 'denials', label: 'Denials', key: 'd', show: denialsView },
   { name: 'sessions', label: 'Sessions', key: 'n', show: sessionsView },
+  { name: 'clients', label: 'Clients', key: 'c', show: clientsView, isPresent: authenticates },
   { name: 'tls', label: 'TLS', key: 't', show: tlsView },
   { name: 'rotation', label: 'Rotation', key: 'r', show: rotationView },
   { name: 'explain', label: 'Explain', key: 'e', show: explainView },

@@ -18,7 +18,7 @@ const MAX_REREADS = 1;
  *   at its field
  * - `context`: what the change is based on, or `null` to load it
  * - `load()`: reads what the change is based on, again after a 412. Returns the context
- * - `build(context, input)`: `{ request: { method, path, body, etag }, cli, cliNote, api, ... }`
+ * - `build(context, input)`: `{ request: { method, path, body, etag }, cli, cliNote, isLocal, api, ... }`
  * - `plan(change)`: returns the plan, by default that of the request with `plan=true`; `null` for a change without one
  * - `show({ plan, change, input })`: `{ nodes, confirm, danger, isEmpty }`
  * - `apply(change)`: makes the change, by default by its request

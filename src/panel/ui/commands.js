@@ -34,8 +34,8 @@ export function curl({ method, path, body, etag, data = null, output = null }) {
   return parts.join(' \\\n  ');
 }
 
-/** The same change as commands, with copy buttons. */
-export function commandSection({ cli, cliNote = null, request, api = null }) {
+/** The same change as commands, with copy buttons. `isLocal`: the command edits a file and asks no program. */
+export function commandSection({ cli, cliNote = null, request, api = null, isLocal = false }) {
   const body = request?.body === undefined ? '' : JSON.stringify(request.body);
   const isLong = body.length > MAX_INLINE_BODY && !api;
   const commands = cli ?? [];
@@ -62,9 +62,13 @@ export function commandSection({ cli, cliNote = null, request, api = null }) {
     h(
       'p',
       { class: 'small muted' },
-      'From another machine, add ',
-      h('code', {}, `--url ${shellQuote(window.location.origin)}`),
-      ' to the command, and set ',
+      isLocal
+        ? 'Run the command on the machine of the program. For the API, set '
+        : [
+            'From another machine, add ',
+            h('code', {}, `--url ${shellQuote(window.location.origin)}`),
+            ' to the command, and set ',
+          ],
       h('code', {}, '$PORTCULLIS_TOKEN'),
       '.',
     ),

@@ -30,11 +30,11 @@ export function listenerFilter(value, onChange) {
 }
 
 /**
- * The listener of a view: the one in the address, else the first. Returns `null` if there is none, and says what to
- * do.
+ * The listener of a view: the one in the address, else the first that suits it, else the first. Returns `null` if there
+ * is none, and says what to do.
  */
-export function chosenListener(page, view, name) {
-  const first = listeners()[0]?.name;
+export function chosenListener(page, view, name, isSuitable = () => true) {
+  const first = (listeners().find(isSuitable) ?? listeners()[0])?.name;
   if (name) return name;
   if (first) {
     history.replaceState(null, '', link(view, first));

@@ -22,6 +22,7 @@ export function sessionsEnded(sessions, total, { kept = null } = {}) {
           String(session.session),
           [
             clientOf(session),
+            session.user ? [' as ', untrusted(session.user, { label: 'name' })] : null,
             session.listener ? h('span', { class: 'muted' }, ' at ', untrusted(session.listener)) : null,
           ],
           untrusted(session.client_subject, { label: 'subject' }),

@@ -8,7 +8,7 @@ import { certificateState, roleName } from './issues.js';
 import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
 import { counter, dataTable } from './table.js';
-import { verdictOf } from './verdict.js';
+import { usersText, verdictOf } from './verdict.js';
 import { emptyState, errorNotice, fingerprint, pageHead, pill, skeleton, time, untrusted } from './widgets.js';
 
 /** When changed files apply. */
@@ -106,7 +106,7 @@ export function rotationView(page, { parameters }) {
       }),
     ),
     message,
-    h('h2', { class: 'section-title' }, 'Certificates'),
+    h('h2', { class: 'section-title' }, 'Certificates and passwords'),
     groups,
     h('h2', { class: 'section-title' }, 'Trusted sources'),
     h('div', { class: 'toolbar' }, search.element),
@@ -122,14 +122,17 @@ export function rotationView(page, { parameters }) {
     if (!items) return;
     drawSources();
     const certificates = selected().filter((item) => item.kind !== 'source');
-    const byGroup = groupBy(certificates, (item) => JSON.stringify([item.listener, item.kind]));
+    const byGroup = groupBy(certificates, (item) => JSON.stringify([item.listener, item.kind, item.user ?? null]));
     const signature = JSON.stringify([...byGroup]);
     if (signature === last) return;
     last = signature;
     if (byGroup.size === 0) {
       replace(
         groups,
-        emptyState('No certificate to rotate', 'Listeners with TLS show their certificates and client CAs here.'),
+        emptyState(
+          'No certificate or password to rotate',
+          'Listeners show their certificates, client CAs and the passwords of their clients here.',
+        ),
       );
       return;
     }
@@ -173,24 +176,19 @@ function haystack(item) {
   return [item.name, item.description, item.listener, usersText(item)].join(' ').toLowerCase();
 }
 
-function usersText(item) {
-  const users = item.sessions > 0 ? item.clients : item.last_users;
-  return (users ?? [])
-    .slice(0, 3)
-    .map(({ subject, source }) => (subject ? `${subject} from ${source}` : source))
-    .join('; ');
-}
-
 function groupCard(items) {
-  const [{ listener, kind }] = items;
+  const [{ listener, kind, user }] = items;
   const isValid = (item) => !item.fault && (!item.not_after || new Date(item.not_after).getTime() > Date.now());
   // The one that was added last is the new one; of those added together, the one that is valid longest.
   const sorted = [...items].sort(
     (a, b) =>
-      (b.since_generation ?? 0) - (a.since_generation ?? 0) || String(b.not_after).localeCompare(String(a.not_after)),
+      (b.since_generation ?? 0) - (a.since_generation ?? 0) ||
+      (user === undefined ? 0 : String(b.since ?? '').localeCompare(String(a.since ?? ''))) ||
+      String(b.not_after).localeCompare(String(a.not_after)),
   );
   const [newest, ...older] = sorted;
-  const title = [untrusted(listener, { label: 'name' }), ': ', roleName(kind), items.length > 1 ? 's' : ''];
+  const ofUser = user === undefined ? null : [' of ', untrusted(user, { label: 'name' })];
+  const title = [untrusted(listener, { label: 'name' }), ': ', roleName(kind), items.length > 1 ? 's' : '', ofUser];
   const step = (state, heading, ...evidence) =>
     h(
       'li',
@@ -224,14 +222,16 @@ function groupCard(items) {
         { class: 'muted small' },
         kind === 'server_certificate'
           ? `To rotate it, replace its certificate and key files. ${APPLIED}`
-          : `To rotate it, configure the new one next to it. Both are valid side by side. ${APPLIED}`,
+          : kind === 'password'
+            ? ['To rotate it, ', h('a', { href: link('clients', listener) }, 'add the new one next to it'), '.']
+            : `To rotate it, configure the new one next to it. Both are valid side by side. ${APPLIED}`,
       ),
     );
   }
   const verdictFor = (item) =>
     verdictOf(item, { hasSuccessor: sorted.some((other) => other !== item && isValid(other)) });
   // Valid ones with different subjects can serve different clients, so their order says nothing.
-  const hasOrder = new Set(items.filter(isValid).map((item) => item.name)).size <= 1;
+  const hasOrder = new Set(items.filter(isValid).map((item) => item.user ?? item.name)).size <= 1;
   if (!hasOrder) {
     return h(
       'article',
@@ -313,6 +313,7 @@ function nextStep({ listener, kind, sessions, clients = [], more_clients: more =
     const target = link('sessions', '', { listener, ...(isOne ? filterFor(client) : {}) });
     return h('a', { href: target }, 'Show the sessions');
   }
+  if (kind === 'password') return h('a', { href: link('clients', listener) }, 'Open Clients');
   return kind === 'client_certificate' ? h('a', { href: link('tls', listener) }, 'Open TLS') : null;
 }
 
@@ -324,8 +325,7 @@ function itemLine(item, { hasName = true } = {}) {
     'p',
     {},
     hasName ? [untrusted(item.name, { label: 'subject' }), ' '] : null,
-    fingerprint(item.sha256),
-    ' ',
+    item.sha256 ? [fingerprint(item.sha256), ' '] : null,
     h(
       'span',
       { class: 'muted' },

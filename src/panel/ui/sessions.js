@@ -9,7 +9,7 @@ import { count, lookup, number, SECOND, shellJoin } from './format.js';
 import { listenerFilter } from './listener-picker.js';
 import { clientOf } from './plan-parts.js';
 import { link, remember } from './router.js';
-import { can } from './state.js';
+import { authenticates, can } from './state.js';
 import { dataTable, pager } from './table.js';
 import { query as asQuery } from './url.js';
 import { emptyState, errorNotice, facts, field, notice, pageHead, pill, time, untrusted } from './widgets.js';
@@ -65,6 +65,17 @@ export function sessionsView(page, { parameters }) {
             clientOf(row),
           ),
       },
+      authenticates()
+        ? {
+            key: 'user',
+            label: 'User',
+            className: 'c-state',
+            cell: (row) =>
+              row.unauthenticated
+                ? h('span', { title: 'older than the credentials of the listener' }, pill('warn', 'unauthenticated'))
+                : untrusted(row.user, { label: 'name' }),
+          }
+        : null,
       {
         key: 'subject',
         label: 'Certificate',
@@ -180,6 +191,7 @@ export function sessionsView(page, { parameters }) {
         facts([
           ['Listener', untrusted(row.listener)],
           ['Client', clientOf(row)],
+          row.user ? ['User', untrusted(row.user, { label: 'name' })] : null,
           ['Certificate', untrusted(row.client_subject, { label: 'subject' })],
           ['Admitted by', h('code', {}, untrusted(row.rule, { label: 'rule' }))],
           ['Opened', time(row.opened_at)],

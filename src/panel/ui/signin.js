@@ -49,7 +49,7 @@ function show(reason) {
         h('code', {}, 'viewer'),
         ' to read, ',
         h('code', {}, 'operator'),
-        ' to change sources and client certificates, or ',
+        ' to change sources, client certificates and passwords, or ',
         h('code', {}, 'owner'),
         ' to manage tokens as well.',
       ),

@@ -21,4 +21,6 @@ export const isShared = (name) => Boolean(listenerNamed(name)?.fleet_rules);
 /** The source groups, which have rules as listeners do and are addressed as `group:NAME`. */
 export const sourceGroups = () => (state.status?.source_groups ?? []).map((each) => `group:${each.name}`);
 export const isGroup = (owner) => owner.startsWith('group:');
+/** Whether a listener has clients of its own, by `[listener.credentials]`. */
+export const authenticates = () => listeners().some((each) => each.credentials);
 export const listenerNamed = (name) => listeners().find((each) => each.name === name) ?? null;

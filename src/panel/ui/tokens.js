@@ -24,7 +24,7 @@ import {
 
 const ROLES = [
   ['viewer', 'viewer: reads everything except tokens'],
-  ['operator', 'operator: also changes sources and client certificates, closes sessions, reloads'],
+  ['operator', 'operator: also changes sources, client certificates and passwords, closes sessions, reloads'],
   ['owner', 'owner: also manages tokens'],
 ];
 

@@ -1,4 +1,4 @@
-// Whether the evidence of a rotation permits removing the old one.
+// The evidence of a rotation: who uses the old one, and whether it can be removed.
 
 import { count, DAY, relative } from './format.js';
 
@@ -26,4 +26,13 @@ export function verdictOf(item, { hasSuccessor, now = Date.now() }) {
   return since && age(since) >= QUIET
     ? safe(`Nobody used it since it was added or the program started, ${days(since)} days ago.`)
     : wait(`Nobody used it yet, but it is observed only since ${since ? relative(since, now) : 'the start'}.`);
+}
+
+/** Who uses an item now, else who used it last. */
+export function usersText(item) {
+  const users = item.sessions > 0 ? item.clients : item.last_users;
+  return (users ?? [])
+    .slice(0, 3)
+    .map(({ subject, source }) => (subject ? `${subject} from ${source}` : source))
+    .join('; ');
 }

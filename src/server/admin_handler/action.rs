@@ -17,6 +17,12 @@ pub(crate) struct Action {
 }
 
 impl Action {
+    /// Adds the ID of a password, which is known when the file is edited.
+    pub(crate) fn with_password(mut self, id: &str) -> Self {
+        self.target = self.target.map(|target| format!("{target}/{id}"));
+        self
+    }
+
     /// Adds the listeners besides `own` that the action changes.
     pub(crate) fn with_other_listeners(mut self, own: &str, changed: &[String]) -> Self {
         let others: Vec<&str> = changed.iter().map(String::as_str).filter(|name| *name != own).collect();

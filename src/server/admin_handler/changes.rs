@@ -23,7 +23,7 @@ use crate::server::admin_handler::{AdminHandler, Origin};
 use crate::server::fleet::write::{RulesChange, unavailable};
 use crate::server::reload::ReloadRequest;
 use crate::server::reload::change::{
-    ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener, unknown_owner,
+    Affected, ChangeResult, ChangedFile, Edit, Edited, FileChange, text_of, unknown_listener, unknown_owner,
 };
 use crate::server::report;
 use crate::server::report::sources::RuleList;
@@ -84,7 +84,7 @@ impl AdminHandler {
                 };
                 let response = match form {
                     Form::Created => {
-                        let rules = report::sources::rules_of(&list, &registry, &resolutions, &affected);
+                        let rules = report::sources::rules_of(&list, &registry, &resolutions, affected.rules());
                         AdminResponse::created(json!({ "rules": rules }))
                     }
                     Form::NoContent => AdminResponse::no_content(),
@@ -141,7 +141,7 @@ impl AdminHandler {
         let added = token.clone();
         let edit: Box<Edit> = Box::new(move |path: &Path, content: Option<&[u8]>, _: &Snapshot, _: &mut RuleCache| {
             let text = with_token(text_of(path, content)?, &added).map_err(|error| token_error(&error))?;
-            Ok(Edited { content: Some(text.into_bytes()), affected: Vec::new() })
+            Ok(Edited { content: Some(text.into_bytes()), affected: Affected::Nothing })
         });
         self.send_change(of_tokens(edit, action), reply, move |_| {
             let mut body = report::tokens::token(&token, None);
@@ -176,7 +176,7 @@ impl AdminHandler {
         let action = origin.action(AdminActionKind::TokenRevoke, Some(name.clone()), None);
         let edit: Box<Edit> = Box::new(move |path: &Path, content: Option<&[u8]>, _: &Snapshot, _: &mut RuleCache| {
             let text = without_token(text_of(path, content)?, &name).map_err(|error| token_error(&error))?;
-            Ok(Edited { content: Some(text.into_bytes()), affected: Vec::new() })
+            Ok(Edited { content: Some(text.into_bytes()), affected: Affected::Nothing })
         });
         self.send_change(of_tokens(edit, action), reply, |_| AdminResponse::no_content());
     }
@@ -238,7 +238,7 @@ impl SourcesEdit {
             let scope = RuleScope { resolvers: current.config.resolvers.written(), groups };
             let target = Target { file: path, owner: &owner, rules: list.rules(), scope };
             let edited = apply(text, &target, &change, OffsetDateTime::now_utc(), cache).map_err(edit_error)?;
-            Ok(Edited { content: Some(edited.text.into_bytes()), affected: edited.affected })
+            Ok(Edited { content: Some(edited.text.into_bytes()), affected: Affected::Rules(edited.affected) })
         })
     }
 }

@@ -27,7 +27,7 @@ use crate::server::admin_handler::changes::find_listener;
 use crate::server::admin_handler::{AdminHandler, Origin};
 use crate::server::pins;
 use crate::server::pins::place::find_writable;
-use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange};
+use crate::server::reload::change::{Affected, ChangeResult, ChangedFile, Edit, Edited, FileChange};
 use crate::server::report;
 use crate::server::report::client_certificates::PlannedChange;
 use crate::session::registry::ConnectionRegistry;
@@ -126,7 +126,7 @@ fn edit(listener: String, change: PinChange, if_match: Option<String>) -> Box<Ed
             let message = "the client certificates have changed since they were read (ETag); read them again";
             return Err(AdminResponse::error(ErrorKind::PreconditionFailed, message));
         }
-        Ok(Edited { content: pins::edit_file(policy, &change, path, content)?, affected: Vec::new() })
+        Ok(Edited { content: pins::edit_file(policy, &change, path, content)?, affected: Affected::Nothing })
     })
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod action;
 pub(crate) mod changes;
 pub(crate) mod client_certificates;
 pub(crate) mod fleet;
+pub(crate) mod passwords;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -267,7 +268,7 @@ impl AdminHandler {
         let _ = reply.send(self.with_draining(response));
     }
 
-    /// Handles the requests about client certificates and the fleet.
+    /// Handles the requests about client certificates, passwords and the fleet.
     fn handle_other(
         &mut self,
         request: AdminRequest,
@@ -277,6 +278,10 @@ impl AdminHandler {
     ) {
         match request {
             AdminRequest::ChangePins(change) => self.change_pins(change, origin, current, reply),
+            AdminRequest::Clients { listener } => {
+                self.read(current, reply, move |current, registry, _| passwords::list(current, &listener, registry));
+            }
+            AdminRequest::ChangePasswords(change) => self.change_passwords(change, origin, current, reply),
             AdminRequest::IssueCertificate(request) => self.issue_certificate(request, origin, current, reply),
             AdminRequest::Fleet => self.describe_fleet(reply),
             AdminRequest::AcceptStore => self.accept_store(origin, reply),
@@ -393,6 +398,7 @@ impl AdminHandler {
             "upstream_tls": policy.upstream.tls().is_some(),
             "upstreams": report::upstreams(policy),
             "client_auth": policy.client_auth().to_string(),
+            "credentials": policy.credentials.is_some(),
             "enforcement": policy.sources.enforcement.to_string(),
             "trusted_sources": policy.sources.trusted.count(),
             "next_certificate_expiry": report::certificates::next_expiry(policy),
@@ -521,6 +527,7 @@ fn is_change(request: &AdminRequest) -> bool {
             | AdminRequest::Plan { .. }
             | AdminRequest::ChangeSources(_)
             | AdminRequest::ChangePins(_)
+            | AdminRequest::ChangePasswords(_)
             | AdminRequest::IssueCertificate(_)
             | AdminRequest::NewToken(_)
             | AdminRequest::RevokeToken(_)

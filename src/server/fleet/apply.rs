@@ -1,7 +1,6 @@
 //! What is in force of the fleet's rules, and how they are changed: as files, by the reloader.
 
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
 use crate::control::error::ErrorKind;
 use crate::control::response::{AdminResponse, Content};
@@ -10,7 +9,7 @@ use crate::policy::Snapshot;
 use crate::server::admin_handler::action::Action;
 use crate::server::fleet::FleetService;
 use crate::server::reload::ReloadRequest;
-use crate::server::reload::change::{ChangeReply, ChangeResult, FileChange};
+use crate::server::reload::change::{Affected, ChangeReply, ChangeResult, FileChange};
 
 /// Rules that this member has written to the store.
 #[derive(Debug)]
@@ -20,8 +19,7 @@ pub(crate) struct Apply {
     pub(crate) text: String,
     /// For the audit.
     pub(crate) action: Action,
-    /// The rules that the change names.
-    pub(crate) affected: Vec<Uuid>,
+    pub(crate) affected: Affected,
     pub(crate) reply: ChangeReply,
 }
 

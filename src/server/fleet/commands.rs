@@ -20,7 +20,7 @@ use crate::server::fleet::apply::{change_file, message_of};
 use crate::server::fleet::chunks::{FetchError, INCOMPLETE, fetch};
 use crate::server::fleet::status::FleetStatus;
 use crate::server::fleet::{FleetService, PART};
-use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange};
+use crate::server::reload::change::{Affected, ChangeResult, ChangedFile, Edit, Edited, FileChange};
 use crate::server::report::{self, MAX_LISTED};
 use crate::session::registry::ConnectionRegistry;
 use crate::source::rule::Network;
@@ -236,7 +236,7 @@ async fn count_ended(service: &Arc<FleetService>, listener: String, manifest: &s
         FetchError::Incomplete => INCOMPLETE.to_owned(),
     })?;
     let edit: Box<Edit> =
-        Box::new(move |_, _, _, _| Ok(Edited { content: Some(text.into_bytes()), affected: Vec::new() }));
+        Box::new(move |_, _, _, _| Ok(Edited { content: Some(text.into_bytes()), affected: Affected::Nothing }));
     let file = ChangedFile::FleetRules { listener };
     let change = FileChange { file, edit, requires_list_in_force: false, plan: true, action: None };
     match change_file(service, change).await {

@@ -27,7 +27,7 @@ use crate::server::fleet::memory::MemoryFile;
 use crate::server::fleet::status::{RulesState, RulesStatus, StoreState};
 use crate::server::fleet::write::unavailable;
 use crate::server::fleet::{FleetService, PART};
-use crate::server::reload::change::{ChangeResult, ChangedFile, Edit, Edited, FileChange};
+use crate::server::reload::change::{Affected, ChangeResult, ChangedFile, Edit, Edited, FileChange};
 
 /// Follows the store until the program ends.
 pub(crate) async fn run(service: Arc<FleetService>) {
@@ -399,7 +399,7 @@ impl Follower {
         action: Option<Action>,
     ) -> Result<Arc<Snapshot>, AdminResponse> {
         let edit: Box<Edit> =
-            Box::new(move |_, _, _, _| Ok(Edited { content: Some(text.into_bytes()), affected: Vec::new() }));
+            Box::new(move |_, _, _, _| Ok(Edited { content: Some(text.into_bytes()), affected: Affected::Nothing }));
         let change = FileChange { file, edit, requires_list_in_force: false, plan: false, action };
         match change_file(&self.service, change).await? {
             ChangeResult::Applied { snapshot, .. } => Ok(snapshot),

@@ -19,7 +19,7 @@ use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
 use crate::server::fleet::apply::in_force;
 use crate::server::fleet::write::RulesChange;
-use crate::server::reload::change::{self, BuiltChange, ChangeResult, Edit, Edited, FileChange};
+use crate::server::reload::change::{self, Affected, BuiltChange, ChangeResult, Edit, Edited, FileChange};
 use crate::tls::tickets::TicketKeys;
 
 /// A store whose keys are in memory.
@@ -246,7 +246,7 @@ impl Member {
             let added = added.clone();
             Box::new(move |_, content, _, _| {
                 let known = String::from_utf8_lossy(content.unwrap_or_default()).into_owned();
-                Ok(Edited { content: Some(format!("{known}{added}").into_bytes()), affected: Vec::new() })
+                Ok(Edited { content: Some(format!("{known}{added}").into_bytes()), affected: Affected::Nothing })
             })
         });
         let action = Action {

@@ -110,7 +110,7 @@ pub(crate) fn find_writable(policy: &ListenerPolicy) -> Result<WritablePlace, No
     }
     let mut why = None;
     for place in policy.pins.places.iter().filter_map(WritablePlace::from_place) {
-        match obstacle(place.directory()) {
+        match permissions::obstacle_to_creating(place.directory()) {
             None => return Ok(place),
             Some(obstacle) => _ = why.get_or_insert_with(|| format!("{} {obstacle}", place.directory().display())),
         }
@@ -121,18 +121,6 @@ pub(crate) fn find_writable(policy: &ListenerPolicy) -> Result<WritablePlace, No
              add a directory to the list, and reload"
         )
     })))
-}
-
-/// Why no file can be created in a directory.
-fn obstacle(directory: &Path) -> Option<String> {
-    if !directory.is_dir() {
-        return Some("is not a directory; create it".to_owned());
-    }
-    if let Some(why) = permissions::read_only(directory) {
-        return Some(format!("cannot be written to: {why}"));
-    }
-    let fix = permissions::fix_for_creating(directory)?;
-    Some(format!("cannot be written to as user {}; run: {fix}", permissions::user()))
 }
 
 /// Bytes: NAME_MAX of Linux without the dot and the ending of a temporary name.
@@ -165,12 +153,5 @@ mod tests {
         for (pattern, expected) in cases {
             assert_eq!(name(pattern).as_deref(), expected, "{pattern}");
         }
-    }
-
-    #[test]
-    fn directory_must_exist() {
-        let directory = tempfile::tempdir().unwrap();
-        assert_eq!(obstacle(directory.path()), None);
-        assert!(obstacle(&directory.path().join("missing")).unwrap().contains("create it"));
     }
 }

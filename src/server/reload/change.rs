@@ -21,10 +21,10 @@ use crate::durable_file;
 use crate::policy::{Built, Snapshot};
 use crate::resolution::cache::ResolutionCache;
 use crate::server::admin_handler::action::Action;
-use crate::server::pins;
 use crate::server::reload::build_from;
 use crate::server::report;
 use crate::server::report::sources::RuleList;
+use crate::server::{passwords, pins};
 use crate::source::group::RuleOwner;
 
 /// A file that the API may change.
@@ -41,6 +41,8 @@ pub(crate) enum ChangedFile {
     Tokens,
     /// The file of `client_certificates` of a listener that holds a certificate, or that is to hold it.
     Pin { listener: String, change: PinChange },
+    /// The `clients_file` of a listener.
+    Clients { listener: String },
 }
 
 /// A change of a file.
@@ -69,8 +71,33 @@ pub(crate) type ChangeReply = oneshot::Sender<Result<ChangeResult, AdminResponse
 pub(crate) struct Edited {
     /// `None` removes the file.
     pub(crate) content: Option<Vec<u8>>,
-    /// The rules that the change names.
-    pub(crate) affected: Vec<Uuid>,
+    pub(crate) affected: Affected,
+}
+
+/// What a change names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Affected {
+    #[default]
+    Nothing,
+    Rules(Vec<Uuid>),
+    /// A password, by its ID.
+    Password(String),
+}
+
+impl Affected {
+    pub(crate) fn rules(&self) -> &[Uuid] {
+        match self {
+            Self::Rules(uuids) => uuids,
+            Self::Nothing | Self::Password(_) => &[],
+        }
+    }
+
+    pub(crate) fn password(&self) -> Option<&str> {
+        match self {
+            Self::Password(id) => Some(id),
+            Self::Nothing | Self::Rules(_) => None,
+        }
+    }
 }
 
 /// The text of a file; a missing file has none.
@@ -82,11 +109,11 @@ pub(crate) fn text_of<'c>(path: &Path, content: Option<&'c [u8]>) -> Result<&'c 
         .map_err(|error| AdminResponse::conflict(format_args!("{} is not UTF-8: {error}", path.display())))
 }
 
-/// The result of a change. `listeners` are those whose pinned certificates change, in the order of the configuration.
+/// The result of a change. `listeners` are those whose pinned certificates or clients change, in the order of the configuration.
 #[derive(Debug)]
 pub(crate) enum ChangeResult {
     /// The change is in force with this policy.
-    Applied { snapshot: Arc<Snapshot>, affected: Vec<Uuid>, listeners: Vec<String> },
+    Applied { snapshot: Arc<Snapshot>, affected: Affected, listeners: Vec<String> },
     /// The policy that the change leads to.
     Planned { built: Box<Built>, listeners: Vec<String>, edited: Edited },
 }
@@ -97,9 +124,8 @@ pub(crate) struct BuiltChange {
     pub(crate) built: Box<Built>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) write: FileWrite,
-    /// The rules that the change names.
-    pub(crate) affected: Vec<Uuid>,
-    /// The listeners whose pinned certificates change.
+    pub(crate) affected: Affected,
+    /// The listeners whose pinned certificates or clients change.
     pub(crate) listeners: Vec<String>,
 }
 
@@ -173,6 +199,7 @@ impl ChangedFile {
                 let policy = current.named(listener).ok_or_else(|| unknown_listener(listener, current))?;
                 pins::find_file(policy, change)
             }
+            Self::Clients { listener } => passwords::clients_file(current, listener).map(Path::to_owned),
         }
     }
 
@@ -183,9 +210,13 @@ impl ChangedFile {
     fn check_effect(&self, snapshot: &Snapshot, path: &Path) -> Result<(), AdminResponse> {
         match self {
             _ if self.is_named() && self.path(snapshot).is_ok_and(|named| named == path) => Ok(()),
-            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => Err(
-                AdminResponse::conflict("the configuration file was edited and names another file now; reload first"),
-            ),
+            Self::Sources { .. }
+            | Self::FleetRules { .. }
+            | Self::FleetTickets
+            | Self::Tokens
+            | Self::Clients { .. } => Err(AdminResponse::conflict(
+                "the configuration file was edited and names another file now; reload first",
+            )),
             Self::Pin { listener, change } => match snapshot.named(listener) {
                 Some(policy) => pins::check_effect(policy, change, path),
                 None => Err(AdminResponse::conflict(format_args!(
@@ -201,6 +232,10 @@ impl ChangedFile {
             Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => action,
             Self::Pin { .. } if change.write.is_empty() => None,
             Self::Pin { listener, .. } => Some(action?.with_other_listeners(listener, &change.listeners)),
+            Self::Clients { listener } => {
+                let action = action?.with_password(change.affected.password().unwrap_or_default());
+                Some(action.with_other_listeners(listener, &change.listeners))
+            }
         }
     }
 
@@ -213,6 +248,8 @@ impl ChangedFile {
     fn may_be_missing(&self, current: &Snapshot) -> bool {
         match self {
             Self::Sources { owner } => current.named(owner).is_some_and(|policy| policy.has_fleet_rules),
+            // The policy in force has read it. A file that is missing since must not become one with a single client.
+            Self::Clients { .. } => false,
             // Each new pin has a file of its own.
             Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens | Self::Pin { .. } => true,
         }
@@ -233,11 +270,24 @@ impl ChangedFile {
         let files = Files::knowing(Arc::clone(&current.known_rules));
         let (built, fingerprint) = build_from(&current.config.file, Some(current), resolutions, files);
         let built = built.map_err(|problems| invalid_configuration(&problems))?;
-        if fingerprint.has_same_content(path, edited) && self.etag(&built.snapshot) == self.etag(current) {
+        if fingerprint.has_same_content(path, edited) && self.has_same_list(&built.snapshot, current) {
             return Ok(());
         }
         let message = "the file was edited by hand and is not in force yet; reload, and read it again";
         Err(AdminResponse::error(ErrorKind::PreconditionFailed, message))
+    }
+
+    /// Whether both policies have the same list of the file.
+    fn has_same_list(&self, one: &Snapshot, other: &Snapshot) -> bool {
+        match self {
+            // Its tag depends on no verifier.
+            Self::Clients { listener } => {
+                passwords::clients_of(one, listener) == passwords::clients_of(other, listener)
+            }
+            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens | Self::Pin { .. } => {
+                self.etag(one) == self.etag(other)
+            }
+        }
     }
 
     /// The entity tag of the list that the file belongs to, if it has one.
@@ -250,13 +300,17 @@ impl ChangedFile {
             Self::Pin { listener, .. } => {
                 snapshot.named(listener).map(|policy| report::client_certificates::etag(policy))
             }
-            Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => None,
+            Self::Clients { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => None,
         }
     }
 
     const fn links(&self) -> Links {
         match self {
-            Self::Sources { .. } | Self::FleetRules { .. } | Self::FleetTickets | Self::Tokens => Links::Followed,
+            Self::Sources { .. }
+            | Self::FleetRules { .. }
+            | Self::FleetTickets
+            | Self::Tokens
+            | Self::Clients { .. } => Links::Followed,
             Self::Pin { .. } => Links::Refused,
         }
     }
@@ -306,6 +360,7 @@ pub(crate) fn build(
     file.check_effect(&built.snapshot, &path)?;
     let listeners = match file {
         ChangedFile::Pin { .. } => pins::changed_listeners(current, &built.snapshot),
+        ChangedFile::Clients { .. } => passwords::changed_listeners(current, &built.snapshot),
         ChangedFile::Sources { .. }
         | ChangedFile::FleetRules { .. }
         | ChangedFile::FleetTickets
@@ -319,7 +374,7 @@ fn no_fleet() -> AdminResponse {
     AdminResponse::conflict("the configuration has changed and no longer uses the fleet here")
 }
 
-fn invalid_configuration(problems: &Problems) -> AdminResponse {
+pub(crate) fn invalid_configuration(problems: &Problems) -> AdminResponse {
     let message = format_args!("the configuration is not valid, so nothing was changed:\n{problems}");
     AdminResponse::error(ErrorKind::ReloadRejected, message)
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod client_certificates;
+pub(crate) mod clients;
 pub(crate) mod denials;
 pub(crate) mod sources;
 #[cfg(test)]
