@@ -120,11 +120,15 @@ impl Clients {
             check_passwords(client, index, salts, &mut errors);
         }
         clients.add_certificates(&list, &mut errors);
-        let passwords = list.iter().flat_map(|client| &client.passwords);
-        clients.mock_secret = MockSecret::of(passwords.map(|password| &password.verifier));
         clients.most_iterations = list.iter().map(Client::iterations).max().unwrap_or_default();
         clients.all = list.into_iter().map(Arc::new).collect();
         if errors.is_empty() { Ok(clients) } else { Err(errors) }
+    }
+
+    /// With the secret for the salts of unknown users.
+    #[must_use]
+    pub(crate) fn with_mock_secret(self, mock_secret: MockSecret) -> Self {
+        Self { mock_secret, ..self }
     }
 
     fn add_certificates(&mut self, list: &[Client], errors: &mut Vec<ClientsError>) {
@@ -172,10 +176,15 @@ impl Clients {
         }
     }
 
-    /// What a SCRAM client with this user needs to know, also if there is no such user.
+    /// What a SCRAM client with this user needs to know, also if there is no such user. That one seems to have as many iterations
+    /// as the first of the others.
     pub(crate) fn parameters(&self, user: &str) -> Parameters {
         let known = self.by_user(user).and_then(|client| client.parameters());
-        known.cloned().unwrap_or_else(|| self.mock_secret.parameters(user))
+        known.cloned().unwrap_or_else(|| {
+            let usual = self.all.iter().find_map(|client| client.parameters()).map(|usual| usual.iterations);
+            let mock = self.mock_secret.parameters(user);
+            Parameters { iterations: usual.unwrap_or(mock.iterations), ..mock }
+        })
     }
 
     /// The iterations that it takes to find out that a password is wrong, for the user with the most.

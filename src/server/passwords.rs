@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use crate::config::credentials::clients::from_text;
-use crate::config::edit::clients::{ClientEditError, with_password, without_password};
+use crate::config::edit::clients::{ClientEditError, with_mock_secret, with_password, without_password};
 use crate::config::problem::Problems;
 use crate::control::error::ErrorKind;
 use crate::control::request::PasswordChange;
 use crate::control::response::AdminResponse;
 use crate::credential::clients::{Clients, SaltRule};
+use crate::credential::mock::MockSecret;
 use crate::credential::new_password::{NewPassword, NewPasswordError};
 use crate::credential::password::PasswordText;
 use crate::permissions;
@@ -55,7 +56,9 @@ impl PasswordEdit {
                         AdminResponse::conflict(format_args!("{user:?} {error}"))
                     }
                 })?;
-                (with_password(before, user, &password).map_err(not_edited)?, password.id)
+                let secret = MockSecret::random().ok_or_else(no_random)?;
+                let text = with_password(before, user, &password).map_err(not_edited)?;
+                (with_mock_secret(&text, &secret).map_err(not_edited)?, password.id)
             }
             Self::Remove { id } => (without_password(before, user, &id).map_err(not_edited)?, id),
         };

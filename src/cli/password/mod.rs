@@ -13,9 +13,10 @@ use zeroize::Zeroizing;
 
 use crate::cli::password::file::ClientsFile;
 use crate::cli::{Failure, hint, print, print_raw};
-use crate::config::edit::clients::{with_disabled, with_password, without_password};
+use crate::config::edit::clients::{with_disabled, with_mock_secret, with_password, without_password};
 use crate::config::values::{DurationError, parse_positive_duration};
 use crate::credential::clients::{ID, check_user, is_id};
+use crate::credential::mock::MockSecret;
 use crate::credential::new_password::{NewPassword, NewPasswordError};
 use crate::credential::password::{check, generate};
 use crate::timestamp;
@@ -108,7 +109,8 @@ fn add(args: &AddArgs) -> Result<(), Failure> {
         expires_at: expires.map(|expires| timestamp::after(now, expires)),
     };
     let password = new.of(client, &text).map_err(|error| not_added(user, &error))?;
-    file.write(|text| with_password(text, user, &password))?;
+    let secret = MockSecret::random().ok_or_else(|| not_added(user, &NewPasswordError::NoRandom))?;
+    file.write(|text| with_mock_secret(&with_password(text, user, &password)?, &secret))?;
     let expiry = password
         .expires_at
         .map_or("does not expire".to_owned(), |end| format!("expires at {}", timestamp::seconds(end)));

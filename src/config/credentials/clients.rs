@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::SourcedFile;
+use crate::config::credentials::machine::of_machine;
 use crate::config::credentials::user;
 use crate::config::document::{Document, Node};
 use crate::config::files::Files;
@@ -11,6 +12,7 @@ use crate::config::problem::{Position, Problem, Problems};
 use crate::config::resolver::transposed;
 use crate::config::shown;
 use crate::credential::clients::{Client, Clients, ClientsError, ID, MAX_PASSWORDS, Password, SaltRule, is_id};
+use crate::credential::mock::MockSecret;
 use crate::credential::verifier::Verifier;
 use crate::identity::trusted_clients::ClientPattern;
 
@@ -34,6 +36,7 @@ pub(crate) fn from_text(file: &Path, text: &str, salts: SaltRule) -> Result<Clie
     let nodes = root.require("client", "[[client]] tables, or client = [] for none");
     let nodes = nodes.and_then(|node| node.list("a list of tables: write [[client]], in double brackets"));
     let read: Vec<_> = nodes.unwrap_or_default().iter().filter_map(client).collect();
+    let mock_secret = root.get("mock_secret").and_then(|node| mock_secret(&node)).unwrap_or_else(of_machine);
     root.finish();
     let (clients, nodes): (Vec<_>, Vec<_>) = read.into_iter().unzip();
     let users: Vec<_> = clients.iter().map(|client| client.user.clone()).collect();
@@ -42,7 +45,17 @@ pub(crate) fn from_text(file: &Path, text: &str, salts: SaltRule) -> Result<Clie
         report(error, &nodes, &users);
     }
     let problems = document.into_problems();
-    clients.ok().filter(|_| problems.is_empty()).ok_or(problems)
+    let clients = clients.ok().filter(|_| problems.is_empty()).ok_or(problems)?;
+    Ok(clients.with_mock_secret(mock_secret))
+}
+
+/// Never shows the value.
+fn mock_secret(node: &Node<'_>) -> Option<MockSecret> {
+    let secret = MockSecret::from_text(node.text(MOCK_SECRET)?);
+    if secret.is_none() {
+        node.problem(format_args!("is not {MOCK_SECRET}; remove it, and portcullis password add makes a new one"));
+    }
+    secret
 }
 
 /// Where the parts of a client are.
@@ -177,6 +190,8 @@ fn whole_file(file: &Path, message: String) -> Problem {
 
 const EMPTY: &str = "is empty or not completely written; write \"client = []\" for a list without clients";
 
+const MOCK_SECRET: &str = "32 bytes in base64";
+
 const SCRAM: &str = "the SCRAM verifier of a password, which portcullis password add writes";
 
 const DUPLICATE_USER: &str =
@@ -272,8 +287,9 @@ mod tests {
     #[test]
     fn password_in_any_key_is_never_shown() {
         let secret = "Zk3vQ9xTn2LpW8rYb5McHq7Js4Df";
+        let mock_secret = format!("\"{}=\"", "A".repeat(43));
         let valid = format!(
-            "[[client]]\nuser = \"app\"\nupstream_user = \"owner\"\ndisabled = true\ncertificates = [\"cn:app\"]\n\
+            "mock_secret = {mock_secret}\n[[client]]\nuser = \"app\"\nupstream_user = \"owner\"\ndisabled = true\ncertificates = [\"cn:app\"]\n\
              passwords = [{{ id = \"p1\", scram = \"{PENCIL}\", created_at = 2026-01-31T00:00:00Z, expires_at = 2027-01-31T00:00:00Z }}]\n"
         );
         let mut shown = 0;
@@ -287,6 +303,7 @@ mod tests {
             &format!("\"{PENCIL}\""),
             "2026-01-31T00:00:00Z",
             "2027-01-31T00:00:00Z",
+            &mock_secret,
         ] {
             for replacement in [format!("\"{secret}\""), format!("[\"{secret}\"]"), secret.to_owned()] {
                 let text = valid.replacen(value, &replacement, 1);

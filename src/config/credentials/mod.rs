@@ -1,6 +1,7 @@
 //! `[listener.credentials]`: the passwords of clients at a listener, and those of the listener at the database.
 
 pub(crate) mod clients;
+mod machine;
 
 use std::path::Path;
 

@@ -7,6 +7,7 @@ use toml_edit::{
 use crate::config::edit::sources::text::LineBreak;
 use crate::config::edit::tables::{appended, remove_element, remove_key, remove_table};
 use crate::credential::clients::Password;
+use crate::credential::mock::MockSecret;
 use crate::timestamp;
 
 /// Why a text is not edited. The text of the file is not repeated.
@@ -37,6 +38,20 @@ pub(crate) fn with_password(text: &str, user: &str, password: &Password) -> Resu
             Ok(document.to_string())
         }
         None => with_client(document, user, password),
+    })
+}
+
+/// Returns the text with a `mock_secret`, unless it has one.
+///
+/// # Errors
+/// If the text is not a `clients_file`.
+pub(crate) fn with_mock_secret(text: &str, secret: &MockSecret) -> Result<String, ClientEditError> {
+    edited(text, |document| {
+        if document.contains_key("mock_secret") {
+            return Ok(document.to_string());
+        }
+        let secret = secret.to_text();
+        Ok(format!("# Hides which users exist. Keep it secret.\nmock_secret = \"{}\"\n\n{document}", *secret))
     })
 }
 
@@ -280,6 +295,19 @@ mod tests {
         assert_eq!(short(&without(&one, "a \"b\"", "p1")), "[[client]]\nuser = 'a \"b\"'\npasswords = []\n");
         let again = with(&without(&one, "a \"b\"", "p1"), "a \"b\"", "p3");
         assert!(short(&again).ends_with("passwords = [\n    { id = \"p3\", scram = \"…\" },\n]\n"), "{again}");
+    }
+
+    #[test]
+    fn mock_secret_is_added_once_and_nothing_else_changes() {
+        let secret = MockSecret::default();
+        for text in ["client = []\n", "# Clients of the shop.\n\n[[client]]\nuser = \"web\"\n"] {
+            let added = with_mock_secret(text, &secret).unwrap();
+            let first = format!("mock_secret = \"{}\"\n\n{text}", *secret.to_text());
+            assert!(added.ends_with(&first), "{added}");
+            assert_eq!(with_mock_secret(&added, &MockSecret::random().unwrap()).unwrap(), added);
+            assert_eq!(read(&added).parameters("nobody"), secret.parameters("nobody"));
+            assert_eq!(read(text).parameters("nobody"), read(text).parameters("nobody"), "that of the machine");
+        }
     }
 
     #[test]
