@@ -14,9 +14,11 @@ use crate::harness::credentials::{
 use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::postgres::client;
-use crate::harness::program::{Outcome, run};
+use crate::harness::program::{Outcome, allow_many_files, run};
 use crate::harness::wire::{PROTOCOL_3_0, PROTOCOL_3_2, error_response, startup};
-use crate::harness::{Client, Connection, Event, Listener, Load, Portcullis, Postgres, Request, eventually};
+use crate::harness::{
+    Authority, Client, Connection, Event, Leaf, Listener, Load, Portcullis, Postgres, Request, TestDir, eventually,
+};
 use crate::postgres::{connector, conninfo, parameters, psql};
 
 /// A server whose role `keyed` needs [`DATABASE_PASSWORD`].
@@ -145,6 +147,25 @@ fn sasl_response(body: &[u8]) -> Vec<u8> {
     [b"p", &length[..], body].concat()
 }
 
+/// A client that proves another password than its user has.
+fn guess(client: &Client, user: &str) -> Connection {
+    let mut connection = client.connect();
+    connection.send(&startup(PROTOCOL_3_0, &[("user", user)]));
+    message(&mut connection);
+    connection.send(&sasl_response(&initial_response()));
+    let challenge = String::from_utf8(message(&mut connection)[9..].to_vec()).unwrap();
+    let nonce = challenge.split_once(",s=").unwrap().0;
+    connection.send(&sasl_response(format!("c=biws,{nonce},p={}=", "A".repeat(43)).as_bytes()));
+    connection
+}
+
+/// Waits until each client that has guessed is refused.
+fn assert_refused(guesses: Vec<Connection>) {
+    for mut connection in guesses {
+        assert_eq!(error_response(&connection.rest().unwrap())[&'C'], "28P01");
+    }
+}
+
 /// One whole message of the server.
 fn message(connection: &mut Connection) -> Vec<u8> {
     let mut message = connection.receive(5);
@@ -176,15 +197,8 @@ fn unknown_user_is_answered_like_a_known_one_also_after_a_restart() {
     let client = client.at(again.address("main"));
     assert_eq!(users.map(|user| challenge(&client, user)), first);
     // Known or not, the answer to a wrong proof is the same.
-    let proof = format!("c=biws,r=abcdefghijklmnop,p={}=", "A".repeat(43));
     let answers = users.map(|user| {
-        let mut connection = client.connect();
-        connection.send(&startup(PROTOCOL_3_0, &[("user", user)]));
-        message(&mut connection);
-        connection.send(&sasl_response(&initial_response()));
-        let challenge = String::from_utf8(message(&mut connection)[9..].to_vec()).unwrap();
-        let nonce = challenge.split_once(",s=").unwrap().0;
-        connection.send(&sasl_response(proof.replace("r=abcdefghijklmnop", nonce).as_bytes()));
+        let mut connection = guess(&client, user);
         let mut fields = error_response(&connection.rest().unwrap());
         let text = fields.remove(&'M').unwrap();
         (fields, text.replace(user, "USER"))
@@ -206,19 +220,64 @@ fn channel_binding_works_with_tls_on_both_legs() {
         let conninfo = format!("{} channel_binding={binding}", conninfo(&portcullis));
         assert_eq!(ask(&conninfo, PASSWORD, "select current_user").success(), "keyed\n", "{binding}");
     }
-    let checked = run(crate::harness::portcullis::executable()
-        .args(["check", "-c"])
-        .arg(portcullis.site.path("portcullis.toml")));
-    assert!(!checked.success().contains("channel binding"), "the warning is about clients of the database");
+    assert!(!checked(&portcullis).contains("channel binding"), "the warning is about clients of the database");
 }
 
-/// libpq cannot bind to such a certificate.
+/// The output of `check` for the configuration of a running program.
+fn checked(portcullis: &Portcullis) -> String {
+    let file = portcullis.site.path("portcullis.toml");
+    run(crate::harness::portcullis::executable().args(["check", "-c"]).arg(file)).success()
+}
+
+/// A listener that presents this certificate, and a connection string that trusts `roots`.
+fn showing(site: TestDir, own: &Leaf, roots: &str, postgres: &Postgres) -> (Portcullis, String) {
+    site.install("server", own);
+    site.write("roots.crt", roots);
+    let portcullis = Portcullis::start(site, with_credentials(Listener::postgres(postgres)));
+    let conninfo = conninfo(&portcullis).replace("ca.crt", "roots.crt");
+    (portcullis, conninfo)
+}
+
+/// What `check` warns of when SCRAM-SHA-256-PLUS cannot be offered.
+const NO_BINDING: &str = "has a signature that SCRAM channel binding does not support";
+
+/// The signature counts, because libpq hashes the certificate with its hash function. Ed25519 has none.
 #[test]
-fn ed25519_certificate_offers_no_channel_binding() {
+fn certificate_signed_with_ed25519_offers_no_channel_binding() {
+    let postgres = keyed();
+    let request = || Request::server(&["localhost", "127.0.0.1"]);
+    let ed25519_ca = Authority::ed25519("Ed25519 CA");
+    let by_itself = Leaf::by_itself(request().ed25519());
+    let roots = by_itself.pem();
+    let cases = [
+        (by_itself, roots),
+        (ed25519_ca.issue(request().ed25519()), ed25519_ca.pem()),
+        (ed25519_ca.issue(request()), ed25519_ca.pem()),
+    ];
+    for (own, roots) in cases {
+        let (portcullis, conninfo) = showing(site(), &own, &roots, &postgres);
+        for binding in ["prefer", "disable"] {
+            let conninfo = format!("{conninfo} channel_binding={binding}");
+            assert_eq!(ask(&conninfo, PASSWORD, "select 1").success(), "1\n", "{binding}");
+        }
+        let refused = ask(&format!("{conninfo} channel_binding=require"), PASSWORD, "select 1");
+        let expected = "channel binding is required, but server did not offer an authentication method that supports channel binding";
+        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        assert!(checked(&portcullis).contains(NO_BINDING));
+    }
+}
+
+#[test]
+fn ed25519_key_in_a_certificate_that_is_signed_with_ecdsa_offers_channel_binding() {
     let (site, postgres) = (site(), keyed());
-    site.install("server", &site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).ed25519()));
-    let portcullis = Portcullis::start(site, with_credentials(Listener::postgres(&postgres)));
-    assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    let own = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).ed25519());
+    let roots = site.ca.pem();
+    let (portcullis, conninfo) = showing(site, &own, &roots, &postgres);
+    for binding in ["require", "prefer", "disable"] {
+        let conninfo = format!("{conninfo} channel_binding={binding}");
+        assert_eq!(ask(&conninfo, PASSWORD, "select 1").success(), "1\n", "{binding}");
+    }
+    assert!(!checked(&portcullis).contains(NO_BINDING));
 }
 
 #[test]
@@ -485,30 +544,62 @@ fn primary_is_found_behind_a_standby() {
     }
 }
 
+/// The time that so many guesses of one source, or of one user's password, take at least: 20 at once, then 20 a second.
+fn least_time(guesses: u32) -> Duration {
+    Duration::from_millis(50) * (guesses - 20)
+}
+
 #[test]
 fn source_that_fails_often_waits_and_a_right_password_is_still_accepted() {
-    const FAILURES: usize = 60;
     let postgres = keyed();
     let portcullis = before(&postgres);
+    let client = portcullis.client().with_ssl_request();
     let start = Instant::now();
-    let failing: Vec<_> = (0..FAILURES)
-        .map(|_| {
-            let mut connection = portcullis.client().with_ssl_request().connect();
-            connection.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
-            message(&mut connection);
-            connection.send(&sasl_response(&initial_response()));
-            let challenge = String::from_utf8(message(&mut connection)[9..].to_vec()).unwrap();
-            let nonce = challenge.split_once(",s=").unwrap().0;
-            connection.send(&sasl_response(format!("c=biws,{nonce},p={}=", "A".repeat(43)).as_bytes()));
-            connection
-        })
-        .collect();
+    let guesses = (0..60).map(|number| guess(&client, &format!("user{number}"))).collect();
     assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
-    for mut connection in failing {
-        assert_eq!(error_response(&connection.rest().unwrap())[&'C'], "28P01");
+    assert_refused(guesses);
+    assert!(start.elapsed() >= least_time(60), "{:?}", start.elapsed());
+}
+
+#[test]
+fn guesses_of_one_password_from_many_sources_wait_and_its_user_is_still_admitted() {
+    let postgres = keyed();
+    let listener = with_credentials(Listener::postgres(&postgres).trusting(&["127.0.0.0/8"]));
+    let portcullis = Portcullis::start(site(), listener);
+    let client = |number: u32| portcullis.client().with_ssl_request().from(&format!("127.0.1.{number}"));
+    let start = Instant::now();
+    let guesses = (1..=60).map(|number| guess(&client(number), "app")).collect();
+    assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    assert_refused(guesses);
+    assert!(start.elapsed() >= least_time(60), "{:?}", start.elapsed());
+}
+
+#[test]
+fn flood_of_failures_is_summed_up_in_the_audit_like_denials() {
+    /// Of one source, 500 are logged.
+    const GUESSES: u64 = 600;
+    allow_many_files();
+    let postgres = keyed();
+    let mut portcullis = before(&postgres);
+    let client = portcullis.client().with_ssl_request();
+    // All of them wait at the same time.
+    let guesses = (0..GUESSES).map(|number| guess(&client, &format!("user{number}"))).collect();
+    assert_refused(guesses);
+    portcullis.wait_until_idle();
+    let (_, events) = portcullis.stop();
+    for (name, summary) in
+        [("authentication.failed", "authentications.suppressed"), ("connection.denied", "denials.suppressed")]
+    {
+        let logged = events.iter().filter(|event| event.is(name)).count() as u64;
+        let sums: Vec<_> = events.iter().filter(|event| event.is(summary)).collect();
+        for sum in &sums {
+            assert_eq!((sum.text("source"), sum.text("listener")), ("127.0.0.1", "main"));
+            assert_eq!(sum.reason(), "authentication_failed");
+        }
+        let suppressed: u64 = sums.iter().map(|sum| sum.number("suppressed")).sum();
+        assert_eq!(logged + suppressed, GUESSES, "{name}");
+        assert!(logged >= 500 && suppressed > 0, "{logged} {name} are logged");
     }
-    let least = Duration::from_millis(50 * (u64::try_from(FAILURES).unwrap() - 20));
-    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
 }
 
 #[test]
