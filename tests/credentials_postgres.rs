@@ -22,14 +22,14 @@ use crate::harness::{
 use crate::postgres::{connector, conninfo, parameters, psql};
 
 /// A server whose role `keyed` needs [`DATABASE_PASSWORD`].
-fn keyed() -> Postgres {
+pub(crate) fn keyed() -> Postgres {
     let postgres = Postgres::start();
     postgres.direct(&format!("create role keyed login replication password '{DATABASE_PASSWORD}'"));
     postgres.direct("grant all on schema public to keyed");
     postgres
 }
 
-fn before(postgres: &Postgres) -> Portcullis {
+pub(crate) fn before(postgres: &Postgres) -> Portcullis {
     let portcullis = Portcullis::start(site(), format!("{ADMIN}{}", with_credentials(Listener::postgres(postgres))));
     // It has read its files.
     portcullis.address("main");
@@ -51,7 +51,7 @@ fn is_denied(event: &Event) -> bool {
 
 /// Checks that no output of the program has a password or a verifier.
 fn assert_no_secret(mut portcullis: Portcullis) {
-    let status = portcullis.ask("GET", "/v1/status").1.to_string();
+    let status = ["/v1/status", "/v1/rotation"].map(|path| portcullis.ask("GET", path).1.to_string()).concat();
     let clients = fs::read_to_string(portcullis.site.path("clients.toml")).unwrap();
     let verifiers = clients.split('"').filter_map(|text| text.rsplit_once('$')).flat_map(|(_, keys)| keys.split(':'));
     let errors = portcullis.errors();
@@ -416,6 +416,59 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
     assert!(denied.iter().all(|event| event.reason() == "client_closed"), "{denied:?}");
 }
 
+/// The rows of the passwords of the database: each line, the users for whom it was accepted, and those for whom it is rejected.
+fn upstream_passwords(portcullis: &Portcullis) -> Vec<Value> {
+    let items = portcullis.ask("GET", "/v1/rotation").1["items"].as_array().unwrap().clone();
+    let users = |users: &Value| users.as_array().unwrap().iter().map(|user| user["user"].clone()).collect::<Vec<_>>();
+    let row = |item: &Value| {
+        assert_eq!(
+            (item["last_used"].is_null(), item["sessions"].as_u64()),
+            (item["last_users"] == json!([]), Some(0))
+        );
+        assert_eq!(item["name"], format!("line {}", item["line"]));
+        json!([item["line"], users(&item["last_users"]), users(&item["rejected_users"])])
+    };
+    items.iter().filter(|item| item["kind"] == "upstream_password").map(row).collect()
+}
+
+#[test]
+fn rotation_shows_which_password_the_database_accepts_and_for_which_clients() {
+    let postgres = keyed();
+    let portcullis = before(&postgres);
+    let connect = || assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, [], []])]);
+    connect();
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, ["keyed"], []])]);
+    // The evidence follows the password into its new line.
+    portcullis.applies(|| portcullis.site.replace("db.password", format!("new secret\n\n{DATABASE_PASSWORD}\n")));
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, [], []]), json!([3, ["keyed"], []])]);
+    postgres.direct("alter role keyed password 'new secret'");
+    connect();
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, ["keyed"], []]), json!([3, ["keyed"], ["keyed"]])]);
+
+    let items = portcullis.ask("GET", "/v1/rotation").1["items"].as_array().unwrap().clone();
+    for kind in ["password", "source"] {
+        let item = items.iter().find(|item| item["kind"] == kind).unwrap();
+        assert_eq!(item["last_users"][0]["user"], "app", "{item}");
+    }
+    let mut status = crate::harness::portcullis::executable();
+    let shown = run(status.args(["status", "--rotation", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+    let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("upstream password line 3 - - ") && words.contains("rejected as keyed ("), "{shown}");
+    assert!(words.contains("last users: app from 127.0.0.1 ("), "{shown}");
+    assert_no_secret(portcullis);
+}
+
+/// A password that the database does not ask for is not in use.
+#[test]
+fn password_that_the_database_does_not_ask_for_has_no_evidence() {
+    let postgres = keyed();
+    postgres.ask_by("keyed", "trust");
+    let portcullis = before(&postgres);
+    assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, [], []])]);
+}
+
 #[test]
 fn database_that_rejects_every_password_is_reported_without_its_reason_to_clients() {
     let postgres = keyed();
@@ -439,6 +492,8 @@ fn database_that_rejects_every_password_is_reported_without_its_reason_to_client
     let warning = portcullis.event("a warning", is_warning);
     assert_eq!((warning.text("user"), warning.text("lines")), ("keyed", "1, 3"));
     portcullis.assert_count("warnings", 1, is_warning);
+    let rejected = |line: usize| json!([line, [], ["keyed"]]);
+    assert_eq!(upstream_passwords(&portcullis), [rejected(1), rejected(3)]);
     let error = portcullis.status()["upstreams"][0]["last_dial"]["error"].as_str().unwrap().to_owned();
     assert!(error.contains("lines 1, 3"), "{error}");
     portcullis.applies(|| portcullis.site.replace("db.password", DATABASE_PASSWORD));

@@ -164,6 +164,11 @@ impl<'c> UpstreamLogin<'c> {
         }
     }
 
+    /// Whether the database has received a proof of the password. One that trusts the connection asks for none.
+    pub(crate) fn has_sent_password(&self) -> bool {
+        self.password_was_sent
+    }
+
     fn accept(&mut self, rest: &[u8]) -> Result<UpstreamStep, UpstreamFailure> {
         match mem::replace(&mut self.position, Position::Over) {
             Position::Start | Position::Sent | Position::Proven => Ok(UpstreamStep::Done { rest: rest.to_vec() }),

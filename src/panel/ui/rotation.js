@@ -177,7 +177,7 @@ function usersText(item) {
   const users = item.sessions > 0 ? item.clients : item.last_users;
   return (users ?? [])
     .slice(0, 3)
-    .map(({ subject, source }) => (subject ? `${subject} from ${source}` : source))
+    .map((user) => [nameOf(user), user.source].filter(Boolean).join(' from '))
     .join('; ');
 }
 
@@ -340,24 +340,24 @@ function users(item) {
     return h(
       'ul',
       { class: 'evidence' },
-      (item.clients ?? []).map(({ subject, source, sessions }) =>
+      (item.clients ?? []).map((client) =>
         h(
           'li',
           {},
-          who(subject, source),
+          who(client),
           ': ',
           h(
             'a',
-            { href: link('sessions', '', { listener: item.listener, ...filterFor({ subject, source }) }) },
-            count(sessions, 'session'),
+            { href: link('sessions', '', { listener: item.listener, ...filterFor(client) }) },
+            count(client.sessions, 'session'),
           ),
         ),
       ),
       item.more_clients > 0 ? h('li', {}, `and ${count(item.more_clients, 'other client')}`) : null,
     );
   }
-  const last = item.last_users ?? [];
-  if (last.length === 0) {
+  const [accepted, rejected] = [item.last_users ?? [], item.rejected_users ?? []];
+  if (accepted.length === 0 && rejected.length === 0) {
     return h(
       'p',
       { class: 'muted' },
@@ -367,11 +367,20 @@ function users(item) {
   return h(
     'ul',
     { class: 'evidence' },
-    last.slice(0, 5).map((user) => h('li', {}, who(user.subject, user.source), ', last use ', time(user.last_used))),
+    rejected.slice(0, 5).map((user) => h('li', {}, who(user), ', rejected ', time(user.last_rejected))),
+    accepted.slice(0, 5).map((user) => h('li', {}, who(user), ', last use ', time(user.last_used))),
   );
 }
 
-const who = (subject, source) => [
-  subject ? [untrusted(subject, { label: 'subject' }), ' from '] : null,
-  h('span', { class: 'mono' }, source),
-];
+/** The subject of its certificate, the user as which it has authenticated, or both. */
+const nameOf = ({ subject, user }) => [subject, user].filter(Boolean).join(' as ');
+
+/** A user of the database has no source. */
+const who = (client) => {
+  const name = nameOf(client);
+  return [
+    name ? untrusted(name, { label: client.subject ? 'subject' : 'user' }) : null,
+    name && client.source ? ' from ' : null,
+    client.source ? h('span', { class: 'mono' }, client.source) : null,
+  ];
+};
