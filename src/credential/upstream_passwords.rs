@@ -176,13 +176,12 @@ impl UpstreamPasswords {
     pub(crate) fn evidence(&self) -> Vec<LineEvidence> {
         let learned = self.learned();
         let listed = |at: &dyn Fn(&Verdicts) -> Option<OffsetDateTime>, line: usize| {
-            let user = |(name, state): (&String, &UserState)| {
-                Some(DatabaseUser { at: at(state.verdicts.get(&line)?)?, name: name.clone() })
-            };
-            let mut users: Vec<_> = learned.users.iter().filter_map(user).collect();
-            users.sort_by(|one, other| (Reverse(one.at), &one.name).cmp(&(Reverse(other.at), &other.name)));
-            users.truncate(MAX_LISTED_USERS);
-            users
+            let users = learned.users.iter();
+            let users = users.filter_map(|(name, state)| Some((Reverse(at(state.verdicts.get(&line)?)?), name)));
+            let mut users: Vec<_> = users.collect();
+            users.sort_unstable();
+            let users = users.into_iter().take(MAX_LISTED_USERS);
+            users.map(|(Reverse(at), name)| DatabaseUser { name: name.clone(), at }).collect()
         };
         let of_line = |UpstreamPassword { line, .. }: &UpstreamPassword| LineEvidence {
             line: *line,
