@@ -149,7 +149,9 @@ impl<'c> UpstreamLogin<'c> {
                 ERROR_RESPONSE => return Ok(UpstreamStep::Refused(Refusal::new(&message, self.password_was_sent))),
                 NEGOTIATE_PROTOCOL_VERSION => return Err(UpstreamFailure::Version),
                 AUTHENTICATION => match message.authentication().ok_or(UpstreamFailure::Malformed)? {
-                    (OK, _) => return self.accept(rest),
+                    (OK, []) => return self.accept(rest),
+                    // A client would not know where the next message begins.
+                    (OK, _) => return Err(UpstreamFailure::Malformed),
                     (code, data) => match self.answer(code, data, &mut salted)? {
                         Answer::Message(message) => out.extend_from_slice(&message),
                         Answer::Salt(parameters) => {
