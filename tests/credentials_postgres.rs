@@ -416,7 +416,7 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
     assert!(denied.iter().all(|event| event.reason() == "client_closed"), "{denied:?}");
 }
 
-/// The rows of the passwords of the database: each line, the users for whom it was accepted, and those for whom it is rejected.
+/// The rows of the passwords of the database: each line, the users that it was accepted for, and those that it is rejected for.
 fn upstream_passwords(portcullis: &Portcullis) -> Vec<Value> {
     let items = portcullis.ask("GET", "/v1/rotation").1["items"].as_array().unwrap().clone();
     let users = |users: &Value| users.as_array().unwrap().iter().map(|user| user["user"].clone()).collect::<Vec<_>>();

@@ -56,9 +56,9 @@ struct Verdicts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LineEvidence {
     pub(crate) line: usize,
-    /// The users of the database for whom it was accepted, the latest first; at most [`MAX_LISTED_USERS`].
+    /// The users of the database that it was accepted for, the latest first; at most [`MAX_LISTED_USERS`].
     pub(crate) accepted: Vec<DatabaseUser>,
-    /// Those for whom it was rejected and has not been accepted since.
+    /// Those that it was rejected for, and has not been accepted for since.
     pub(crate) rejected: Vec<DatabaseUser>,
 }
 
@@ -282,7 +282,7 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds)
     }
 
-    /// The line, the users for whom it was accepted, and those for whom it is rejected now, with the seconds.
+    /// The line, the users that it was accepted for, and those that it is rejected for now, with the seconds.
     fn evidence(passwords: &UpstreamPasswords) -> Vec<(usize, String, String)> {
         let text = |users: Vec<DatabaseUser>| {
             let user = |user: DatabaseUser| format!("{} {}", user.name, user.at.unix_timestamp());

@@ -311,7 +311,7 @@ listener cache
     }
 
     #[test]
-    fn password_of_the_database_shows_for_whom_it_was_accepted_and_is_rejected() {
+    fn password_of_the_database_shows_its_users_with_the_last_verdict() {
         let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
         let user = |user: &str, key: &str, time: &str| json!({ "user": user, key: format!("1970-01-01T{time}:00Z") });
         let row = |line: usize, accepted: Value, rejected: Value| {

@@ -15,42 +15,42 @@ pub fn redis_before(data: &[u8]) {
     let Some(input) = Input::parse(data) else { return };
     let at_once = before(&[input.stream]);
     assert_eq!(before(&input.chunks()), at_once, "chunks may end anywhere");
-    for (said, is_last) in at_once.iter().rev().zip([true].into_iter().chain(std::iter::repeat(false))) {
-        match said {
-            Said::Reply(reply) => assert!(is_one_line(reply), "{}", reply.escape_ascii()),
-            Said::Close(reply) => assert!(is_last && (reply.is_empty() || is_one_line(reply))),
-            Said::Attempt(..) => {}
+    for (reaction, is_last) in at_once.iter().rev().zip([true].into_iter().chain(std::iter::repeat(false))) {
+        match reaction {
+            Reaction::Reply(reply) => assert!(is_one_line(reply), "{}", reply.escape_ascii()),
+            Reaction::Close(reply) => assert!(is_last && (reply.is_empty() || is_one_line(reply))),
+            Reaction::Attempt(..) => {}
         }
     }
 }
 
 /// An event in a form that can be compared.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum Reaction {
     Reply(Vec<u8>),
     Close(Vec<u8>),
     /// User and password.
     Attempt(Vec<u8>, Option<Vec<u8>>),
 }
 
-fn before(chunks: &[&[u8]]) -> Vec<Said> {
-    let (mut conversation, mut said) = (Conversation::default(), Vec::new());
+fn before(chunks: &[&[u8]]) -> Vec<Reaction> {
+    let (mut conversation, mut reactions) = (Conversation::default(), Vec::new());
     for chunk in chunks {
         let mut chunk = *chunk;
         while let Some(event) = conversation.next(&mut chunk) {
-            said.push(match event {
-                Event::Reply(reply) => Said::Reply(reply),
-                Event::Close(reply) => Said::Close(reply),
+            reactions.push(match event {
+                Event::Reply(reply) => Reaction::Reply(reply),
+                Event::Close(reply) => Reaction::Close(reply),
                 Event::Attempt(attempt) => {
                     let (user, password) = (attempt.user().to_vec(), attempt.password().map(<[u8]>::to_vec));
                     assert_replaced(attempt, password.is_some());
-                    Said::Attempt(user, password)
+                    Reaction::Attempt(user, password)
                 }
             });
         }
         assert!(chunk.is_empty(), "a chunk is used up");
     }
-    said
+    reactions
 }
 
 /// The session of a client that has authenticated.

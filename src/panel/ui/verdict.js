@@ -38,6 +38,6 @@ function verdictOfUpstreamPassword(item, { hasSuccessor, now }) {
   }
   const isRejected = ({ user }) => rejected.some((other) => other.user === user);
   return accepted.every(isRejected)
-    ? safe('The database now rejects it for each user for whom it was accepted.')
+    ? safe('The database now rejects it for each user that it was accepted for.')
     : notSafe(`The database accepted it ${relative(last, now)}.`);
 }
