@@ -18,6 +18,8 @@ mod dns;
 mod durable_file;
 mod fault;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod identity;
 mod issuing;
 mod jitter;
@@ -52,6 +54,11 @@ pub mod internals {
     pub use crate::control::error::ErrorKind;
     pub use crate::control::response::AdminResponse;
     pub use crate::control::{AdminRequest, AdminServer};
+    #[cfg(any(test, fuzzing))]
+    pub use crate::fuzz::{
+        postgres_client, postgres_parameters, postgres_upstream, redis_before, redis_commands, redis_session,
+        redis_upstream,
+    };
     pub use crate::identity::auth_settings::ClientAuthSettings;
     pub use crate::identity::client_verifier::{ClientVerifier, PresentedIdentity};
     pub use crate::identity::settings::ClientAuth;

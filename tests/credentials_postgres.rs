@@ -15,9 +15,11 @@ use crate::harness::credentials::{
 use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::portcullis::ADMIN;
 use crate::harness::postgres::client;
-use crate::harness::program::{Outcome, run};
+use crate::harness::program::{Outcome, allow_many_files, run};
 use crate::harness::wire::{PROTOCOL_3_0, PROTOCOL_3_2, error_response, startup};
-use crate::harness::{Client, Connection, Event, Listener, Load, Portcullis, Postgres, Request, eventually};
+use crate::harness::{
+    Authority, Client, Connection, Event, Leaf, Listener, Load, Portcullis, Postgres, Request, TestDir, eventually,
+};
 use crate::postgres::{connector, conninfo, parameters, psql};
 
 /// A server whose role `keyed` needs [`DATABASE_PASSWORD`].
@@ -28,7 +30,7 @@ pub(crate) fn keyed() -> Postgres {
     postgres
 }
 
-fn before(postgres: &Postgres) -> Portcullis {
+pub(crate) fn before(postgres: &Postgres) -> Portcullis {
     let portcullis = Portcullis::start(site(), format!("{ADMIN}{}", with_credentials(Listener::postgres(postgres))));
     // It has read its files.
     portcullis.address("main");
@@ -131,6 +133,25 @@ fn sasl_response(body: &[u8]) -> Vec<u8> {
     [b"p", &length[..], body].concat()
 }
 
+/// A client that proves another password than its user has.
+fn guess(client: &Client, user: &str) -> Connection {
+    let mut connection = client.connect();
+    connection.send(&startup(PROTOCOL_3_0, &[("user", user)]));
+    message(&mut connection);
+    connection.send(&sasl_response(&initial_response()));
+    let challenge = String::from_utf8(message(&mut connection)[9..].to_vec()).unwrap();
+    let nonce = challenge.split_once(",s=").unwrap().0;
+    connection.send(&sasl_response(format!("c=biws,{nonce},p={}=", "A".repeat(43)).as_bytes()));
+    connection
+}
+
+/// Waits until each client that has guessed is refused.
+fn assert_refused(guesses: Vec<Connection>) {
+    for mut connection in guesses {
+        assert_eq!(error_response(&connection.rest().unwrap())[&'C'], "28P01");
+    }
+}
+
 /// One whole message of the server.
 fn message(connection: &mut Connection) -> Vec<u8> {
     let mut message = connection.receive(5);
@@ -162,15 +183,8 @@ fn unknown_user_is_answered_like_a_known_one_also_after_a_restart() {
     let client = client.at(again.address("main"));
     assert_eq!(users.map(|user| challenge(&client, user)), first);
     // Known or not, the answer to a wrong proof is the same.
-    let proof = format!("c=biws,r=abcdefghijklmnop,p={}=", "A".repeat(43));
     let answers = users.map(|user| {
-        let mut connection = client.connect();
-        connection.send(&startup(PROTOCOL_3_0, &[("user", user)]));
-        message(&mut connection);
-        connection.send(&sasl_response(&initial_response()));
-        let challenge = String::from_utf8(message(&mut connection)[9..].to_vec()).unwrap();
-        let nonce = challenge.split_once(",s=").unwrap().0;
-        connection.send(&sasl_response(proof.replace("r=abcdefghijklmnop", nonce).as_bytes()));
+        let mut connection = guess(&client, user);
         let mut fields = error_response(&connection.rest().unwrap());
         let text = fields.remove(&'M').unwrap();
         (fields, text.replace(user, "USER"))
@@ -192,19 +206,64 @@ fn channel_binding_works_with_tls_on_both_legs() {
         let conninfo = format!("{} channel_binding={binding}", conninfo(&portcullis));
         assert_eq!(ask(&conninfo, PASSWORD, "select current_user").success(), "keyed\n", "{binding}");
     }
-    let checked = run(crate::harness::portcullis::executable()
-        .args(["check", "-c"])
-        .arg(portcullis.site.path("portcullis.toml")));
-    assert!(!checked.success().contains("channel binding"), "the warning is about clients of the database");
+    assert!(!checked(&portcullis).contains("channel binding"), "the warning is about clients of the database");
 }
 
-/// libpq cannot bind to such a certificate.
+/// The output of `check` for the configuration of a running program.
+fn checked(portcullis: &Portcullis) -> String {
+    let file = portcullis.site.path("portcullis.toml");
+    run(crate::harness::portcullis::executable().args(["check", "-c"]).arg(file)).success()
+}
+
+/// A listener that presents this certificate, and a connection string that trusts `roots`.
+fn showing(site: TestDir, own: &Leaf, roots: &str, postgres: &Postgres) -> (Portcullis, String) {
+    site.install("server", own);
+    site.write("roots.crt", roots);
+    let portcullis = Portcullis::start(site, with_credentials(Listener::postgres(postgres)));
+    let conninfo = conninfo(&portcullis).replace("ca.crt", "roots.crt");
+    (portcullis, conninfo)
+}
+
+/// What `check` warns of when SCRAM-SHA-256-PLUS cannot be offered.
+const NO_BINDING: &str = "has a signature that SCRAM channel binding does not support";
+
+/// The signature counts, because libpq hashes the certificate with its hash function. Ed25519 has none.
 #[test]
-fn ed25519_certificate_offers_no_channel_binding() {
+fn certificate_signed_with_ed25519_offers_no_channel_binding() {
+    let postgres = keyed();
+    let request = || Request::server(&["localhost", "127.0.0.1"]);
+    let ed25519_ca = Authority::ed25519("Ed25519 CA");
+    let by_itself = Leaf::by_itself(request().ed25519());
+    let roots = by_itself.pem();
+    let cases = [
+        (by_itself, roots),
+        (ed25519_ca.issue(request().ed25519()), ed25519_ca.pem()),
+        (ed25519_ca.issue(request()), ed25519_ca.pem()),
+    ];
+    for (own, roots) in cases {
+        let (portcullis, conninfo) = showing(site(), &own, &roots, &postgres);
+        for binding in ["prefer", "disable"] {
+            let conninfo = format!("{conninfo} channel_binding={binding}");
+            assert_eq!(ask(&conninfo, PASSWORD, "select 1").success(), "1\n", "{binding}");
+        }
+        let refused = ask(&format!("{conninfo} channel_binding=require"), PASSWORD, "select 1");
+        let expected = "channel binding is required, but server did not offer an authentication method that supports channel binding";
+        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        assert!(checked(&portcullis).contains(NO_BINDING));
+    }
+}
+
+#[test]
+fn ed25519_key_in_a_certificate_that_is_signed_with_ecdsa_offers_channel_binding() {
     let (site, postgres) = (site(), keyed());
-    site.install("server", &site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).ed25519()));
-    let portcullis = Portcullis::start(site, with_credentials(Listener::postgres(&postgres)));
-    assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    let own = site.ca.issue(Request::server(&["localhost", "127.0.0.1"]).ed25519());
+    let roots = site.ca.pem();
+    let (portcullis, conninfo) = showing(site, &own, &roots, &postgres);
+    for binding in ["require", "prefer", "disable"] {
+        let conninfo = format!("{conninfo} channel_binding={binding}");
+        assert_eq!(ask(&conninfo, PASSWORD, "select 1").success(), "1\n", "{binding}");
+    }
+    assert!(!checked(&portcullis).contains(NO_BINDING));
 }
 
 #[test]
@@ -343,6 +402,59 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
     assert!(denied.iter().all(|event| event.reason() == "client_closed"), "{denied:?}");
 }
 
+/// The rows of the passwords of the database: each line, the users that it was accepted for, and those that it is rejected for.
+fn upstream_passwords(portcullis: &Portcullis) -> Vec<Value> {
+    let items = portcullis.ask("GET", "/v1/rotation").1["items"].as_array().unwrap().clone();
+    let users = |users: &Value| users.as_array().unwrap().iter().map(|user| user["user"].clone()).collect::<Vec<_>>();
+    let row = |item: &Value| {
+        assert_eq!(
+            (item["last_used"].is_null(), item["sessions"].as_u64()),
+            (item["last_users"] == json!([]), Some(0))
+        );
+        assert_eq!(item["name"], format!("line {}", item["line"]));
+        json!([item["line"], users(&item["last_users"]), users(&item["rejected_users"])])
+    };
+    items.iter().filter(|item| item["kind"] == "upstream_password").map(row).collect()
+}
+
+#[test]
+fn rotation_shows_which_password_the_database_accepts_and_for_which_clients() {
+    let postgres = keyed();
+    let portcullis = before(&postgres);
+    let connect = || assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, [], []])]);
+    connect();
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, ["keyed"], []])]);
+    // The evidence follows the password into its new line.
+    portcullis.applies(|| portcullis.site.replace("db.password", format!("new secret\n\n{DATABASE_PASSWORD}\n")));
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, [], []]), json!([3, ["keyed"], []])]);
+    postgres.direct("alter role keyed password 'new secret'");
+    connect();
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, ["keyed"], []]), json!([3, ["keyed"], ["keyed"]])]);
+
+    let items = portcullis.ask("GET", "/v1/rotation").1["items"].as_array().unwrap().clone();
+    for kind in ["password", "source"] {
+        let item = items.iter().find(|item| item["kind"] == kind).unwrap();
+        assert_eq!(item["last_users"][0]["user"], "app", "{item}");
+    }
+    let mut status = crate::harness::portcullis::executable();
+    let shown = run(status.args(["status", "--rotation", "-c"]).arg(portcullis.site.path("portcullis.toml"))).success();
+    let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("upstream password line 3 - - ") && words.contains("rejected as keyed ("), "{shown}");
+    assert!(words.contains("last users: app from 127.0.0.1 ("), "{shown}");
+    assert_no_secret(portcullis);
+}
+
+/// A password that the database does not ask for is not in use.
+#[test]
+fn password_that_the_database_does_not_ask_for_has_no_evidence() {
+    let postgres = keyed();
+    postgres.ask_by("keyed", "trust");
+    let portcullis = before(&postgres);
+    assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    assert_eq!(upstream_passwords(&portcullis), [json!([1, [], []])]);
+}
+
 #[test]
 fn database_that_rejects_every_password_is_reported_without_its_reason_to_clients() {
     let postgres = keyed();
@@ -366,6 +478,8 @@ fn database_that_rejects_every_password_is_reported_without_its_reason_to_client
     let warning = portcullis.event("a warning", is_warning);
     assert_eq!((warning.text("user"), warning.text("lines")), ("keyed", "1, 3"));
     portcullis.assert_count("warnings", 1, is_warning);
+    let rejected = |line: usize| json!([line, [], ["keyed"]]);
+    assert_eq!(upstream_passwords(&portcullis), [rejected(1), rejected(3)]);
     let error = portcullis.status()["upstreams"][0]["last_dial"]["error"].as_str().unwrap().to_owned();
     assert!(error.contains("lines 1, 3"), "{error}");
     portcullis.applies(|| portcullis.site.replace("db.password", DATABASE_PASSWORD));
@@ -471,30 +585,62 @@ fn primary_is_found_behind_a_standby() {
     }
 }
 
+/// The time that so many guesses of one source, or of one user's password, take at least: 20 at once, then 20 a second.
+fn least_time(guesses: u32) -> Duration {
+    Duration::from_millis(50) * (guesses - 20)
+}
+
 #[test]
 fn source_that_fails_often_waits_and_a_right_password_is_still_accepted() {
-    const FAILURES: usize = 60;
     let postgres = keyed();
     let portcullis = before(&postgres);
+    let client = portcullis.client().with_ssl_request();
     let start = Instant::now();
-    let failing: Vec<_> = (0..FAILURES)
-        .map(|_| {
-            let mut connection = portcullis.client().with_ssl_request().connect();
-            connection.send(&startup(PROTOCOL_3_0, &[("user", "app")]));
-            message(&mut connection);
-            connection.send(&sasl_response(&initial_response()));
-            let challenge = String::from_utf8(message(&mut connection)[9..].to_vec()).unwrap();
-            let nonce = challenge.split_once(",s=").unwrap().0;
-            connection.send(&sasl_response(format!("c=biws,{nonce},p={}=", "A".repeat(43)).as_bytes()));
-            connection
-        })
-        .collect();
+    let guesses = (0..60).map(|number| guess(&client, &format!("user{number}"))).collect();
     assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
-    for mut connection in failing {
-        assert_eq!(error_response(&connection.rest().unwrap())[&'C'], "28P01");
+    assert_refused(guesses);
+    assert!(start.elapsed() >= least_time(60), "{:?}", start.elapsed());
+}
+
+#[test]
+fn guesses_of_one_password_from_many_sources_wait_and_its_user_is_still_admitted() {
+    let postgres = keyed();
+    let listener = with_credentials(Listener::postgres(&postgres).trusting(&["127.0.0.0/8"]));
+    let portcullis = Portcullis::start(site(), listener);
+    let client = |number: u32| portcullis.client().with_ssl_request().from(&format!("127.0.1.{number}"));
+    let start = Instant::now();
+    let guesses = (1..=60).map(|number| guess(&client(number), "app")).collect();
+    assert_eq!(ask(&conninfo(&portcullis), PASSWORD, "select 1").success(), "1\n");
+    assert_refused(guesses);
+    assert!(start.elapsed() >= least_time(60), "{:?}", start.elapsed());
+}
+
+#[test]
+fn flood_of_failures_is_summed_up_in_the_audit_like_denials() {
+    /// Of one source, 500 are logged.
+    const GUESSES: u64 = 600;
+    allow_many_files();
+    let postgres = keyed();
+    let mut portcullis = before(&postgres);
+    let client = portcullis.client().with_ssl_request();
+    // All of them wait at the same time.
+    let guesses = (0..GUESSES).map(|number| guess(&client, &format!("user{number}"))).collect();
+    assert_refused(guesses);
+    portcullis.wait_until_idle();
+    let (_, events) = portcullis.stop();
+    for (name, summary) in
+        [("authentication.failed", "authentications.suppressed"), ("connection.denied", "denials.suppressed")]
+    {
+        let logged = events.iter().filter(|event| event.is(name)).count() as u64;
+        let sums: Vec<_> = events.iter().filter(|event| event.is(summary)).collect();
+        for sum in &sums {
+            assert_eq!((sum.text("source"), sum.text("listener")), ("127.0.0.1", "main"));
+            assert_eq!(sum.reason(), "authentication_failed");
+        }
+        let suppressed: u64 = sums.iter().map(|sum| sum.number("suppressed")).sum();
+        assert_eq!(logged + suppressed, GUESSES, "{name}");
+        assert!(logged >= 500 && suppressed > 0, "{logged} {name} are logged");
     }
-    let least = Duration::from_millis(50 * (u64::try_from(FAILURES).unwrap() - 20));
-    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
 }
 
 #[test]

@@ -58,6 +58,8 @@ mod cloud_sources;
 mod commands;
 /// Valid and invalid configurations, with approved error texts.
 mod config;
+/// `[listener.credentials]` with drivers of PostgreSQL.
+mod credentials_drivers;
 /// `[listener.credentials]` with PostgreSQL.
 mod credentials_postgres;
 /// The same with Redis.

@@ -1,10 +1,12 @@
 //! The passwords of the database: `upstream_password_file`.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::credential::password::MAX_LENGTH;
@@ -33,12 +35,38 @@ struct Learned {
     salted: HashMap<SaltedFor, Zeroizing<Key>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct UserState {
     /// The line of the password that the database accepted last.
     accepted: Option<usize>,
     /// The database rejected every password the last time.
     is_rejected: bool,
+    /// By line.
+    verdicts: HashMap<usize, Verdicts>,
+}
+
+/// When the database accepted and rejected one password of a user last.
+#[derive(Clone, Copy, Default)]
+struct Verdicts {
+    accepted: Option<OffsetDateTime>,
+    rejected: Option<OffsetDateTime>,
+}
+
+/// What the database says of the password in one line: the evidence that an old one can be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LineEvidence {
+    pub(crate) line: usize,
+    /// The users of the database that it was accepted for, the latest first; at most [`MAX_LISTED_USERS`].
+    pub(crate) accepted: Vec<DatabaseUser>,
+    /// Those that it was rejected for, and has not been accepted for since.
+    pub(crate) rejected: Vec<DatabaseUser>,
+}
+
+/// A user of the database, and when its server last accepted or rejected a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DatabaseUser {
+    pub(crate) name: String,
+    pub(crate) at: OffsetDateTime,
 }
 
 /// The password in this line with these parameters.
@@ -91,6 +119,24 @@ impl UpstreamPasswords {
         }
     }
 
+    /// Takes over what is known of those passwords that another file has too, in whatever line.
+    #[must_use]
+    pub(crate) fn with_evidence_of(self, other: &Self) -> Self {
+        let line_of = |line: usize| {
+            let known = other.entries.iter().find(|entry| entry.line == line)?;
+            self.entries.iter().find(|entry| entry.password == known.password).map(|entry| entry.line)
+        };
+        let renumbered = |(user, state): (&String, &UserState)| {
+            let verdicts = state.verdicts.iter().filter_map(|(line, verdicts)| Some((line_of(*line)?, *verdicts)));
+            let accepted = state.accepted.and_then(line_of);
+            // With another file the next rejection is a new one.
+            (user.clone(), UserState { accepted, is_rejected: false, verdicts: verdicts.collect() })
+        };
+        let users = other.learned().users.iter().map(renumbered).collect();
+        self.learned().users = users;
+        self
+    }
+
     /// The number of passwords.
     pub(crate) fn count(&self) -> usize {
         self.entries.len()
@@ -106,21 +152,43 @@ impl UpstreamPasswords {
 
     /// Records that the database accepts a user, with the password in this line if it has asked for one. Returns whether it
     /// had rejected every password of the user before.
-    pub(crate) fn note_accepted(&self, user: &str, line: Option<usize>) -> bool {
-        let mut learned = self.learned();
-        // Most connections change nothing, and copy no name.
-        if !learned.users.contains_key(user) {
-            learned.users.insert(user.to_owned(), UserState::default());
-        }
-        let Some(state) = learned.users.get_mut(user) else { return false };
-        state.accepted = line.or(state.accepted);
-        mem::replace(&mut state.is_rejected, false)
+    pub(crate) fn note_accepted(&self, user: &str, line: Option<usize>, now: OffsetDateTime) -> bool {
+        self.of_user(user, |state| {
+            state.accepted = line.or(state.accepted);
+            if let Some(line) = line {
+                state.verdicts.entry(line).or_default().accepted = Some(now);
+            }
+            mem::replace(&mut state.is_rejected, false)
+        })
+    }
+
+    /// Records that the database rejects the password in this line for a user.
+    pub(crate) fn note_wrong(&self, user: &str, line: usize, now: OffsetDateTime) {
+        self.of_user(user, |state| state.verdicts.entry(line).or_default().rejected = Some(now));
     }
 
     /// Records that the database rejects every password of a user. Returns whether it did not the last time.
     pub(crate) fn note_rejected(&self, user: &str) -> bool {
-        let mut learned = self.learned();
-        !mem::replace(&mut learned.users.entry(user.to_owned()).or_default().is_rejected, true)
+        self.of_user(user, |state| !mem::replace(&mut state.is_rejected, true))
+    }
+
+    /// What the database says of each password, in the order of the file.
+    pub(crate) fn evidence(&self) -> Vec<LineEvidence> {
+        let learned = self.learned();
+        let listed = |at: &dyn Fn(&Verdicts) -> Option<OffsetDateTime>, line: usize| {
+            let users = learned.users.iter();
+            let users = users.filter_map(|(name, state)| Some((Reverse(at(state.verdicts.get(&line)?)?), name)));
+            let mut users: Vec<_> = users.collect();
+            users.sort_unstable();
+            let users = users.into_iter().take(MAX_LISTED_USERS);
+            users.map(|(Reverse(at), name)| DatabaseUser { name: name.clone(), at }).collect()
+        };
+        let of_line = |UpstreamPassword { line, .. }: &UpstreamPassword| LineEvidence {
+            line: *line,
+            accepted: listed(&|verdicts| verdicts.accepted, *line),
+            rejected: listed(&|verdicts| verdicts.rejected.filter(|at| Some(*at) > verdicts.accepted), *line),
+        };
+        self.entries.iter().map(of_line).collect()
     }
 
     /// SaltedPassword of one of the passwords for these parameters, if it was computed before.
@@ -136,6 +204,15 @@ impl UpstreamPasswords {
             learned.salted.clear();
         }
         learned.salted.insert(SaltedFor { line: entry.line, parameters }, salted);
+    }
+
+    fn of_user<T>(&self, user: &str, work: impl FnOnce(&mut UserState) -> T) -> T {
+        let mut learned = self.learned();
+        // Most connections change nothing, and copy no name.
+        match learned.users.get_mut(user) {
+            Some(state) => work(state),
+            None => work(learned.users.entry(user.to_owned()).or_default()),
+        }
     }
 
     fn learned(&self) -> MutexGuard<'_, Learned> {
@@ -185,6 +262,9 @@ impl fmt::Debug for UpstreamPassword {
 /// Each may be tried for a connection to the database.
 const MAX_PASSWORDS: usize = 16;
 
+/// Users of the database that the evidence of one password lists.
+const MAX_LISTED_USERS: usize = 8;
+
 /// Salted passwords in memory. One has about 150 bytes.
 const MAX_SALTED: usize = 4096;
 
@@ -196,6 +276,20 @@ mod tests {
 
     fn exposed(passwords: &UpstreamPasswords, user: &str) -> Vec<String> {
         passwords.in_order(user).iter().map(|entry| entry.expose().to_owned()).collect()
+    }
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds)
+    }
+
+    /// The line, the users that it was accepted for, and those that it is rejected for now, with the seconds.
+    fn evidence(passwords: &UpstreamPasswords) -> Vec<(usize, String, String)> {
+        let text = |users: Vec<DatabaseUser>| {
+            let user = |user: DatabaseUser| format!("{} {}", user.name, user.at.unix_timestamp());
+            users.into_iter().map(user).collect::<Vec<_>>().join(", ")
+        };
+        let lines = passwords.evidence().into_iter();
+        lines.map(|line| (line.line, text(line.accepted), text(line.rejected))).collect()
     }
 
     fn read(text: &[u8]) -> Result<Vec<String>, PasswordFileError> {
@@ -231,9 +325,9 @@ mod tests {
     #[test]
     fn password_that_the_database_accepted_last_is_first_for_its_user() {
         let passwords = UpstreamPasswords::from_file(b"one\n\ntwo\nthree\n").unwrap();
-        assert!(!passwords.note_accepted("app", Some(3)));
+        assert!(!passwords.note_accepted("app", Some(3), at(1)));
         assert_eq!(exposed(&passwords, "app"), ["two", "one", "three"]);
-        assert!(!passwords.note_accepted("app", None));
+        assert!(!passwords.note_accepted("app", None, at(1)));
         assert_eq!(exposed(&passwords.clone(), "app"), ["two", "one", "three"]);
         assert_eq!(exposed(&passwords, "job"), ["one", "two", "three"]);
         assert_eq!(passwords, UpstreamPasswords::from_file(b"one\n\ntwo\nthree\n").unwrap());
@@ -249,8 +343,43 @@ mod tests {
         let passwords = UpstreamPasswords::from_file(b"one\n").unwrap();
         assert_eq!([(); 2].map(|()| passwords.note_rejected("app")), [true, false]);
         assert!(passwords.note_rejected("job"));
-        assert_eq!([(); 2].map(|()| passwords.note_accepted("app", Some(1))), [true, false]);
+        assert_eq!([(); 2].map(|()| passwords.note_accepted("app", Some(1), at(1))), [true, false]);
         assert!(passwords.note_rejected("app"));
+    }
+
+    #[test]
+    fn evidence_has_the_last_verdict_of_the_database_for_each_line_and_user() {
+        let passwords = UpstreamPasswords::from_file(b"old\n\nnew\n").unwrap();
+        let row = |line, accepted: &str, rejected: &str| (line, accepted.to_owned(), rejected.to_owned());
+        assert_eq!(evidence(&passwords), [row(1, "", ""), row(3, "", "")]);
+        passwords.note_accepted("app", Some(1), at(1));
+        passwords.note_accepted("job", Some(1), at(2));
+        passwords.note_accepted("open", None, at(3));
+        passwords.note_wrong("app", 1, at(4));
+        passwords.note_accepted("app", Some(3), at(4));
+        assert_eq!(evidence(&passwords), [row(1, "job 2, app 1", "app 4"), row(3, "app 4", "")]);
+        passwords.note_wrong("app", 3, at(5));
+        passwords.note_accepted("app", Some(1), at(6));
+        assert_eq!(evidence(&passwords), [row(1, "app 6, job 2", ""), row(3, "app 4", "app 5")]);
+        for number in 0..100 {
+            passwords.note_accepted(&format!("user{number}"), Some(1), at(100 + number));
+        }
+        let users = &passwords.evidence()[0].accepted;
+        assert_eq!((users.len(), users[0].name.as_str()), (MAX_LISTED_USERS, "user99"));
+    }
+
+    #[test]
+    fn evidence_of_a_password_follows_it_into_another_line() {
+        let before = UpstreamPasswords::from_file(b"old\nolder\n").unwrap();
+        before.note_accepted("app", Some(1), at(1));
+        before.note_wrong("job", 2, at(2));
+        before.note_rejected("job");
+        let after = UpstreamPasswords::from_file(b"new\n\nold\n").unwrap().with_evidence_of(&before);
+        let row = |line, accepted: &str, rejected: &str| (line, accepted.to_owned(), rejected.to_owned());
+        assert_eq!(evidence(&after), [row(1, "", ""), row(3, "app 1", "")]);
+        assert_eq!(exposed(&after, "app"), ["old", "new"]);
+        assert!(after.note_rejected("job"), "it is reported again");
+        assert_eq!(evidence(&before), [row(1, "app 1", ""), row(2, "", "job 2")], "a plan changes nothing");
     }
 
     #[test]

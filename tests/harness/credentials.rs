@@ -50,7 +50,7 @@ pub(crate) fn set_client(site: &TestDir, verb: &str, user: &str) {
 
 /// Checks that no output of the program has a password or a verifier.
 pub(crate) fn assert_no_secret(mut portcullis: Portcullis) {
-    let status = portcullis.ask("GET", "/v1/status").1.to_string();
+    let status = ["/v1/status", "/v1/rotation"].map(|path| portcullis.ask("GET", path).1.to_string()).concat();
     let clients = fs::read_to_string(portcullis.site.path("clients.toml")).unwrap();
     let verifiers = clients.split('"').filter_map(|text| text.rsplit_once('$')).flat_map(|(_, keys)| keys.split(':'));
     let errors = portcullis.errors();

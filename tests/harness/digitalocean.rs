@@ -5,8 +5,6 @@
 //! `digitalocean/database/resource_database_firewall.go` of the provider.
 
 use std::collections::HashSet;
-use std::os::unix::fs::symlink;
-use std::path::Path;
 
 use portcullis::internals::timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,7 +13,7 @@ use serde_json::{Value, json};
 use super::TestDir;
 use super::api::{Api, ApiReply};
 use super::packages::Packages;
-use super::program::{command, run, tied};
+use super::program::run;
 
 /// The HTTP client that doctl and Terraform's provider share.
 #[derive(Clone, Debug)]
@@ -267,24 +265,16 @@ impl SdkClient<'_> {
     /// Performs steps. tests/clients/firewall.py states the form of steps and results.
     pub(crate) fn perform(&self, token: &str, database: &str, steps: &Value) -> Vec<Value> {
         let Self { sdk, site, url } = self;
-        let Packages { python: pydo, node: dots } = Packages::installed();
-        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+        let packages = Packages::installed();
         let mut client = match sdk {
             Sdk::Pydo => {
-                let mut python = tied("/usr/bin/python3".as_ref());
-                python.arg(clients.join("firewall.py")).env("PYTHONPATH", pydo).env("PYTHONDONTWRITEBYTECODE", "1");
+                let mut python = packages.python_script("firewall.py");
                 python.env("REQUESTS_CA_BUNDLE", site.path("ca.crt"));
                 python
             }
             Sdk::Dots => {
-                // Node looks for packages beside the script.
-                let script = site.path("firewall.mjs");
-                if !script.exists() {
-                    std::fs::copy(clients.join("firewall.mjs"), &script).expect("a file of the test can be copied");
-                    symlink(dots.join("node_modules"), site.path("node_modules")).expect("a link can be made");
-                }
-                let mut node = command("node");
-                node.arg(script).env("NODE_EXTRA_CA_CERTS", site.path("ca.crt"));
+                let mut node = packages.node_script("firewall.mjs", site);
+                node.env("NODE_EXTRA_CA_CERTS", site.path("ca.crt"));
                 node
             }
         };

@@ -6,6 +6,7 @@ pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod clock;
 pub(crate) mod credentials;
+pub(crate) mod database;
 pub(crate) mod digitalocean;
 pub(crate) mod digitalocean_api;
 pub(crate) mod dns;

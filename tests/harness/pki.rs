@@ -71,7 +71,16 @@ impl Authority {
 
     /// A root with an RSA-4096 key.
     pub(crate) fn rsa_4096(name: &str) -> Self {
-        let issuer = CertifiedIssuer::self_signed(authority_params(name), Key::Rsa4096.generate());
+        Self::with_key(name, Key::Rsa4096)
+    }
+
+    /// A root with an Ed25519 key.
+    pub(crate) fn ed25519(name: &str) -> Self {
+        Self::with_key(name, Key::Ed25519)
+    }
+
+    fn with_key(name: &str, key: Key) -> Self {
+        let issuer = CertifiedIssuer::self_signed(authority_params(name), key.generate());
         Self { issuer: issuer.expect("a root can sign itself"), path: Vec::new() }
     }
 

@@ -235,3 +235,18 @@ test('verdict_follows_the_evidence', () => {
   assert.equal(verdict({ since: ago(1) }), 'wait');
   assert.equal(verdict({ since: null }), 'wait');
 });
+
+test('password_of_the_database_can_be_removed_when_it_is_rejected_for_all_its_users', () => {
+  const verdict = (accepted, rejected, hasSuccessor = true) => {
+    const users = (names) => names.map((user) => ({ user }));
+    const item = { kind: 'upstream_password', sessions: 0, last_used: accepted.length > 0 ? '2026-01-01T00:00:00Z' : null };
+    const evidence = { last_users: users(accepted), rejected_users: users(rejected) };
+    return verdictOf({ ...item, ...evidence }, { hasSuccessor }).text;
+  };
+  assert.equal(verdict(['app'], ['app']), 'safe to remove');
+  assert.equal(verdict(['app', 'job'], ['app']), 'not safe to remove', 'another user has it');
+  assert.equal(verdict(['app'], []), 'not safe to remove');
+  assert.equal(verdict([], ['app']), 'wait', 'it may be the next one');
+  assert.equal(verdict([], []), 'wait');
+  assert.equal(verdict(['app'], ['app'], false), 'keep it');
+});

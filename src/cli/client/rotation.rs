@@ -43,6 +43,7 @@ fn kind(item: JsonView<'_>) -> String {
         Some("client_ca") => "client CA",
         Some("client_certificate") => "client",
         Some("source") => "source",
+        Some(UPSTREAM_PASSWORD) => "upstream password",
         Some(other) => return other.to_owned(),
         None => DASH,
     }
@@ -64,6 +65,10 @@ fn name(item: JsonView<'_>) -> String {
 
 /// The expiry date, to the minute when it is less than two days away.
 fn expires(item: JsonView<'_>, now: OffsetDateTime) -> String {
+    // It is not known when the database stops accepting its own password.
+    if is_upstream_password(item) {
+        return DASH.to_owned();
+    }
     let Some(end) = item.time("not_after") else { return "never".to_owned() };
     match end - now {
         left if left <= Duration::ZERO => format!("{}, EXPIRED", minute(end)),
@@ -73,7 +78,15 @@ fn expires(item: JsonView<'_>, now: OffsetDateTime) -> String {
 }
 
 fn open(item: JsonView<'_>) -> String {
+    if is_upstream_password(item) {
+        return DASH.to_owned();
+    }
     if is_unknown(item) { "unknown".to_owned() } else { item.number("sessions").to_string() }
+}
+
+/// A password of the database. Connections to the database use it once, and open sessions do not rely on it.
+fn is_upstream_password(item: JsonView<'_>) -> bool {
+    item.text("kind").as_deref() == Some(UPSTREAM_PASSWORD)
 }
 
 /// Whether a member of the fleet that may use the item has not answered.
@@ -98,7 +111,8 @@ fn last_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
     }
     match (item.number("sessions"), item.time("last_used")) {
         (1.., None) => "now".to_owned(),
-        (0, None) if is_from_start(item) => "never since start".to_owned(),
+        // A line may be new in the file.
+        (0, None) if is_from_start(item) && !is_upstream_password(item) => "never since start".to_owned(),
         (0, None) => "not yet".to_owned(),
         (_, Some(used)) => ago(used, now),
     }
@@ -107,6 +121,9 @@ fn last_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
 /// Whether the item is in use or can be removed.
 fn usage(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let sessions = item.number("sessions");
+    if is_upstream_password(item) {
+        return verdicts(item, now);
+    }
     if let (0, Some(fault)) = (sessions, item.text("fault")) {
         return format!("admits no client: {fault}");
     }
@@ -124,19 +141,40 @@ fn usage(item: JsonView<'_>, now: OffsetDateTime) -> String {
     }
 }
 
+/// `rejected as app (1 min ago); accepted as app (3 h ago), job (4 h ago)`.
+fn verdicts(item: JsonView<'_>, now: OffsetDateTime) -> String {
+    let as_users = |verdict: &str, users: &str, at: &str| {
+        let user = |user: JsonView<'_>| {
+            let when = user.time(at).map(|time| format!(" ({})", ago(time, now))).unwrap_or_default();
+            format!("{}{when}", user.text_or_dash("user"))
+        };
+        let users = some_of(item.list(users).map(user).collect());
+        (!users.is_empty()).then(|| format!("{verdict} as {users}"))
+    };
+    let rejected = as_users("rejected", "rejected_users", "last_rejected");
+    let accepted = as_users("accepted", "last_users", "last_used");
+    let verdicts: Vec<_> = [rejected, accepted].into_iter().flatten().collect();
+    if verdicts.is_empty() { "not tried at the database yet".to_owned() } else { verdicts.join("; ") }
+}
+
+/// The first of a list, and the number of the others.
+fn some_of(mut all: Vec<String>) -> String {
+    let more = all.len().saturating_sub(MAX_LAST_USERS);
+    if more > 0 {
+        all.truncate(MAX_LAST_USERS);
+        all.push(format!("and {more} more"));
+    }
+    all.join(", ")
+}
+
 /// `; last users: CN=app from 10.0.0.5 (3 h ago), … and 2 more`.
 fn last_users(item: JsonView<'_>, now: OffsetDateTime) -> String {
     let user = |user: JsonView<'_>| {
         let when = user.time("last_used").map(|used| format!(" ({})", ago(used, now))).unwrap_or_default();
         format!("{}{when}", client(user))
     };
-    let mut users: Vec<_> = item.list("last_users").map(user).collect();
-    let more = users.len().saturating_sub(MAX_LAST_USERS);
-    if more > 0 {
-        users.truncate(MAX_LAST_USERS);
-        users.push(format!("and {more} more"));
-    }
-    if users.is_empty() { String::new() } else { format!("; last users: {}", users.join(", ")) }
+    let users = some_of(item.list("last_users").map(user).collect());
+    if users.is_empty() { users } else { format!("; last users: {users}") }
 }
 
 fn not_used(item: JsonView<'_>, now: OffsetDateTime) -> String {
@@ -165,11 +203,18 @@ fn users(item: JsonView<'_>) -> String {
     if users.is_empty() { String::new() } else { format!(": {}", users.join(", ")) }
 }
 
-/// `CN=app from 10.0.0.5`.
+/// `CN=app from 10.0.0.5`, `app from 10.0.0.5`, or `CN=app as app from 10.0.0.5` with certificate and login.
 fn client(client: JsonView<'_>) -> String {
-    let subject = client.text("subject").map(|subject| format!("{subject} ")).unwrap_or_default();
-    format!("{subject}from {}", client.text_or_dash("source"))
+    let name = match (client.text("subject"), client.text("user")) {
+        (Some(subject), Some(user)) => format!("{subject} as {user} "),
+        (Some(name), None) | (None, Some(name)) => format!("{name} "),
+        (None, None) => String::new(),
+    };
+    format!("{name}from {}", client.text_or_dash("source"))
 }
+
+/// The kind of a line of `upstream_password_file`.
+const UPSTREAM_PASSWORD: &str = "upstream_password";
 
 /// Last users shown per item; the JSON has more.
 const MAX_LAST_USERS: usize = 3;
@@ -263,6 +308,36 @@ listener cache
             assert!(text.contains(word), "no {word} in {text}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+
+    #[test]
+    fn password_of_the_database_shows_its_users_with_the_last_verdict() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::hours(5);
+        let user = |user: &str, key: &str, time: &str| json!({ "user": user, key: format!("1970-01-01T{time}:00Z") });
+        let row = |line: usize, accepted: Value, rejected: Value| {
+            json!({
+                "listener": "db", "kind": "upstream_password", "name": format!("line {line}"), "line": line, "sessions": 0,
+                "last_used": accepted[0]["last_used"], "last_users": accepted,
+                "last_rejected": rejected[0]["last_rejected"], "rejected_users": rejected,
+            })
+        };
+        let old = row(1, json!([user("app", "last_used", "02:00")]), json!([user("app", "last_rejected", "04:59")]));
+        let four = ["04:58", "04:57", "04:56", "04:55"].map(|time| user("job", "last_used", time));
+        let body = json!({ "items": [old, row(2, json!(four), json!([])), row(4, json!([]), json!([]))] });
+        let expected = "\
+listener db
+  KIND               NAME    EXPIRES  OPEN  LAST USED  STATUS
+  upstream password  line 1  -        -     3 h ago    rejected as app (1 min ago); accepted as app (3 h ago)
+  upstream password  line 2  -        -     2 min ago  accepted as job (2 min ago), job (3 min ago), job (4 min ago),
+                                                       and 1 more
+  upstream password  line 4  -        -     not yet    not tried at the database yet
+";
+        assert_eq!(to_text(&body, now), expected);
+        let passwords = json!({ "listener": "db", "kind": "password", "name": "app p1", "sessions": 1,
+            "clients": [{ "subject": null, "user": "app", "source": "10.0.0.5", "sessions": 1 }] });
+        assert_eq!(usage(JsonView(&passwords), now), "in use by 1 session: app from 10.0.0.5 (1)");
+        let both = json!({ "subject": "CN=app", "user": "web", "source": "10.0.0.5" });
+        assert_eq!(client(JsonView(&both)), "CN=app as web from 10.0.0.5");
     }
 
     #[test]

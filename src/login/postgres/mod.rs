@@ -15,6 +15,8 @@
 //! and texts of PostgreSQL 15.
 
 pub(crate) mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod parameters;
 pub(crate) mod refusal;
 pub(crate) mod upstream;

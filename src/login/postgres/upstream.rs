@@ -149,7 +149,9 @@ impl<'c> UpstreamLogin<'c> {
                 ERROR_RESPONSE => return Ok(UpstreamStep::Refused(Refusal::new(&message, self.password_was_sent))),
                 NEGOTIATE_PROTOCOL_VERSION => return Err(UpstreamFailure::Version),
                 AUTHENTICATION => match message.authentication().ok_or(UpstreamFailure::Malformed)? {
-                    (OK, _) => return self.accept(rest),
+                    (OK, []) => return self.accept(rest),
+                    // A client would not know where the next message begins.
+                    (OK, _) => return Err(UpstreamFailure::Malformed),
                     (code, data) => match self.answer(code, data, &mut salted)? {
                         Answer::Message(message) => out.extend_from_slice(&message),
                         Answer::Salt(parameters) => {
@@ -162,6 +164,11 @@ impl<'c> UpstreamLogin<'c> {
             }
             rest = behind;
         }
+    }
+
+    /// Whether the database has received a proof of the password. One that trusts the connection asks for none.
+    pub(crate) fn has_sent_password(&self) -> bool {
+        self.password_was_sent
     }
 
     fn accept(&mut self, rest: &[u8]) -> Result<UpstreamStep, UpstreamFailure> {

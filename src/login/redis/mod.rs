@@ -7,6 +7,8 @@ pub(crate) mod attempt;
 pub(crate) mod before;
 pub(crate) mod credentials;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod known;
 mod reader;
 #[cfg(test)]

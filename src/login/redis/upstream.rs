@@ -78,7 +78,7 @@ impl UpstreamLogin {
             let line = std::mem::take(&mut self.line);
             let Some(line) = line.strip_suffix(b"\r\n") else { return LoginReply::Invalid };
             let Some(default_user) = self.default_user else {
-                match default_user(line) {
+                match default_user(line, credentials) {
                     Ok(found) => self.default_user = Some(found),
                     Err(reply) => return reply,
                 }
@@ -95,13 +95,13 @@ impl UpstreamLogin {
 ///
 /// # Errors
 /// The result, if the server closes the connection after this reply.
-fn default_user(line: &[u8]) -> Result<DefaultUser, LoginReply> {
+fn default_user(line: &[u8], credentials: &UpstreamCredentials) -> Result<DefaultUser, LoginReply> {
     match code(line) {
         b"+PONG" => Ok(DefaultUser::Open),
         b"-NOAUTH" => Ok(DefaultUser::Protected),
-        b"-DENIED" => Err(LoginReply::Done(LoginOutcome::NotSupported(shown(line)))),
+        b"-DENIED" => Err(LoginReply::Done(LoginOutcome::NotSupported(shown(line, credentials)))),
         b"-ERR" if line.starts_with(b"-ERR max number of clients") => {
-            Err(LoginReply::Done(LoginOutcome::NotReady(shown(line))))
+            Err(LoginReply::Done(LoginOutcome::NotReady(shown(line, credentials))))
         }
         // Redis asks for the password first. So the default user may not call PING, or the server is busy.
         [b'-', ..] => Ok(DefaultUser::Open),
@@ -115,9 +115,10 @@ fn outcome(line: &[u8], default_user: DefaultUser, credentials: &UpstreamCredent
         b"-WRONGPASS" => LoginOutcome::WrongPassword,
         // The words of Redis 5 and older.
         b"-ERR" if line == b"-ERR invalid password" => LoginOutcome::WrongPassword,
-        b"-LOADING" | b"-MASTERDOWN" | b"-BUSY" | b"-TRYAGAIN" | b"-CLUSTERDOWN" => LoginOutcome::NotReady(shown(line)),
-        [b'-', ..] if credentials.is_revealed_by(line) => LoginOutcome::NotSupported(REVEALING.to_owned()),
-        [b'-', ..] => LoginOutcome::NotSupported(shown(line)),
+        b"-LOADING" | b"-MASTERDOWN" | b"-BUSY" | b"-TRYAGAIN" | b"-CLUSTERDOWN" => {
+            LoginOutcome::NotReady(shown(line, credentials))
+        }
+        [b'-', ..] => LoginOutcome::NotSupported(shown(line, credentials)),
         _ => return LoginReply::Invalid,
     })
 }
@@ -128,7 +129,10 @@ fn code(line: &[u8]) -> &[u8] {
 }
 
 /// The words of an error. They end before the first quote, because a server may quote the request with its password.
-fn shown(line: &[u8]) -> String {
+fn shown(line: &[u8], credentials: &UpstreamCredentials) -> String {
+    if credentials.is_revealed_by(line) {
+        return REVEALING.to_owned();
+    }
     let line = line.strip_prefix(b"-").unwrap_or(line);
     let words = line.split(|byte| matches!(byte, b'\'' | b'"' | b'`')).next().unwrap_or_default();
     printable::quoted(String::from_utf8_lossy(words).trim_end())

@@ -8,7 +8,7 @@ import { certificateState, roleName } from './issues.js';
 import { listenerFilter } from './listener-picker.js';
 import { link, remember } from './router.js';
 import { counter, dataTable } from './table.js';
-import { usersText, verdictOf } from './verdict.js';
+import { nameOf, usersText, verdictOf } from './verdict.js';
 import { emptyState, errorNotice, fingerprint, pageHead, pill, skeleton, time, untrusted } from './widgets.js';
 
 /** When changed files apply. */
@@ -340,24 +340,24 @@ function users(item) {
     return h(
       'ul',
       { class: 'evidence' },
-      (item.clients ?? []).map(({ subject, source, sessions }) =>
+      (item.clients ?? []).map((client) =>
         h(
           'li',
           {},
-          who(subject, source),
+          who(client),
           ': ',
           h(
             'a',
-            { href: link('sessions', '', { listener: item.listener, ...filterFor({ subject, source }) }) },
-            count(sessions, 'session'),
+            { href: link('sessions', '', { listener: item.listener, ...filterFor(client) }) },
+            count(client.sessions, 'session'),
           ),
         ),
       ),
       item.more_clients > 0 ? h('li', {}, `and ${count(item.more_clients, 'other client')}`) : null,
     );
   }
-  const last = item.last_users ?? [];
-  if (last.length === 0) {
+  const [accepted, rejected] = [item.last_users ?? [], item.rejected_users ?? []];
+  if (accepted.length === 0 && rejected.length === 0) {
     return h(
       'p',
       { class: 'muted' },
@@ -367,11 +367,19 @@ function users(item) {
   return h(
     'ul',
     { class: 'evidence' },
-    last.slice(0, 5).map((user) => h('li', {}, who(user.subject, user.source), ', last use ', time(user.last_used))),
+    rejected.slice(0, 5).map((user) => h('li', {}, who(user), ', rejected ', time(user.last_rejected))),
+    accepted.slice(0, 5).map((user) => h('li', {}, who(user), ', last use ', time(user.last_used))),
   );
 }
 
-const who = (subject, source) => [
-  subject ? [untrusted(subject, { label: 'subject' }), ' from '] : null,
-  h('span', { class: 'mono' }, source),
-];
+/** The subject of its certificate, the user as which it has authenticated, or both. */
+
+/** A user of the database has no source. */
+const who = (client) => {
+  const name = nameOf(client);
+  return [
+    name ? untrusted(name, { label: client.subject ? 'subject' : 'user' }) : null,
+    name && client.source ? ' from ' : null,
+    client.source ? h('span', { class: 'mono' }, client.source) : null,
+  ];
+};

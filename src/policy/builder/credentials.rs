@@ -33,7 +33,8 @@ impl Builder<'_> {
         let upstream_passwords = match known.map(|known| &known.upstream_passwords) {
             // With what is known about them.
             Some(known) if passwords.as_ref() == Some(known) => known.clone(),
-            _ => passwords?,
+            Some(known) => passwords?.with_evidence_of(known),
+            None => passwords?,
         };
         let upstream_user = upstream_user.clone();
         let credentials = Credentials { clients: clients?, upstream_user, upstream_passwords };

@@ -21,6 +21,7 @@ use crate::tls::tickets::{SharedTicketer, TicketKeys};
 use crate::x509::certificate::Certificate;
 use crate::x509::chain::check::ShownTo;
 use crate::x509::chain::settings::CrlExpired;
+use crate::x509::channel_binding;
 use crate::x509::crl::Crl;
 use crate::x509::key_pair::CertifiedKeyPair;
 use crate::x509::pem;
@@ -313,10 +314,14 @@ impl Builder<'_> {
                 let subject = &certificate.leaf().subject;
                 self.reader.warn(format_args!("the server certificate {subject} names no host (subjectAltName), so clients that verify names reject it; issue one with subjectAltName"));
             }
-            if self.listener.protocol == Protocol::Postgres && certificate.leaf().key == "Ed25519" {
-                self.reader.warn(
-                    "an Ed25519 server certificate does not support channel binding: clients with channel_binding=require fail; use ECDSA or RSA",
-                );
+            // As the offer of SCRAM-SHA-256-PLUS: by the signature of the certificate, whatever its own key is.
+            let has_end_point = certificate.chain().first().is_some_and(|leaf| channel_binding::has_end_point(leaf));
+            if self.listener.protocol == Protocol::Postgres && !has_end_point {
+                let subject = &certificate.leaf().subject;
+                self.reader.warn(format_args!(
+                    "the server certificate {subject} has a signature that SCRAM channel binding does not support, such as \
+                     Ed25519, so clients with channel_binding=require fail; use a certificate signed with ECDSA or RSA"
+                ));
             }
         }
     }

@@ -52,6 +52,8 @@ pub struct LastUser {
     pub subject: Option<Box<str>>,
     /// The digest of the complete subject.
     digest: Option<NameDigest>,
+    /// The client of `clients_file` as which it has authenticated; `None` if it has not.
+    pub(crate) user: Option<Box<str>>,
     /// The source. The port is not compared.
     source: ClientAddr,
     pub last: OffsetDateTime,
@@ -132,6 +134,11 @@ impl Authorization {
             && same(&self.presented, &other.presented)
     }
 
+    /// The client of `clients_file` as which it has authenticated.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.login.as_ref().map(|login| login.client.user.as_str())
+    }
+
     /// When the client must be authorized again even if no policy changes.
     pub fn until(&self) -> Option<OffsetDateTime> {
         let rule = self.rule.as_ref().and_then(MatchingRule::expires_at);
@@ -177,6 +184,7 @@ impl LastUser {
         Self {
             subject: certificate.map(|certificate| certificate.subject.as_str().into()),
             digest: certificate.map(|certificate| certificate.subject_digest),
+            user: authorization.user().map(Into::into),
             source: client,
             last: now,
         }
@@ -188,7 +196,7 @@ impl LastUser {
     }
 
     fn is_same_as(&self, other: &Self) -> bool {
-        self.digest == other.digest && self.source.ip() == other.source.ip()
+        self.digest == other.digest && self.user == other.user && self.source.ip() == other.source.ip()
     }
 }
 

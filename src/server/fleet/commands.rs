@@ -210,7 +210,7 @@ fn evidence(mut report: Value) -> Answer {
     };
     let is_used = |item: &Value| {
         item.get("sessions").and_then(Value::as_u64).unwrap_or_default() > 0
-            || item.get("last_used").is_some_and(|used| !used.is_null())
+            || ["last_used", "last_rejected"].iter().any(|key| item.get(key).is_some_and(|used| !used.is_null()))
     };
     let mut items: Vec<_> = items.into_iter().filter(is_used).collect();
     let (mut bytes, used) = (0_usize, items.len());

@@ -156,6 +156,10 @@ fn identity(item: &Value) -> [String; 4] {
 }
 
 fn without_use(item: &mut Value) {
+    if item.get("last_rejected").is_some() {
+        set(item, "last_rejected", Value::Null);
+        set(item, "rejected_users", json!([]));
+    }
     for (key, value) in [
         ("sessions", json!(0)),
         ("first_used", Value::Null),
@@ -180,7 +184,14 @@ fn add(sum: &mut Value, other: &Value) {
     let last = [text(sum, "last_used"), text(other, "last_used")].into_iter().flatten().max();
     set(sum, "first_used", json!(first));
     set(sum, "last_used", json!(last));
-    for (key, most) in [("clients", MAX_CLIENTS), ("last_users", MAX_LAST_USERS)] {
+    if sum.get("last_rejected").is_some() {
+        let rejected = [text(sum, "last_rejected"), text(other, "last_rejected")].into_iter().flatten().max();
+        set(sum, "last_rejected", json!(rejected));
+    }
+    for (key, most) in [("clients", MAX_CLIENTS), ("last_users", MAX_LAST_USERS), ("rejected_users", MAX_LAST_USERS)] {
+        if sum.get(key).is_none() {
+            continue;
+        }
         let list = |item: &Value| item.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
         let mut both = [list(sum), list(other)].concat();
         let omitted = both.len().saturating_sub(most);
@@ -243,6 +254,25 @@ mod tests {
         let merged = merged(own, &answers);
         assert_eq!(sessions(&merged), [json!(5), json!(5), json!(0), json!(1)], "{merged}");
         assert_eq!(merged["items"][3]["only_at"], "y");
+    }
+
+    #[test]
+    fn verdicts_of_databases_at_all_members_are_listed_with_the_last_time() {
+        let password = |accepted: &[&str], rejected: &[&str]| {
+            let users = |times: &[&str]| times.iter().map(|at| json!({ "user": "app", "at": at })).collect::<Vec<_>>();
+            json!({
+                "listener": "db", "kind": "upstream_password", "name": "line 1", "sessions": 0,
+                "last_used": accepted.first(), "last_users": users(accepted),
+                "last_rejected": rejected.first(), "rejected_users": users(rejected),
+            })
+        };
+        let own = json!({ "items": [password(&["9"], &["9"])] });
+        let by_member = [of("x", vec![password(&["2"], &[])], true), of("y", vec![password(&["3"], &["4"])], true)];
+        let merged = merged(own, &Answers { by_member: by_member.into(), missing: Vec::new() });
+        let item = &merged["items"][0];
+        assert_eq!((&item["last_used"], &item["last_rejected"]), (&json!("3"), &json!("4")), "{item}");
+        assert_eq!(item["last_users"].as_array().unwrap().len(), 2, "{item}");
+        assert_eq!(item["rejected_users"].as_array().unwrap().len(), 1, "{item}");
     }
 
     #[test]

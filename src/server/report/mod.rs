@@ -22,6 +22,7 @@ use crate::agent::state::{AgentStatus, Phase};
 use crate::audit::changes::{Difference, MAX_DIFFERENCES};
 use crate::control::request::SessionFilter;
 use crate::credential::login::UsedPassword;
+use crate::credential::upstream_passwords::{DatabaseUser, LineEvidence};
 use crate::descriptors;
 use crate::outcome::Outcome;
 use crate::policy::changes::SourceChanges;
@@ -228,8 +229,8 @@ pub(crate) fn shield(status: &ShieldStatus) -> Value {
     })
 }
 
-/// For each certificate, trust anchor and rule of each listener: since when it is in force, when a handshake last used it,
-/// and how many open sessions depend on it.
+/// For each certificate, trust anchor, password and rule of each listener: since when it is in force, when a handshake last used
+/// it, and how many open sessions depend on it. For each password of a database: when the database last accepted and rejected it.
 pub(crate) fn rotation(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Value {
     let active_use = ActiveUse::from_registry(registry);
     let items: Vec<_> = snapshot.listeners().iter().flat_map(|policy| active_use.items(policy)).collect();
@@ -245,6 +246,7 @@ struct Client {
     subject: Option<String>,
     /// The digest of the whole subject, because the text may be cut.
     digest: Option<NameDigest>,
+    user: Option<String>,
     source: String,
 }
 
@@ -259,6 +261,7 @@ impl ActiveUse {
             let client = Client {
                 subject: certificate.map(|certificate| certificate.subject.clone()),
                 digest: certificate.map(|certificate| certificate.subject_digest),
+                user: session.authorization.user().map(str::to_owned),
                 source: live.client().source(),
             };
             for item in session.authorization.items() {
@@ -280,6 +283,7 @@ impl ActiveUse {
             .map(|(role, certificate)| self.certificate(policy, role, certificate))
             .collect();
         items.extend(self.passwords(policy).take(MAX_LISTED));
+        items.extend(upstream_passwords(policy));
         let rules = policy.sources.trusted.rules();
         // Used rules first: there can be very many unused ones.
         let (used, unused): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| policy.usage.contains(&source(rule)));
@@ -347,7 +351,11 @@ impl ActiveUse {
         let named: Vec<_> = clients
             .iter()
             .take(MAX_CLIENTS)
-            .map(|(client, sessions)| json!({ "subject": client.subject, "source": client.source, "sessions": sessions }))
+            .map(|(client, sessions)| {
+                let Client { subject, digest: _, user, source } = client;
+                let user = user.as_ref().map(printable::field);
+                json!({ "subject": subject, "user": user, "source": source, "sessions": sessions })
+            })
             .collect();
         let last_users: Vec<_> = uses.iter().flat_map(|uses| &uses.users).map(last_user).collect();
         if let Some(object) = facts.as_object_mut() {
@@ -365,7 +373,35 @@ impl ActiveUse {
 }
 
 fn last_user(user: &LastUser) -> Value {
-    json!({ "subject": user.subject, "source": user.source(), "last_used": seconds(user.last) })
+    let name = user.user.as_ref().map(printable::field);
+    json!({ "subject": user.subject, "user": name, "source": user.source(), "last_used": seconds(user.last) })
+}
+
+/// The passwords of the database. No session relies on one: each connection to the database uses it once.
+fn upstream_passwords(policy: &ListenerPolicy) -> impl Iterator<Item = Value> {
+    let evidence = policy.credentials.iter().flat_map(|credentials| credentials.upstream_passwords.evidence());
+    evidence.map(|LineEvidence { line, accepted, rejected }| {
+        let users = |users: &[DatabaseUser], at: &str| {
+            let user = |user: &DatabaseUser| json!({ "user": printable::field(&user.name), at: seconds(user.at) });
+            users.iter().map(user).collect::<Vec<_>>()
+        };
+        json!({
+            "listener": &*policy.name,
+            "kind": "upstream_password",
+            "name": format!("line {line}"),
+            "line": line,
+            "not_after": null,
+            "since": null,
+            "sessions": 0,
+            "first_used": null,
+            "last_used": accepted.first().map(|user| seconds(user.at)),
+            "last_users": users(&accepted, "last_used"),
+            "last_rejected": rejected.first().map(|user| seconds(user.at)),
+            "rejected_users": users(&rejected, "last_rejected"),
+            "clients": [],
+            "more_clients": 0,
+        })
+    })
 }
 
 fn source(rule: &Rule) -> Item {

@@ -6,6 +6,7 @@
 pub(crate) mod postgres;
 pub(crate) mod redis;
 
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -94,7 +95,7 @@ impl From<EndpointError> for LoginError {
 impl DatabaseUser<'_> {
     /// Records that the database accepts the user, with the password in this line if it has asked for one. Logs a change.
     fn note_accepted(&self, endpoint: &Endpoint, upstream: &Upstream, line: Option<usize>) {
-        if self.passwords.note_accepted(self.name, line) {
+        if self.passwords.note_accepted(self.name, line, OffsetDateTime::now_utc()) {
             let user = printable::quoted(self.name);
             info!(listener = %upstream.listener, upstream = %endpoint, user, line, "upstream accepts the user again");
         }

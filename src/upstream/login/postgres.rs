@@ -3,6 +3,7 @@
 
 use std::io;
 
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -36,6 +37,7 @@ enum Verdict {
     Passed {
         greeting: Vec<u8>,
         is_accepted: bool,
+        by_password: bool,
     },
     /// The password is wrong.
     WrongPassword(String),
@@ -63,9 +65,10 @@ impl PostgresLogin<'_> {
             let verdict = within(deadline, self.log_in(&mut stream, entry.as_ref())).await;
             tried.extend(entry.as_ref().map(|entry| entry.line));
             match verdict.map_err(|error| LoginError::Endpoint(closed_early(&error, upstream)))? {
-                Verdict::Passed { greeting, is_accepted } => {
+                Verdict::Passed { greeting, is_accepted, by_password } => {
                     if is_accepted {
-                        self.user.note_accepted(endpoint, upstream, tried.last().copied());
+                        let line = tried.last().copied().filter(|_| by_password);
+                        self.user.note_accepted(endpoint, upstream, line);
                     }
                     return Ok((stream, greeting));
                 }
@@ -74,10 +77,15 @@ impl PostgresLogin<'_> {
                     return Err(LoginError::Endpoint(dial_failed(io::Error::other(NOT_POSTGRES))));
                 }
                 Verdict::Rejected(why) => break why,
-                Verdict::WrongPassword(why) => match untried.next() {
-                    Some(next) => entry = Some(next),
-                    None => break why,
-                },
+                Verdict::WrongPassword(why) => {
+                    if let Some(UpstreamPassword { line, .. }) = entry {
+                        self.user.passwords.note_wrong(self.user.name, line, OffsetDateTime::now_utc());
+                    }
+                    match untried.next() {
+                        Some(next) => entry = Some(next),
+                        None => break why,
+                    }
+                }
             }
         };
         Err(LoginError::Endpoint(self.user.rejected(endpoint, upstream, &tried, &why)))
@@ -115,7 +123,7 @@ impl PostgresLogin<'_> {
             send(stream, &out).await?;
             match step {
                 Ok(UpstreamStep::Ongoing | UpstreamStep::Salt(_)) => {}
-                step => return Ok(Verdict::of(step)),
+                step => return Ok(Verdict::of(step, login.has_sent_password())),
             }
         }
     }
@@ -135,15 +143,15 @@ impl PostgresLogin<'_> {
 }
 
 impl Verdict {
-    fn of(step: Result<UpstreamStep, UpstreamFailure>) -> Self {
+    fn of(step: Result<UpstreamStep, UpstreamFailure>, by_password: bool) -> Self {
         match step {
-            Ok(UpstreamStep::Done { rest }) => Self::Passed { greeting: rest, is_accepted: true },
+            Ok(UpstreamStep::Done { rest }) => Self::Passed { greeting: rest, is_accepted: true, by_password },
             Ok(UpstreamStep::Refused(refusal)) => match (refusal.not_ready, refusal.wrong_password) {
                 (true, _) => Self::NotReady,
                 (false, true) if refusal.password_was_sent => Self::WrongPassword(refusal.text()),
                 (false, true) => Self::Rejected(refusal.text()),
                 // Such as too many connections (53300). The client gets the error of the database.
-                (false, false) => Self::Passed { greeting: refusal.message, is_accepted: false },
+                (false, false) => Self::Passed { greeting: refusal.message, is_accepted: false, by_password },
             },
             Err(
                 UpstreamFailure::Malformed

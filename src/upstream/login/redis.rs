@@ -2,6 +2,7 @@
 
 use std::io;
 
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
@@ -39,10 +40,15 @@ impl DatabaseUser<'_> {
                     check_role(&mut stream, endpoint, upstream, deadline).await?;
                     return Ok((stream, default_user));
                 }
-                LoginOutcome::WrongPassword => match untried.next() {
-                    Some(next) => entry = Some(next),
-                    None => break WRONG_PASSWORD.to_owned(),
-                },
+                LoginOutcome::WrongPassword => {
+                    if let Some(UpstreamPassword { line, .. }) = entry {
+                        self.passwords.note_wrong(self.name, line, OffsetDateTime::now_utc());
+                    }
+                    match untried.next() {
+                        Some(next) => entry = Some(next),
+                        None => break WRONG_PASSWORD.to_owned(),
+                    }
+                }
                 LoginOutcome::NotReady(words) => return Err(LoginError::NotReady(words)),
                 LoginOutcome::NotSupported(words) => break words,
             }

@@ -122,7 +122,7 @@ impl<'v> ClientLogin<'v> {
         matches!(self.position, Position::Last(..))
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn pending_bytes(&self) -> usize {
         self.pending.len()
     }

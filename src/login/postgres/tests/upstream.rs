@@ -138,6 +138,7 @@ fn bytes_that_no_database_sends_here_end_the_attempt() {
         (b"S\0\0\0\x16application_name\0\0", UpstreamFailure::Type(b'S')),
         (b"Z\0\0\0\x05I", UpstreamFailure::Type(b'Z')),
         (b"R\0\0\0\x06\0\0", UpstreamFailure::Malformed),
+        (b"R\0\0\0\x0b\0\0\0\0abc", UpstreamFailure::Malformed),
         (b"R\0\0\0\x0b\0\0\0\x05abc", UpstreamFailure::Malformed),
         (b"HTTP/1.1 400 Bad Request\r\n", UpstreamFailure::Malformed),
         (b"N\x7f\xff\xff\xff", UpstreamFailure::Malformed),

@@ -6,6 +6,8 @@
 //! line, and an empty array is no command. After something that Redis rejects, nothing more is passed, because Redis answers it
 //! and closes the connection.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod rest;
 mod start;
 pub(crate) mod syntax;

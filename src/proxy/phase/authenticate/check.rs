@@ -55,15 +55,15 @@ impl Claim {
     /// # Errors
     /// If the check panics.
     pub(crate) async fn check(self) -> Result<Result<Login, Rejection>, Fault> {
-        let (policy, from) = (Arc::clone(&self.policy), self.from);
-        let turn = policy.attempts.turn(from, Instant::now());
+        let policy = Arc::clone(&self.policy);
+        let turn = policy.attempts.turn(self.from, &self.user, Instant::now());
         if !turn.delay.is_zero() {
             sleep(turn.delay.min(policy.limits.handshake_timeout / 2)).await;
         }
         let login = self.find().await?;
         match &login {
-            Ok(_) => policy.attempts.succeeded(from, turn, Instant::now()),
-            Err(_) => policy.attempts.failed(from, turn, Instant::now()),
+            Ok(_) => policy.attempts.succeeded(&turn),
+            Err(_) => policy.attempts.failed(&turn, Instant::now()),
         }
         Ok(login)
     }

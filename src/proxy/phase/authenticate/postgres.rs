@@ -160,14 +160,14 @@ impl Attempt<'_> {
                 turn = Some(self.wait_for_turn().await);
             }
             let (mut out, policy) = (Vec::new(), &self.authorized.policy);
-            match (login.follow(bytes.get(..count).unwrap_or_default(), &mut out), turn) {
-                (ClientStep::Ongoing, _) => send(self.authorized, &out).await?,
-                (ClientStep::Proven(proven), turn) => {
-                    turn.inspect(|turn| policy.attempts.succeeded(self.from, *turn, Instant::now()));
+            match login.follow(bytes.get(..count).unwrap_or_default(), &mut out) {
+                ClientStep::Ongoing => send(self.authorized, &out).await?,
+                ClientStep::Proven(proven) => {
+                    turn.inspect(|turn| policy.attempts.succeeded(turn));
                     return Ok(Exchanged::Proven(proven));
                 }
-                (ClientStep::Failed(failed), turn) => {
-                    turn.inspect(|turn| policy.attempts.failed(self.from, *turn, Instant::now()));
+                ClientStep::Failed(failed) => {
+                    turn.inspect(|turn| policy.attempts.failed(turn, Instant::now()));
                     return Ok(Exchanged::Failed(failed));
                 }
             }
@@ -177,7 +177,7 @@ impl Attempt<'_> {
     /// Waits until the proof of the client may be judged.
     async fn wait_for_turn(&self) -> Turn {
         let policy = &self.authorized.policy;
-        let turn = policy.attempts.turn(self.from, Instant::now());
+        let turn = policy.attempts.turn(self.from, self.parameters.user_bytes(), Instant::now());
         if !turn.delay.is_zero() {
             sleep(turn.delay.min(policy.limits.handshake_timeout / 2)).await;
         }
