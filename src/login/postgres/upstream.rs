@@ -146,7 +146,10 @@ impl<'c> UpstreamLogin<'c> {
             };
             match message.kind {
                 NOTICE_RESPONSE => {}
-                ERROR_RESPONSE => return Ok(UpstreamStep::Refused(Refusal::new(&message, self.password_was_sent))),
+                ERROR_RESPONSE => {
+                    let refusal = Refusal::new(&message, self.credentials.password, self.password_was_sent);
+                    return Ok(UpstreamStep::Refused(refusal));
+                }
                 NEGOTIATE_PROTOCOL_VERSION => return Err(UpstreamFailure::Version),
                 AUTHENTICATION => match message.authentication().ok_or(UpstreamFailure::Malformed)? {
                     (OK, []) => return self.accept(rest),

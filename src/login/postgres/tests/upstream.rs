@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 use crate::credential::scram::client::ClientError;
-use crate::login::postgres::refusal::Refusal;
+use crate::login::postgres::refusal::{Refusal, contains};
 use crate::login::postgres::tests::{chunks, error, parameters, recorded, request};
 use crate::login::postgres::upstream::{Credentials, UpstreamFailure, UpstreamLogin, UpstreamStep};
 use crate::protocol::postgres::startup::message::message;
@@ -171,6 +171,9 @@ fn refusal_has_its_kind_and_the_message() {
         assert_eq!(refusal, Refusal { wrong_password, not_ready, password_was_sent: false, message });
     }
     assert_eq!(refused(&[b"E\0\0\0\x04"]).text(), "");
+    let revealing = refused(&[&error("28P01", "\"pencil\" is wrong")]);
+    let shown = "the database refused the session with an error that contains its password";
+    assert!(revealing.wrong_password && revealing.text() == shown && !contains(&revealing.message, b"pencil"));
 }
 
 #[test]
