@@ -19,7 +19,7 @@ use crate::harness::{Connection, Event, Listener, Portcullis, Redis, Request, WA
 use crate::redis::cli;
 
 /// A server whose user `keyed` needs [`DATABASE_PASSWORD`], and whose default user needs another password.
-fn keyed() -> Redis {
+pub(crate) fn keyed() -> Redis {
     let redis = Redis::start();
     let password = format!(">{DATABASE_PASSWORD}");
     let user = ["ACL", "SETUSER", "keyed", "on", &password, "~*", "&*", "+@all"];
@@ -33,7 +33,7 @@ fn direct(redis: &Redis, words: &[&str]) -> String {
     run(redis.cli().env("REDISCLI_AUTH", "nobody knows").args(words)).success()
 }
 
-fn before(redis: &Redis) -> Portcullis {
+pub(crate) fn before(redis: &Redis) -> Portcullis {
     let portcullis = Portcullis::start(site(), format!("{ADMIN}{}", with_credentials(Listener::redis(redis))));
     // It has read its files.
     portcullis.address("main");

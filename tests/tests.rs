@@ -64,6 +64,8 @@ mod credentials_drivers;
 mod credentials_postgres;
 /// The same with Redis.
 mod credentials_redis;
+/// The same with drivers of Redis.
+mod credentials_redis_drivers;
 /// Certificate revocation lists.
 mod crl;
 /// `dead_peer_timeout`.

@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use super::Event;
 use super::portcullis::EXECUTABLE;
 use super::program::{Group, Running, supervised};
 
@@ -81,9 +82,9 @@ impl Rehearsal {
         self
     }
 
-    /// Runs the commands, and compares their output.
-    pub(crate) fn run(&self) {
-        let transcript = self.transcript();
+    /// Runs the commands, and compares their output. Returns the lines of portcullis.log.
+    pub(crate) fn run(&self) -> Vec<Event> {
+        let (transcript, log) = self.transcript();
         let mut parts = transcript.split(MARK).skip(1);
         let mut printed = "";
         let mut shown = 0;
@@ -104,10 +105,11 @@ impl Rehearsal {
             }
         }
         assert!(shown > 0, "a guide shows something");
+        log.lines().map(|line| Event(serde_json::from_str(line).unwrap_or_default())).collect()
     }
 
-    /// Runs the commands. Returns what they print, with a mark before each block's.
-    fn transcript(&self) -> String {
+    /// Runs the commands. Returns what they print, with a mark before each block's, and the log.
+    fn transcript(&self) -> (String, String) {
         let site = tempfile::tempdir().expect("a temporary directory can be made");
         let script: String = self.blocks.iter().map(in_shell).collect();
         fs::write(site.path().join("drill.sh"), script).expect("a file of the test can be written");
@@ -138,19 +140,23 @@ impl Rehearsal {
         let log = fs::read_to_string(site.path().join("portcullis.log")).unwrap_or_default();
         assert_eq!(code, Some(0), "the commands failed:\n{transcript}\n--- log\n{log}");
         assert_eq!(left, "", "the commands leave programs running:\n{transcript}");
-        transcript
+        (transcript, log)
     }
 }
 
 /// The program. A session is listed until the program has noticed that its client has ended, so each command first waits
-/// until the clients of all listed sessions are connected (state 01 of /proc/net/tcp).
+/// until the sessions whose clients are no longer connected (state 01 of /proc/net/tcp) are no longer listed. Under load,
+/// more clients end meanwhile.
 fn portcullis() -> String {
     format!(
         r#"#!/bin/sh
 ports() {{ '{EXECUTABLE}' sessions list --json 2> /dev/null | grep -o '"source_port": *[0-9]*' | grep -o '[0-9]*$'; }}
 has_ended() {{ ! grep -q "^ *[0-9]*: [0-9A-F]*:$(printf %04X $1) [0-9A-F]*:[0-9A-F]* 01 " /proc/net/tcp /proc/net/tcp6; }}
-any_has_ended() {{ for port in $(ports); do has_ended $port && return; done; false; }}
-while any_has_ended; do sleep 0.01; done
+for port in $(ports); do
+    if has_ended $port; then
+        while has_ended $port && ports | grep -qx $port; do sleep 0.01; done
+    fi
+done
 exec '{EXECUTABLE}' "$@"
 "#
     )

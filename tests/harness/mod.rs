@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod api;
+pub(crate) mod cache;
 pub(crate) mod client;
 pub(crate) mod clock;
 pub(crate) mod credentials;
