@@ -135,6 +135,7 @@ fn generated_password_is_answered_once_and_works_at_once() {
         assert_eq!(ask(&conninfo, password, "select current_user").success(), "keyed\n");
     }
 
+    gate.portcullis.wait_until_idle();
     let listed = gate.passwords();
     let [first, second] = listed.as_slice() else { panic!("two passwords: {listed:?}") };
     assert_eq!((text(first, "id"), text(second, "id")), ("p1", "p2"));
