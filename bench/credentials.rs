@@ -15,9 +15,10 @@ mod pki;
 #[allow(dead_code, reason = "the other benchmark uses the rest")]
 mod process;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::sleep;
@@ -130,13 +131,15 @@ impl Site {
         let path = directory.path();
         let pki = Pki::make(path)?;
         let [upstream, plain, gate] = free_ports()?;
-        let app = format!("app on >{PASSWORD} ~* &* +@all");
+        let password = format!(">{PASSWORD}");
         let mut redis = Placement::on(1).command(&need("redis-server")?);
         redis.current_dir(path).args(["--port", &upstream.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-        redis.args(["--requirepass", DATABASE_PASSWORD, "--user", &app]);
+        redis.args(["--requirepass", DATABASE_PASSWORD, "--user", "app", "on", &password, "~*", "&*", "+@all"]);
         let redis = Running::start(redis, &path.join("redis.log"))?;
         add_clients(options, path)?;
-        fs::write(path.join("db.password"), DATABASE_PASSWORD)?;
+        let password_file = path.join("db.password");
+        fs::write(&password_file, DATABASE_PASSWORD)?;
+        fs::set_permissions(&password_file, Permissions::from_mode(0o600))?;
         let (cert, key) = (pki.ecdsa.cert.display(), pki.ecdsa.key.display());
         let listener = |name: &str, port: u16| {
             format!(

@@ -13,7 +13,8 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::credential::clients::{Client, Clients, Password};
-use crate::credential::verifier::{Key, Parameters};
+use crate::credential::password::MAX_LENGTH;
+use crate::credential::verifier::{Key, Parameters, prepared};
 
 /// The passwords of one listener that were found right. It knows no password, and no policy: whether one is valid now is asked
 /// each time.
@@ -82,10 +83,10 @@ impl PasswordCheck {
 
     /// Finds the password that the text is. Takes as long for each wrong one, also for an unknown user.
     pub(crate) fn run(&self) -> Option<Arc<Password>> {
-        // No password that was ever added has other bytes. They cost as much.
-        let text = String::from_utf8_lossy(&self.password);
-        let text = Zeroizing::new(text.into_owned());
-        let is_text = text.as_bytes() == self.password.as_slice();
+        // No password that was ever added is longer or has other bytes. Those cost as much.
+        let text = str::from_utf8(&self.password).ok().filter(|text| text.len() <= MAX_LENGTH);
+        // Prepared once: how often would show how many salts the user has.
+        let prepared = prepared(text.unwrap_or_default());
         let (mut found, mut done) = (None, 0_u32);
         let mut groups: Vec<&Parameters> = Vec::new();
         for Password { verifier, .. } in self.candidates.iter().map(|password| &**password) {
@@ -94,7 +95,7 @@ impl PasswordCheck {
                 continue;
             }
             groups.push(parameters);
-            let salted = parameters.salted(&text);
+            let salted = parameters.salted_prepared(&prepared);
             done = done.saturating_add(parameters.iterations.get());
             let is_right = |password: &&Arc<Password>| {
                 password.verifier.parameters == *parameters && password.verifier.verifies_salted(&salted)
@@ -102,9 +103,9 @@ impl PasswordCheck {
             found = found.or(self.candidates.iter().find(is_right));
         }
         if found.is_none() {
-            Parameters::spend(self.iterations.saturating_sub(done), &text);
+            Parameters::spend(self.iterations.saturating_sub(done), &prepared);
         }
-        found.filter(|_| is_text).cloned()
+        found.filter(|_| text.is_some()).cloned()
     }
 }
 
@@ -162,6 +163,7 @@ mod tests {
         let clients = clients([client("app", [password("p1", "a\u{fffd}")])]);
         assert_eq!(check(&clients, "app", "a\u{fffd}".as_bytes()).as_deref(), Some("p1"));
         assert_eq!(check(&clients, "app", b"a\xff"), None);
+        assert_eq!(check(&clients, "app", "a\u{fffd}".repeat(1000).as_bytes()), None);
     }
 
     #[test]

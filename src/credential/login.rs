@@ -15,6 +15,8 @@ use crate::x509::subject_name::SubjectName;
 pub(crate) struct Login {
     pub(crate) client: Arc<Client>,
     pub(crate) by: Proof,
+    /// The user at the database. A change ends the session, because the database would not notice it.
+    pub(crate) upstream_user: Arc<str>,
     /// Earlier logins of the same session that still count: the database may still act on them, because it has not acted on the
     /// present one (an AUTH within MULTI that is discarded). They have no earlier ones themselves.
     earlier: Vec<Self>,
@@ -79,19 +81,27 @@ enum WhyRevoked {
     PasswordExpired(String, OffsetDateTime),
     /// The certificate is not one of the client.
     Certificate,
+    /// The client acts as another user at the database now.
+    UpstreamUser,
+}
+
+impl RevokedLogin {
+    pub(crate) fn by_upstream_user(login: &Login) -> Self {
+        Self { user: login.client.user.clone(), why: WhyRevoked::UpstreamUser }
+    }
 }
 
 impl Login {
-    pub(crate) fn new(client: Arc<Client>, by: Proof) -> Self {
-        Self { client, by, earlier: Vec::new() }
+    pub(crate) fn new(client: Arc<Client>, by: Proof, upstream_user: impl Into<Arc<str>>) -> Self {
+        Self { client, by, upstream_user: upstream_user.into(), earlier: Vec::new() }
     }
 
     /// The next login of the same session. Each user at the database needs one login that holds, so this one still counts unless
-    /// both clients act as the same user there.
+    /// both act as the same user there.
     #[must_use]
-    pub(crate) fn followed_by(&self, next: Self, act_as_same: impl Fn(&Client, &Client) -> bool) -> Self {
-        let former = self.earlier.iter().chain([self]).filter(|former| !act_as_same(&former.client, &next.client));
-        let earlier = former.map(|former| Self::new(Arc::clone(&former.client), former.by.clone())).collect();
+    pub(crate) fn followed_by(&self, next: Self) -> Self {
+        let former = self.with_earlier().filter(|former| former.upstream_user != next.upstream_user);
+        let earlier = former.map(|former| Self { earlier: Vec::new(), ..former.clone() }).collect();
         Self { earlier, ..next }
     }
 
@@ -125,7 +135,8 @@ impl Login {
             && self.earlier.iter().zip(&other.earlier).all(|(one, other)| one.is_same_as(other))
     }
 
-    fn with_earlier(&self) -> impl Iterator<Item = &Self> {
+    /// This login first.
+    pub(crate) fn with_earlier(&self) -> impl Iterator<Item = &Self> {
         [self].into_iter().chain(&self.earlier)
     }
 }
@@ -177,7 +188,7 @@ impl Clients {
                 Ok(_) | Err(_) => return Err(revoked(WhyRevoked::Certificate)),
             },
         };
-        Ok(Login::new(Arc::clone(client), by))
+        Ok(Login::new(Arc::clone(client), by, Arc::clone(&login.upstream_user)))
     }
 }
 
@@ -194,6 +205,7 @@ impl fmt::Display for RevokedLogin {
             WhyRevoked::PasswordExpired(id, end) => {
                 write!(f, "the password {id} of {user:?} expired at {}", timestamp::seconds(*end))
             }
+            WhyRevoked::UpstreamUser => write!(f, "the client {user:?} has another upstream_user"),
             WhyRevoked::Certificate => write!(f, "the certificate is not one of the client {user:?}"),
         }
     }
@@ -211,7 +223,8 @@ mod tests {
     fn by_password(clients: &Clients, user: &str, id: &str) -> Login {
         let client = Arc::clone(clients.by_user(user).unwrap());
         let by = Proof::Password(Arc::clone(client.password(id).unwrap()));
-        Login::new(client, by)
+        let upstream_user = client.upstream_user.clone().unwrap_or_default();
+        Login::new(client, by, upstream_user)
     }
 
     fn why(judged: Result<Login, RevokedLogin>) -> String {
@@ -249,7 +262,7 @@ mod tests {
         let with =
             |user: &str, pattern: &str| Client { certificates: vec![pattern.parse().unwrap()], ..client(user, []) };
         let before = clients([with("app", "cn:app"), client("web", [])]);
-        let login = Login::new(Arc::clone(before.by_user("app").unwrap()), Proof::Certificate);
+        let login = Login::new(Arc::clone(before.by_user("app").unwrap()), Proof::Certificate, "");
         let names = [SubjectName::Common("app"), SubjectName::Dns("app.internal")];
         assert!(before.judge(&login, names, NOW).is_ok());
         let other = "the certificate is not one of the client \"app\"";
@@ -275,17 +288,16 @@ mod tests {
         let job = Client { upstream_user: Some("batch".to_owned()), ..client("job", [ending]) };
         let list = [acts_as("app", "shared"), acts_as("web", "shared"), job];
         let all = clients(list.clone());
-        let act_as_same = |one: &Client, other: &Client| one.upstream_user == other.upstream_user;
         let used = |login: &Login| -> Vec<String> {
             login.used_passwords().map(|used| format!("{} {}", used.user, used.password.id)).collect()
         };
         let first = by_password(&all, "app", "p1");
-        let same_user = first.followed_by(by_password(&all, "web", "p2"), act_as_same);
+        let same_user = first.followed_by(by_password(&all, "web", "p2"));
         assert_eq!(used(&same_user), ["web p2"], "the database sees no difference");
-        let other_user = same_user.followed_by(by_password(&all, "job", "p1"), act_as_same);
+        let other_user = same_user.followed_by(by_password(&all, "job", "p1"));
         assert_eq!(used(&other_user), ["job p1", "web p2"]);
         assert_eq!(other_user.until(), Some(end));
-        let back = other_user.followed_by(by_password(&all, "app", "p2"), act_as_same);
+        let back = other_user.followed_by(by_password(&all, "app", "p2"));
         assert_eq!((used(&back), back.until()), (vec!["app p2".to_owned(), "job p1".to_owned()], Some(end)));
         assert!(all.judge(&back, [], NOW).unwrap().is_same_as(&back));
         assert!(!back.is_same_as(&by_password(&all, "app", "p2")));

@@ -6,7 +6,7 @@ use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::credential::password::MAX_LENGTH;
@@ -41,6 +41,8 @@ struct UserState {
     accepted: Option<usize>,
     /// The database rejected every password the last time.
     is_rejected: bool,
+    /// When it was last found out which password works, in the middle of a session.
+    learned_at: Option<OffsetDateTime>,
     /// By line.
     verdicts: HashMap<usize, Verdicts>,
 }
@@ -130,7 +132,7 @@ impl UpstreamPasswords {
             let verdicts = state.verdicts.iter().filter_map(|(line, verdicts)| Some((line_of(*line)?, *verdicts)));
             let accepted = state.accepted.and_then(line_of);
             // With another file the next rejection is a new one.
-            (user.clone(), UserState { accepted, is_rejected: false, verdicts: verdicts.collect() })
+            (user.clone(), UserState { accepted, verdicts: verdicts.collect(), ..UserState::default() })
         };
         let users = other.learned().users.iter().map(renumbered).collect();
         self.learned().users = users;
@@ -159,6 +161,15 @@ impl UpstreamPasswords {
                 state.verdicts.entry(line).or_default().accepted = Some(now);
             }
             mem::replace(&mut state.is_rejected, false)
+        })
+    }
+
+    /// Whether to find out now which password of a user works: at most once a second.
+    pub(crate) fn begin_learning(&self, user: &str, now: OffsetDateTime) -> bool {
+        self.of_user(user, |state| {
+            let may_begin = state.learned_at.is_none_or(|at| !(at..at + LEARNING_INTERVAL).contains(&now));
+            state.learned_at = if may_begin { Some(now) } else { state.learned_at };
+            may_begin
         })
     }
 
@@ -265,6 +276,9 @@ const MAX_PASSWORDS: usize = 16;
 /// Users of the database that the evidence of one password lists.
 const MAX_LISTED_USERS: usize = 8;
 
+/// A client may authenticate thousands of times a second.
+const LEARNING_INTERVAL: Duration = Duration::SECOND;
+
 /// Salted passwords in memory. One has about 150 bytes.
 const MAX_SALTED: usize = 4096;
 
@@ -279,7 +293,7 @@ mod tests {
     }
 
     fn at(seconds: i64) -> OffsetDateTime {
-        OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds)
+        OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds)
     }
 
     /// The line, the users that it was accepted for, and those that it is rejected for now, with the seconds.
@@ -345,6 +359,14 @@ mod tests {
         assert!(passwords.note_rejected("job"));
         assert_eq!([(); 2].map(|()| passwords.note_accepted("app", Some(1), at(1))), [true, false]);
         assert!(passwords.note_rejected("app"));
+    }
+
+    #[test]
+    fn learning_begins_once_a_second_for_each_user() {
+        let passwords = UpstreamPasswords::from_file(b"old\nnew\n").unwrap();
+        let begins = |user: &str, second| passwords.begin_learning(user, at(second));
+        assert_eq!([begins("app", 1), begins("app", 1), begins("job", 1), begins("app", 2)], [true, false, true, true]);
+        assert!(begins("app", 0), "the clock was set back");
     }
 
     #[test]

@@ -67,16 +67,20 @@ impl Parameters {
 
     /// SaltedPassword (RFC 5802 §3).
     pub(crate) fn salted(&self, password: &str) -> Zeroizing<Key> {
+        self.salted_prepared(&prepared(password))
+    }
+
+    /// The same for a password after [`prepared`].
+    pub(crate) fn salted_prepared(&self, prepared: &str) -> Zeroizing<Key> {
         let mut salted = Zeroizing::new(Key::default());
-        let prepared = prepared(password);
         pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, self.iterations, &self.salt, prepared.as_bytes(), &mut *salted);
         salted
     }
 
     /// Spends the time of as many iterations, and forgets the result.
-    pub(crate) fn spend(iterations: u32, password: &str) {
+    pub(crate) fn spend(iterations: u32, prepared: &str) {
         if let Some(iterations) = NonZeroU32::new(iterations) {
-            Self { salt: vec![0; NEW_SALT], iterations }.salted(password);
+            Self { salt: vec![0; NEW_SALT], iterations }.salted_prepared(prepared);
         }
     }
 }
@@ -117,7 +121,7 @@ pub(crate) fn mac(key: &Key, text: &[u8]) -> Key {
 }
 
 /// The password after SASLprep (RFC 4013). One that SASLprep rejects is used as it is, as PostgreSQL does.
-fn prepared(password: &str) -> Zeroizing<String> {
+pub(crate) fn prepared(password: &str) -> Zeroizing<String> {
     Zeroizing::new(match stringprep::saslprep(password) {
         Ok(prepared) => prepared.into_owned(),
         Err(_) => password.to_owned(),

@@ -166,7 +166,7 @@ impl Permit {
         self.login = match (&self.policy.credentials, login) {
             (Some(credentials), Some(login)) => {
                 let names = self.identity.iter().flat_map(|identity| identity.names());
-                Some(credentials.clients.judge(login, names, now).map_err(Denial::Login)?)
+                Some(credentials.judge(login, names, now).map_err(Denial::Login)?)
             }
             (None, login) => login.cloned(),
             (Some(_), None) => None,

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::addr::UpstreamAddr;
 use crate::descriptors::is_local_shortage;
-use crate::login::redis::upstream::DefaultUser;
+use crate::login::redis::upstream::ServerTraits;
 use crate::outcome::Reason;
 use crate::protocol::redis;
 use crate::protocol::redis::{NoRole, Role, RoleParser, RoleReply};
@@ -31,8 +31,8 @@ pub(crate) struct ConnectedUpstream {
     pub(crate) endpoint: Endpoint,
     /// What it has sent for the client after Portcullis has authenticated to it; empty without `[listener.credentials]`.
     pub(crate) greeting: Vec<u8>,
-    /// What Redis demands of a client that has not authenticated; `None` for PostgreSQL and without `[listener.credentials]`.
-    pub(crate) default_user: Option<DefaultUser>,
+    /// What is known about a Redis server; `None` for PostgreSQL and without `[listener.credentials]`.
+    pub(crate) redis: Option<ServerTraits>,
 }
 
 /// Why an endpoint cannot serve a session.

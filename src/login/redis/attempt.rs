@@ -4,10 +4,12 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
+use super::before::hello_problem;
 use super::credentials::{UpstreamCredentials, with_wrong_pair};
 use super::encode;
 use crate::login::shown_name;
 use crate::protocol::redis::commands::Words;
+use crate::protocol::redis::commands::syntax::text;
 
 /// An AUTH, or a HELLO with AUTH.
 pub(crate) struct Attempt {
@@ -41,22 +43,36 @@ struct Pair {
 }
 
 impl Attempt {
-    /// `Err` with the words for a command that has no password where Redis looks for one.
-    pub(super) fn parse(words: Words) -> Result<Self, Words> {
-        let is =
-            |word: Option<&Zeroizing<Vec<u8>>>, name: &[u8]| word.is_some_and(|word| word.eq_ignore_ascii_case(name));
-        let pairs = if is(words.first(), b"AUTH") {
-            match words.len() {
-                2 => vec![Pair { user: None, password: 1 }],
-                3 => vec![Pair { user: Some(1), password: 2 }],
-                _ => Vec::new(),
+    /// # Errors
+    /// What the database receives in the place of a command that has no password where Redis looks for one. It gets the same
+    /// error.
+    pub(super) fn parse(mut words: Words) -> Result<Self, Words> {
+        let constant = |words: &[&[u8]]| words.iter().map(|word| word.to_vec().into()).collect();
+        let Some(name) = words.first() else { return Err(words) };
+        if name.contains(&0) {
+            // Redis compares the name up to the NUL if it finds it in its table, and otherwise does not know it.
+            return Err(constant(&[b"a command with a NUL"]));
+        }
+        let is = |name: &[u8], other: &[u8]| name.eq_ignore_ascii_case(other);
+        match (is(name, b"AUTH"), words.len()) {
+            (true, 1) => Err(constant(&[b"AUTH"])),
+            (true, 2) => Ok(Self::with(words, vec![Pair { user: None, password: 1 }])),
+            (true, 3) => Ok(Self::with(words, vec![Pair { user: Some(1), password: 2 }])),
+            (true, _) => Err(constant(&[b"AUTH", b"a", b"b", b"c"])),
+            (false, count) if !is(name, b"HELLO") => {
+                Err(if count == 1 { words } else { constant(&[name.as_slice(), b"x"]) })
             }
-        } else if is(words.first(), b"HELLO") {
-            hello_pairs(&words)
-        } else {
-            Vec::new()
-        };
-        if pairs.is_empty() { Err(words) } else { Ok(Self { words, pairs }) }
+            (false, _) => {
+                let (pairs, end) = hello_pairs(&words);
+                // Redis stops there, and what follows may be a password.
+                words.truncate(end);
+                if pairs.is_empty() { Err(words) } else { Ok(Self::with(words, pairs)) }
+            }
+        }
+    }
+
+    fn with(words: Words, pairs: Vec<Pair>) -> Self {
+        Self { words, pairs }
     }
 
     /// An attempt that cannot be right.
@@ -78,9 +94,14 @@ impl Attempt {
         shown_name(self.user())
     }
 
-    /// The password. `None` if no password can be right: the command is too long, or a HELLO has different users or passwords.
+    /// The password. `None` if no password can be right: the command is too long, or a HELLO has different users or
+    /// passwords, or an error before them.
     pub(crate) fn password(&self) -> Option<&[u8]> {
         let (first, rest) = self.pairs.split_first()?;
+        if !self.is_auth() && hello_problem(&self.words).is_some() {
+            // Redis reports the error before it looks at the password, and shows the command in SLOWLOG and MONITOR.
+            return None;
+        }
         let is_same = |pair: &Pair| pair.user.map(|user| self.word(user)) == first.user.map(|user| self.word(user));
         let is_equal = |pair: &Pair| is_same(pair) && self.word(pair.password) == self.word(first.password);
         rest.iter().all(is_equal).then(|| self.word(first.password))
@@ -101,6 +122,10 @@ impl Attempt {
         let rest = self.words.iter().enumerate().filter(|(index, _)| !is_pair(*index));
         let rest: Vec<&[u8]> = rest.map(|(_, word)| word.as_slice()).collect();
         Opening { reply: b"", command: encode::command(&rest) }
+    }
+
+    pub(super) fn is_hello(&self) -> bool {
+        !self.words.is_empty() && !self.is_auth()
     }
 
     fn is_auth(&self) -> bool {
@@ -143,22 +168,22 @@ impl Attempt {
     }
 }
 
-/// The pairs of a HELLO, up to an option that Redis does not know.
-fn hello_pairs(words: &Words) -> Vec<Pair> {
+/// The pairs of a HELLO up to an option that Redis does not know, and the number of words with that option.
+fn hello_pairs(words: &Words) -> (Vec<Pair>, usize) {
     let mut pairs = Vec::new();
     let mut index = FIRST_OPTION;
     while let Some(option) = words.get(index) {
         let is_followed_by = |count: usize| index + count < words.len();
-        if option.eq_ignore_ascii_case(b"AUTH") && is_followed_by(2) {
+        if text(option).eq_ignore_ascii_case(b"AUTH") && is_followed_by(2) {
             pairs.push(Pair { user: Some(index + 1), password: index + 2 });
             index += 3;
-        } else if option.eq_ignore_ascii_case(b"SETNAME") && is_followed_by(1) {
+        } else if text(option).eq_ignore_ascii_case(b"SETNAME") && is_followed_by(1) {
             index += 2;
         } else {
-            break;
+            return (pairs, index + 1);
         }
     }
-    pairs
+    (pairs, words.len())
 }
 
 /// Shows no bytes of the client.

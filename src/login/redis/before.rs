@@ -5,8 +5,10 @@ use std::fmt;
 use super::attempt::Attempt;
 use super::known;
 use super::reader::{Command, ProtocolError, UnauthenticatedReader};
+use zeroize::Zeroizing;
+
 use crate::protocol::redis::commands::Words;
-use crate::protocol::redis::commands::syntax::number;
+use crate::protocol::redis::commands::syntax::{number, text};
 
 /// What follows from a client's bytes.
 #[derive(Debug)]
@@ -76,7 +78,7 @@ fn attempt(words: Words) -> Event {
 }
 
 /// The error of a HELLO before its first AUTH. Redis authenticates before it looks at what follows.
-fn hello_problem(words: &Words) -> Option<Vec<u8>> {
+pub(super) fn hello_problem(words: &[Zeroizing<Vec<u8>>]) -> Option<Vec<u8>> {
     let Some((version, mut options)) = words.get(1..).and_then(<[_]>::split_first) else {
         return Some(HELLO_WITHOUT_AUTH.to_vec());
     };
@@ -88,15 +90,15 @@ fn hello_problem(words: &Words) -> Option<Vec<u8>> {
     loop {
         options = match options {
             [] => return None,
-            [option, _, _, ..] if option.eq_ignore_ascii_case(b"AUTH") => return None,
-            [option, name, rest @ ..] if option.eq_ignore_ascii_case(b"SETNAME") => {
+            [option, _, _, ..] if text(option).eq_ignore_ascii_case(b"AUTH") => return None,
+            [option, name, rest @ ..] if text(option).eq_ignore_ascii_case(b"SETNAME") => {
                 if !name.iter().all(|byte| matches!(byte, b'!'..=b'~')) {
                     return Some(INVALID_NAME.to_vec());
                 }
                 rest
             }
             [option, ..] => {
-                let shown = [b"Syntax error in HELLO option '", known::text(option), b"'"].concat();
+                let shown = [b"Syntax error in HELLO option '", text(option), b"'"].concat();
                 return Some(known::error(&shown));
             }
         };

@@ -7,7 +7,7 @@ use crate::login::redis::attempt::{Attempt, Verdict};
 use crate::login::redis::before::{Conversation, Event};
 use crate::login::redis::credentials::UpstreamCredentials;
 use crate::login::redis::translate::{Step, Translator};
-use crate::login::redis::upstream::{DefaultUser, LoginOutcome, LoginReply, UpstreamLogin};
+use crate::login::redis::upstream::{DefaultUser, LoginOutcome, LoginReply, ServerTraits, UpstreamLogin};
 use crate::protocol::redis::commands::{CommandFollower, Piece};
 
 /// The conversation with a client that has not authenticated.
@@ -82,7 +82,8 @@ struct Session {
 }
 
 fn session(default_user: DefaultUser, chunks: &[&[u8]]) -> Session {
-    let (mut translator, mut session) = (Translator::new(default_user), Session::default());
+    let (mut translator, mut session) =
+        (Translator::new(ServerTraits { default_user, has_hello: true }), Session::default());
     for chunk in chunks {
         let mut chunk = *chunk;
         while let Some(step) = translator.next(&mut chunk) {

@@ -3,7 +3,11 @@
 //! Redis looks a command up and counts its arguments before it checks authentication. So an unknown command has an error of its
 //! own, and a wrong number of arguments too.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
 use crate::protocol::redis::commands::Words;
+use crate::protocol::redis::commands::syntax::text;
 
 use super::reader::MAX_SHOWN;
 
@@ -36,11 +40,6 @@ pub(super) fn error(text: &[u8]) -> Vec<u8> {
     [b"-ERR ", &text[..], b"\r\n"].concat()
 }
 
-/// A word as C reads it: up to a NUL.
-pub(super) fn text(word: &[u8]) -> &[u8] {
-    word.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
 /// At most so many bytes of a word as C reads it.
 fn shown(word: &[u8], limit: usize) -> &[u8] {
     let text = text(word);
@@ -54,12 +53,26 @@ struct Known {
     arity: Option<i32>,
 }
 
+/// The commands by name, and which of them have subcommands. Looked up for each command of a client that has not authenticated.
+struct Table {
+    arities: HashMap<&'static str, Option<i32>>,
+    containers: HashSet<&'static str>,
+}
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let entries = COMMANDS.split_ascii_whitespace().map(|entry| match entry.split_once(':') {
+        Some((name, arity)) => (name, arity.parse().ok()),
+        None => (entry, None),
+    });
+    let arities: HashMap<_, _> = entries.collect();
+    let containers = arities.keys().filter_map(|name| Some(name.split_once('|')?.0)).collect();
+    Table { arities, containers }
+});
+
 impl Known {
-    fn all() -> impl Iterator<Item = Self> {
-        COMMANDS.split_ascii_whitespace().map(|entry| match entry.split_once(':') {
-            Some((name, arity)) => Self { name, arity: arity.parse().ok() },
-            None => Self { name: entry, arity: None },
-        })
+    fn named(name: &[u8]) -> Option<Self> {
+        let (name, arity) = TABLE.arities.get_key_value(str::from_utf8(name).ok()?)?;
+        Some(Self { name, arity: *arity })
     }
 
     fn accepts(&self, words: usize) -> bool {
@@ -93,20 +106,14 @@ fn find(words: &Words) -> Result<Known, Vec<u8>> {
     if name.contains(&b'.') {
         return Ok(Known { name: "", arity: None });
     }
-    let found = Known::all().find(|known| is_name && known.name.as_bytes() == name);
+    let found = if is_name { Known::named(&name) } else { None };
     let Some(command) = found else { return Err(unknown(words)) };
-    let Some(second) = words.get(1) else { return Ok(command) };
-    let within = |known: &Known| known.name.strip_prefix(command.name).and_then(|rest| rest.strip_prefix('|'));
-    let is_second = |known: &Known| within(known).is_some_and(|rest| rest.as_bytes().eq_ignore_ascii_case(second));
-    match Known::all().find(is_second) {
-        Some(command) => Ok(command),
-        None if Known::all().any(|known| within(&known).is_some()) => {
-            let container = command.name.to_ascii_uppercase();
-            let second = shown(second, MAX_SHOWN);
-            Err(error(&[b"unknown subcommand '", second, b"'. Try ", container.as_bytes(), b" HELP."].concat()))
-        }
-        None => Ok(command),
-    }
+    let Some(second) = words.get(1).filter(|_| TABLE.containers.contains(command.name)) else { return Ok(command) };
+    Known::named(&[&name[..], b"|", &second.to_ascii_lowercase()].concat()).ok_or_else(|| {
+        let container = command.name.to_ascii_uppercase();
+        let second = shown(second, MAX_SHOWN);
+        error(&[b"unknown subcommand '", second, b"'. Try ", container.as_bytes(), b" HELP."].concat())
+    })
 }
 
 fn unknown(words: &Words) -> Vec<u8> {

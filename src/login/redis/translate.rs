@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::attempt::Attempt;
 use super::encode;
-use super::upstream::DefaultUser;
+use super::upstream::{DefaultUser, ServerTraits};
 use crate::protocol::redis::commands::{CommandFollower, Piece, Words};
 
 /// What to do next with a client's bytes.
@@ -28,14 +28,14 @@ pub(crate) enum Step<'a> {
 #[derive(Debug)]
 pub(crate) struct Translator {
     follower: CommandFollower,
-    default_user: DefaultUser,
+    server: ServerTraits,
     has_ended: bool,
 }
 
 impl Translator {
-    /// `default_user` is what the login at the database has found.
-    pub(crate) fn new(default_user: DefaultUser) -> Self {
-        Self { follower: CommandFollower::default(), default_user, has_ended: false }
+    /// `server` is what the login at the database has found.
+    pub(crate) fn new(server: ServerTraits) -> Self {
+        Self { follower: CommandFollower::default(), server, has_ended: false }
     }
 
     /// Takes the next step from a chunk. `None` when the chunk is used up.
@@ -49,6 +49,8 @@ impl Translator {
             Piece::PassHeld(bytes) => Step::Send(bytes.into()),
             Piece::Oversized => Step::Attempt(Attempt::oversized()),
             Piece::Identity(words) => match Attempt::parse(words) {
+                // The error of the server would show the password.
+                Ok(attempt) if attempt.is_hello() && !self.server.has_hello => Step::Send(encode::command(&[b"HELLO"])),
                 Ok(attempt) => Step::Attempt(attempt),
                 Err(words) => self.without_password(&words),
             },
@@ -72,7 +74,7 @@ impl Translator {
         let command = encode::command(&words.iter().map(|word| word.as_slice()).collect::<Vec<_>>());
         let is_reset = words.first().is_some_and(|name| name.eq_ignore_ascii_case(b"RESET")) && words.len() == 1;
         // Redis makes the client its default user. Only if that user has a password, Redis asks for it.
-        self.has_ended = is_reset && self.default_user == DefaultUser::Open;
+        self.has_ended = is_reset && self.server.default_user == DefaultUser::Open;
         if self.has_ended { Step::End(command) } else { Step::Send(command) }
     }
 }

@@ -1,6 +1,7 @@
 //! Authentication of Portcullis at a Redis server, on a new connection.
 //!
-//! The first request asks with PING whether the default user needs a password, and authenticates. If the password is wrong, the
+//! The first request asks with PING whether the default user needs a password, with HELLO whether the server knows that command,
+//! and authenticates. If the password is wrong, the
 //! next one can be tried on the same connection.
 
 use zeroize::Zeroizing;
@@ -18,10 +19,18 @@ pub(crate) enum DefaultUser {
     Open,
 }
 
+/// What a login finds out about a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServerTraits {
+    pub(crate) default_user: DefaultUser,
+    /// Whether it has the command HELLO. A server that does not know a command repeats its words in the error.
+    pub(crate) has_hello: bool,
+}
+
 /// The result of a login.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LoginOutcome {
-    Accepted(DefaultUser),
+    Accepted(ServerTraits),
     /// The server does not accept this user with this password.
     WrongPassword,
     /// The server is busy, and may accept the password later. Its words.
@@ -47,6 +56,8 @@ pub(crate) struct UpstreamLogin {
     line: Vec<u8>,
     /// From the reply to PING.
     default_user: Option<DefaultUser>,
+    /// From the reply to HELLO with a version that no server has.
+    has_hello: Option<bool>,
 }
 
 impl UpstreamLogin {
@@ -56,11 +67,12 @@ impl UpstreamLogin {
         if self.default_user.is_some() {
             return auth;
         }
-        let ping = encode::command(&[b"PING"]);
-        let mut both = Zeroizing::new(Vec::with_capacity(ping.len() + auth.len()));
-        both.extend_from_slice(&ping);
-        both.extend_from_slice(&auth);
-        both
+        let questions =
+            [encode::command(&[b"PING"]), encode::command(&[b"HELLO", b"9"])].map(|words| words.to_vec()).concat();
+        let mut all = Zeroizing::new(Vec::with_capacity(questions.len() + auth.len()));
+        all.extend_from_slice(&questions);
+        all.extend_from_slice(&auth);
+        all
     }
 
     /// Parses the next chunk from the server. `credentials` are those of the request.
@@ -84,8 +96,16 @@ impl UpstreamLogin {
                 }
                 continue;
             };
+            let Some(has_hello) = self.has_hello else {
+                if line.first() != Some(&b'-') {
+                    return LoginReply::Invalid;
+                }
+                self.has_hello = Some(code(line) == b"-NOPROTO");
+                continue;
+            };
+            let traits = ServerTraits { default_user, has_hello };
             // Nothing was asked, so these bytes must not reach a client.
-            return if rest.is_empty() { outcome(line, default_user, credentials) } else { LoginReply::Invalid };
+            return if rest.is_empty() { outcome(line, traits, credentials) } else { LoginReply::Invalid };
         }
         LoginReply::More
     }
@@ -109,9 +129,9 @@ fn default_user(line: &[u8], credentials: &UpstreamCredentials) -> Result<Defaul
     }
 }
 
-fn outcome(line: &[u8], default_user: DefaultUser, credentials: &UpstreamCredentials) -> LoginReply {
+fn outcome(line: &[u8], traits: ServerTraits, credentials: &UpstreamCredentials) -> LoginReply {
     LoginReply::Done(match code(line) {
-        b"+OK" if line == b"+OK" => LoginOutcome::Accepted(default_user),
+        b"+OK" if line == b"+OK" => LoginOutcome::Accepted(traits),
         b"-WRONGPASS" => LoginOutcome::WrongPassword,
         // The words of Redis 5 and older.
         b"-ERR" if line == b"-ERR invalid password" => LoginOutcome::WrongPassword,

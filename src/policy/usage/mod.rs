@@ -82,7 +82,7 @@ pub struct Authorization {
     /// The identity that the client presented. Kept while the policy requests none, because a later policy may request one.
     pub presented: Option<Arc<VerifiedIdentity>>,
     /// How the client has authenticated; `None` if the listener did not ask, or has not yet.
-    pub(crate) login: Option<Login>,
+    pub(crate) login: Option<Arc<Login>>,
     /// The server certificate presented to the client.
     pub shown: Option<Arc<Certificate>>,
     /// Whether the client connected without TLS.
@@ -94,7 +94,7 @@ impl Authorization {
     pub fn on(permit: &Permit, shown: Option<Arc<Certificate>>) -> Self {
         let Permit { policy: _, source_match, identity, login } = permit;
         let [identity, presented] = [identity.clone(), identity.clone()];
-        let (rule, login) = (source_match.rule().cloned(), login.clone());
+        let (rule, login) = (source_match.rule().cloned(), login.clone().map(Arc::new));
         Self { rule, identity, presented, login, shown, plaintext: false }
     }
 
@@ -143,7 +143,7 @@ impl Authorization {
     pub fn until(&self) -> Option<OffsetDateTime> {
         let rule = self.rule.as_ref().and_then(MatchingRule::expires_at);
         let identity = self.identity.as_ref().map(|identity| identity.until);
-        let login = self.login.as_ref().and_then(Login::until);
+        let login = self.login.as_deref().and_then(Login::until);
         rule.into_iter().chain(identity).chain(login).min()
     }
 
@@ -156,7 +156,7 @@ impl Authorization {
             TrustedBy::Pinned => Item::Certificate(identity.certificate.sha256.as_str().into()),
         });
         let shown = shown.as_ref().map(|shown| Item::Certificate(shown.sha256.as_str().into()));
-        let passwords = login.iter().flat_map(Login::used_passwords).map(Item::Password);
+        let passwords = login.iter().flat_map(|login| login.used_passwords()).map(Item::Password);
         [rule, through, trusted_by, shown].into_iter().flatten().chain(passwords)
     }
 }

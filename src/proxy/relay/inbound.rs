@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::login::redis::attempt::{Attempt, Verdict};
 use crate::login::redis::translate::{Step, Translator};
-use crate::login::redis::upstream::DefaultUser;
+use crate::login::redis::upstream::ServerTraits;
 use crate::proxy::phase::authenticate::FAULT;
 use crate::proxy::relay::reauthenticate::{Account, Checked, Checking};
 use crate::transport::ClientStream;
@@ -79,14 +79,9 @@ impl AsyncRead for Inbound {
 
 impl PasswordTranslation {
     /// Sends `first`, then translates `waiting`, which the client has sent after it.
-    pub(crate) fn new(
-        default_user: DefaultUser,
-        account: Account,
-        first: Zeroizing<Vec<u8>>,
-        waiting: Vec<u8>,
-    ) -> Self {
+    pub(crate) fn new(server: ServerTraits, account: Account, first: Zeroizing<Vec<u8>>, waiting: Vec<u8>) -> Self {
         Self {
-            translator: Translator::new(default_user),
+            translator: Translator::new(server),
             waiting: Unsent { bytes: waiting.into(), taken: 0 },
             translated: Unsent { bytes: first, taken: 0 },
             checking: None,

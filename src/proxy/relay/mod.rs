@@ -75,7 +75,7 @@ impl Relay {
         let SelectedUpstream { dialed: Dialed { authorized, connected, buffered, access }, startup } = selected;
         let AuthorizedClient { client, policy, .. } = authorized;
         let (mut passwords, mut reply, mut buffered) = (None, &b""[..], buffered);
-        if let Some((access, default_user)) = access.zip(connected.default_user) {
+        if let Some((access, server)) = access.zip(connected.redis) {
             let Access { opening, credentials, .. } = *access;
             let first = match opening {
                 Opening::Redis(Some(attempt)) => {
@@ -89,7 +89,7 @@ impl Relay {
             let start = Start { policy: Arc::clone(&policy), credentials, endpoint: connected.endpoint };
             let account = account(start);
             let waiting = mem::take(&mut buffered);
-            passwords = Some(Box::new(PasswordTranslation::new(default_user, account, first, waiting)));
+            passwords = Some(Box::new(PasswordTranslation::new(server, account, first, waiting)));
         }
         Self {
             client: Inbound::new(client, passwords),

@@ -104,17 +104,17 @@ impl Inner {
                 return Checked::Wrong;
             }
         };
-        match self.adopt(&login) {
-            Some((policy, credentials)) => {
-                let (name, passwords) = (credentials.upstream_user(&login.client), &credentials.upstream_passwords);
-                let user = DatabaseUser { name, passwords };
-                if passwords.count() > 1 {
-                    self.learn(&policy.upstream, user).await;
-                }
-                Checked::Right(user.redis_credentials(passwords.in_order(name).first()))
-            }
-            None => Checked::Wrong,
+        let Some(policy) = self.adopt(&login) else { return Checked::Wrong };
+        // The session stays at its server when the listener gets another one, which must not learn the new server's passwords.
+        let is_same = policy.upstream.settings == self.start.policy.upstream.settings;
+        let policy = if is_same { &policy } else { &self.start.policy };
+        let credentials = policy.credentials.as_ref().unwrap_or(&self.start.credentials);
+        let passwords = &credentials.upstream_passwords;
+        let user = DatabaseUser { name: &login.upstream_user, passwords };
+        if passwords.count() > 1 && passwords.begin_learning(user.name, OffsetDateTime::now_utc()) {
+            self.learn(&policy.upstream, user).await;
         }
+        Checked::Right(user.redis_credentials(passwords.in_order(user.name).first()))
     }
 
     /// Finds out which password the server accepts now, on a connection of its own: the one that worked last may be the old one.
@@ -125,8 +125,8 @@ impl Inner {
         let _ = user.dial_redis(&self.start.endpoint, upstream, &header, deadline).await;
     }
 
-    /// Makes a login that of the session. Returns what is in force; `None` if that does not accept the login any more.
-    fn adopt(&self, login: &Login) -> Option<(Arc<ListenerPolicy>, Arc<Credentials>)> {
+    /// Makes a login that of the session. Returns the policy in force; `None` if it does not accept the login any more.
+    fn adopt(&self, login: &Login) -> Option<Arc<ListenerPolicy>> {
         let mut is_adopted = false;
         loop {
             let snapshot = Arc::clone(&self.shared.current.borrow());
@@ -134,23 +134,22 @@ impl Inner {
             let session = self.connection.session()?;
             let Authorization { login: present, identity, .. } = &session.authorization;
             let next = match present {
-                Some(present) if is_adopted => present.clone(),
-                Some(present) => present.followed_by(login.clone(), |one, other| {
-                    credentials.upstream_user(one) == credentials.upstream_user(other)
-                }),
+                Some(present) if is_adopted => Login::clone(present),
+                Some(present) => present.followed_by(login.clone()),
                 None => login.clone(),
             };
             let now = OffsetDateTime::now_utc();
             let names = identity.iter().flat_map(|identity| identity.names());
-            match credentials.clients.judge(&next, names, now) {
+            match credentials.judge(&next, names, now) {
                 Ok(judged) => {
-                    let authorization = Authorization { login: Some(judged), ..session.authorization.clone() };
+                    let authorization =
+                        Authorization { login: Some(Arc::new(judged)), ..session.authorization.clone() };
                     policy.usage.note(&authorization, self.fields.client, now);
                     // Otherwise the session was judged meanwhile, so the present authorization is another one.
                     is_adopted |= self.connection.replace(&session, authorization);
                     // A reload from here on finds the new login. A reload just before may have missed it.
                     if is_adopted && self.shared.current.borrow().generation == snapshot.generation {
-                        return Some((policy, credentials));
+                        return Some(policy);
                     }
                 }
                 Err(revoked) if is_adopted => {

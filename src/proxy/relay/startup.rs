@@ -46,7 +46,8 @@ impl StartupRelay {
             certificate.is_some_and(|certificate| certificate.sha256 == CertificateFingerprint::from_der(leaf))
         };
         let hide_channel_binding = dialed.access.is_none() && !client_has_tls && upstream_leaf.is_some();
-        let options = StartupOptions { hide_channel_binding, withhold };
+        let is_authenticated = dialed.access.is_some();
+        let options = StartupOptions { hide_channel_binding, is_authenticated, withhold };
         Self {
             parser: StartupParser::new(options),
             withhold,
@@ -91,8 +92,8 @@ impl StartupRelay {
             ready!(wire.poll_read(&mut chunk, cx))?;
             if chunk.filled().is_empty() {
                 self.end();
-            } else {
-                self.follow(chunk.filled());
+            } else if self.follow(chunk.filled()) == StartupStep::Aborted {
+                return Poll::Ready(Err(io::Error::other(ASKS_CLIENT)));
             }
         }
     }
@@ -161,6 +162,8 @@ impl StartupRelay {
         step
     }
 }
+
+const ASKS_CLIENT: &str = "asked a client for a password that Portcullis has authenticated";
 
 /// In bytes. A startup is short, and most of it arrives at once.
 const READ_SIZE: usize = 4096;

@@ -115,7 +115,7 @@ fn rotation_lists_each_password_with_its_use_and_nothing_of_a_verifier() {
     let policy = before.named("db").unwrap();
     let client = policy.credentials.as_ref().unwrap().clients.by_user("app").unwrap();
     let by = Proof::Password(Arc::clone(client.password("p1").unwrap()));
-    let login = Some(Login::new(Arc::clone(client), by));
+    let login = Some(Arc::new(Login::new(Arc::clone(client), by, "default")));
     let guard = registry.enter("db".into(), ClientAddr::new(([127, 0, 0, 1], 4242).into()));
     let authorization = Authorization { login, ..Authorization::default() };
     policy.usage.note(&authorization, ClientAddr::new(([127, 0, 0, 1], 4242).into()), OffsetDateTime::now_utc());

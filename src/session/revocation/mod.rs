@@ -114,7 +114,7 @@ pub fn preview(snapshot: &Snapshot, registry: &ConnectionRegistry) -> Vec<(Arc<L
         let session = live.session().filter(|_| live.state() != Some(SessionState::Closing))?;
         let Authorization { login, .. } = &session.authorization;
         let judged = snapshot.authorize(live.listener(), live.origin(), session.authorization.presented(), now);
-        let judged = judged.and_then(|permit| permit.with_login(login.as_ref(), now));
+        let judged = judged.and_then(|permit| permit.with_login(login.as_deref(), now));
         let is_kept = snapshot.revoke(live.listener()) == Revoke::Keep;
         let refusal = judged.err().filter(|_| !is_kept)?;
         Some((live, refusal.into_plan_outcome()))
@@ -190,7 +190,7 @@ impl Pass<'_> {
     }
 
     fn decision(&self, judged: Result<Permit, Denial>, live: &LiveConnection, session: &Arc<Session>) -> Decision {
-        let login = session.authorization.login.as_ref();
+        let login = session.authorization.login.as_deref();
         match judged.and_then(|permit| permit.with_login(login, self.now)) {
             Ok(permit) => Decision::Stays(Arc::clone(session), session.authorization.renewed(&permit)),
             Err(_) if self.snapshot.revoke(live.listener()) == Revoke::Keep => Decision::Unchanged,

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::addr::ClientAddr;
 use crate::credential::clients::fixtures;
-use crate::credential::login::{Login, Proof};
+use crate::credential::login::Proof;
 use crate::policy::fixtures::{ConfigDir, listener};
 use crate::session::registry::ConnectionGuard;
 use crate::source::rule::{Origin, Rule, Source};
@@ -295,7 +295,7 @@ impl Gate {
             let credentials = snapshot.named("db").unwrap().credentials.as_ref().unwrap();
             let client = Arc::clone(credentials.clients.by_user(user).unwrap());
             let by = Proof::Password(Arc::clone(client.password(id).unwrap()));
-            Login::new(client, by)
+            credentials.login(&client, by)
         });
         let permit = snapshot.authorize("db", untrusted().into(), PresentedIdentity::Verified(None), now).unwrap();
         let guard = self.registry.enter("db".into(), untrusted());

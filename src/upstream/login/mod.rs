@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::credential::upstream_passwords::UpstreamPasswords;
-use crate::login::redis::upstream::DefaultUser;
+use crate::login::redis::upstream::ServerTraits;
 use crate::outcome::Reason;
 use crate::printable;
 use crate::transport::UpstreamStream;
@@ -33,8 +33,8 @@ pub(crate) struct LoggedIn {
     pub(crate) stream: UpstreamStream,
     /// What the client has to receive first; nothing from Redis.
     pub(crate) greeting: Vec<u8>,
-    /// What Redis demands of a client that has not authenticated; `None` for PostgreSQL.
-    pub(crate) default_user: Option<DefaultUser>,
+    /// What is known about a Redis server; `None` for PostgreSQL.
+    pub(crate) redis: Option<ServerTraits>,
 }
 
 /// A user of the database, as which Portcullis acts.
@@ -64,11 +64,11 @@ impl DatabaseLogin<'_> {
         match self {
             Self::Postgres(login) => {
                 let (stream, greeting) = login.dial(endpoint, upstream, header, deadline).await?;
-                Ok(LoggedIn { stream, greeting, default_user: None })
+                Ok(LoggedIn { stream, greeting, redis: None })
             }
             Self::Redis(user) => {
-                let (stream, default_user) = user.dial_redis(endpoint, upstream, header, deadline).await?;
-                Ok(LoggedIn { stream, greeting: Vec::new(), default_user: Some(default_user) })
+                let (stream, server) = user.dial_redis(endpoint, upstream, header, deadline).await?;
+                Ok(LoggedIn { stream, greeting: Vec::new(), redis: Some(server) })
             }
         }
     }

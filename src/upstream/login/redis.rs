@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::credential::upstream_passwords::UpstreamPassword;
 use crate::login::redis::credentials::UpstreamCredentials;
-use crate::login::redis::upstream::{DefaultUser, LoginOutcome, LoginReply, UpstreamLogin};
+use crate::login::redis::upstream::{LoginOutcome, LoginReply, ServerTraits, UpstreamLogin};
 use crate::transport::UpstreamStream;
 use crate::upstream::Upstream;
 use crate::upstream::connect::within;
@@ -24,7 +24,7 @@ impl DatabaseUser<'_> {
         upstream: &Upstream,
         header: &[u8],
         deadline: Instant,
-    ) -> Result<(UpstreamStream, DefaultUser), LoginError> {
+    ) -> Result<(UpstreamStream, ServerTraits), LoginError> {
         let mut stream = dial_any_role(endpoint, upstream, header, deadline).await?;
         let mut untried = self.passwords.in_order(self.name).into_iter();
         let mut entry = untried.next();
@@ -35,10 +35,10 @@ impl DatabaseUser<'_> {
             let outcome = within(deadline, ask(&mut stream, &mut login, &credentials)).await;
             tried.extend(entry.as_ref().map(|entry| entry.line));
             match outcome.map_err(|error| closed_early(&error, upstream))? {
-                LoginOutcome::Accepted(default_user) => {
+                LoginOutcome::Accepted(server) => {
                     self.note_accepted(endpoint, upstream, tried.last().copied());
                     check_role(&mut stream, endpoint, upstream, deadline).await?;
-                    return Ok((stream, default_user));
+                    return Ok((stream, server));
                 }
                 LoginOutcome::WrongPassword => {
                     if let Some(UpstreamPassword { line, .. }) = entry {

@@ -112,7 +112,6 @@ const LINES: &[&[u8]] = &[
     b"*5\r\n$5\r\nHELLO\r\n$1\r\n3\r\n$4\r\nAUTH\r\n$3\r\napp\r\n$6\r\napp-pw\r\n",
     b"*2\r\n$4\r\nECHO\r\n$18\r\n*1\r\n$4\r\nAUTH\r\nx\r\n\r\n",
     b"*2\r\n$6\r\nclient\r\n$3\r\na\0b\r\n",
-    b"*2\r\n$7\r\nclient\0\r\n$1\r\na\r\n",
 ];
 
 /// What ends a connection, or is never answered.
@@ -199,9 +198,9 @@ fn sessions_of_any_commands_are_answered_as_by_redis() {
 
 #[test]
 fn reset_at_an_open_server_is_answered_and_ends_the_session() {
-    let server = RedisServer::start(&["user upstream on >db-pw ~* +@all"]);
+    let redis = RedisServer::start(&["user upstream on >db-pw ~* +@all"]);
     let credentials = UpstreamCredentials::new("upstream", "db-pw");
-    let (mut translator, mut chunk) = (Translator::new(DefaultUser::Open), &b"PING\r\nRESET\r\nPING\r\n"[..]);
+    let (mut translator, mut chunk) = (Translator::new(server(DefaultUser::Open)), &b"PING\r\nRESET\r\nPING\r\n"[..]);
     let mut sent = credentials.auth_command().to_vec();
     while let Some(step) = translator.next(&mut chunk) {
         match step {
@@ -210,7 +209,55 @@ fn reset_at_an_open_server_is_answered_and_ends_the_session() {
             Step::Attempt(attempt) => panic!("{attempt:?}"),
         }
     }
-    assert_eq!(server.replies(&sent), b"+OK\r\n+PONG\r\n+RESET\r\n");
+    assert_eq!(redis.replies(&sent), b"+OK\r\n+PONG\r\n+RESET\r\n");
+}
+
+/// Redis finds a name with a NUL in its table if that falls into the bucket of the name without it, and options up to a NUL.
+#[test]
+fn nul_never_lets_a_client_become_another_user() {
+    let redis = RedisServer::start(&["user upstream on >db-pw ~* &* +@all", "user boss on nopass ~* &* +@all"]);
+    let credentials = UpstreamCredentials::new("upstream", "db-pw");
+    let names = (0..3000).flat_map(|number: u32| {
+        let with = |name: &str, rest: &[&[u8]]| array(&[&[format!("{name}\0{number}").as_bytes()], rest].concat());
+        [
+            with("AUTH", &[b"boss", b"x"]),
+            with("RESET", &[]),
+            with("HELLO", &[b"2", b"AUTH", b"boss", b"x"]),
+            format!("\"AUTH\\x00{number}\" boss x\r\n").into_bytes(),
+        ]
+    });
+    let boss: &[u8] = b"boss";
+    let options = [
+        array(&[b"HELLO", b"2", b"AUTH\0", boss, b"x"]),
+        array(&[b"HELLO", b"2", b"SETNAME\0", b"n", b"AUTH", boss, b"x"]),
+        array(&[b"HELLO", b"2", b"foo", b"AUTH", boss, b"x"]),
+        array(&[b"HELLO", b"x", b"AUTH", boss, b"x"]),
+        b"\"AUTH\"\x0b boss x\r\n".to_vec(),
+    ];
+    for sent in [names.collect::<Vec<_>>().concat(), options[..4].concat(), options[4].clone()] {
+        let played = play([&b"AUTH client-pw\r\n"[..], &sent, b"ACL WHOAMI\r\n"], &credentials);
+        let replies = redis.replies(&[&credentials.auth_command()[..], &played.to_upstream].concat());
+        let text = String::from_utf8_lossy(&replies);
+        assert!(!text.contains("\r\nboss\r\n") && !text.contains("\r\ndefault\r\n"), "{text}");
+    }
+    for first in [
+        array(&[b"HELLO", b"2", b"AUTH", b"app", b"app-pw", b"AUTH\0", boss, b"x"]),
+        array(&[b"HELLO", b"2", b"AUTH", b"app", b"app-pw", b"foo", b"AUTH", boss, b"x"]),
+    ] {
+        let played = play([&first[..], b"ACL WHOAMI\r\n"], &credentials);
+        assert!(!played.to_upstream.windows(4).any(|word| word == b"boss"), "{played:?}");
+    }
+}
+
+#[test]
+fn line_at_the_limit_of_redis_is_understood_as_by_redis() {
+    let servers = Servers::start();
+    for spaces in 65_536 - "AUTH app x".len() - 2..65_536 - "AUTH app x".len() + 3 {
+        let line = format!("AUTH{}app x\n", " ".repeat(spaces + 1));
+        let played = play([&b"AUTH client-pw\r\n"[..], line.as_bytes()], &UpstreamCredentials::new("default", "db-pw"));
+        assert!(!String::from_utf8_lossy(&played.to_upstream).contains("app"), "{spaces}");
+    }
+    servers.assert_same(&[b"AUTH client-pw\r\n", &b"\"GET\"\x0bkey\r\nPING\r\n"[..]].concat(), 1 << 14);
 }
 
 #[test]

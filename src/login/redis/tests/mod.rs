@@ -10,7 +10,7 @@ use super::attempt::{Attempt, Verdict};
 use super::before::{Conversation, Event, WRONG_PASSWORD};
 use super::credentials::UpstreamCredentials;
 use super::translate::{Step, Translator};
-use super::upstream::DefaultUser;
+use super::upstream::{DefaultUser, ServerTraits};
 
 /// The passwords of clients.
 const DEFAULT_PASSWORD: &str = "client-pw";
@@ -33,6 +33,10 @@ fn credentials() -> UpstreamCredentials {
     UpstreamCredentials::new("upstream", "db pw\r\n")
 }
 
+fn server(default_user: DefaultUser) -> ServerTraits {
+    ServerTraits { default_user, has_hello: true }
+}
+
 /// What a client and the database receive.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Played {
@@ -51,7 +55,7 @@ enum State {
 
 /// Plays a client that sends these chunks. The random parts of failing commands are removed.
 fn play<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, credentials: &UpstreamCredentials) -> Played {
-    let (mut conversation, mut translator) = (Conversation::default(), Translator::new(DefaultUser::Protected));
+    let (mut conversation, mut translator) = (Conversation::default(), Translator::new(server(DefaultUser::Protected)));
     let mut played = Played::default();
     for mut chunk in chunks {
         while played.state == State::Unauthenticated

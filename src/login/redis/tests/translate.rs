@@ -35,10 +35,10 @@ fn commands_without_a_password_have_the_same_words() {
     for words in [
         &[&b"AUTH"[..]][..],
         &[b"AUTH", b"a", b"b", b"c"],
+        &[b"HELLO", b"3", b"AUTH"],
         &[b"HELLO"],
         &[b"HELLO", b"3"],
-        &[b"HELLO", b"3", b"SETNAME", b"AUTH", b"x", b"AUTH", b"y"],
-        &[b"HELLO", b"3", b"AUTH", b"x"],
+        &[b"HELLO", b"3", b"SETNAME", b"AUTH", b"x"],
         &[b"RESET"],
         &[b"reset", b"x"],
     ] {
@@ -48,9 +48,31 @@ fn commands_without_a_password_have_the_same_words() {
 }
 
 #[test]
-fn password_at_any_version_of_the_protocol_is_replaced() {
-    let hello = |user: &[u8], password: &[u8]| array(&[b"HELLO", b"4", b"AUTH", user, password]);
-    assert_translated(&hello(b"app", b"app-pw"), &hello(b"upstream", b"db pw\r\n"));
+fn words_that_redis_does_not_look_at_are_not_sent() {
+    for (sent, expected) in [
+        (&[&b"AUTH"[..], b"user", b"pw", b"more", b"words"][..], &[&b"AUTH"[..], b"a", b"b", b"c"][..]),
+        (&[b"RESET", b"app-pw", b"y"], &[b"RESET", b"x"]),
+        (&[b"HELLO", b"3", b"AUTH", b"app-pw"], &[b"HELLO", b"3", b"AUTH"]),
+        (&[b"HELLO", b"AUTH", b"app", b"app-pw"], &[b"HELLO", b"AUTH", b"app"]),
+        (&[b"HELLO", b"3", b"foo", b"AUTH", b"app", b"app-pw"], &[b"HELLO", b"3", b"foo"]),
+        (&[b"AUTH\0", b"app", b"app-pw"], &[b"a command with a NUL"]),
+        (&[b"reset\0suffix"], &[b"a command with a NUL"]),
+    ] {
+        assert_translated(&array(sent), &array(expected));
+    }
+    assert_translated(b"\"auth\\x00\" app app-pw\r\n", &array(&[b"a command with a NUL"]));
+    let wrong = |version: &[u8]| array(&[b"HELLO", version, b"AUTH", b"rejected by portcullis", &[b'#'; 32]]);
+    for version in [&b"9"[..], b"x"] {
+        assert_translated(&array(&[b"HELLO", version, b"AUTH", b"app", b"app-pw"]), &wrong(version));
+    }
+}
+
+#[test]
+fn server_without_hello_gets_no_password_with_it() {
+    let traits = ServerTraits { has_hello: false, ..server(DefaultUser::Protected) };
+    let (mut translator, hello) = (Translator::new(traits), array(&[b"HELLO", b"3", b"AUTH", b"app", b"app-pw"]));
+    let Some(Step::Send(sent)) = translator.next(&mut &hello[..]) else { panic!("it is not checked") };
+    assert_eq!(*sent, array(&[b"HELLO"]));
 }
 
 #[test]
@@ -74,7 +96,7 @@ fn reset_ends_the_session_where_the_default_user_needs_no_password() {
     let get = array(&[b"GET", b"key"]);
     let stream = [&get[..], b"reset x\r\n", b"Reset\r\n", &get].concat();
     for size in [1, 5, stream.len()] {
-        let (mut translator, mut sent, mut has_ended) = (Translator::new(DefaultUser::Open), Vec::new(), false);
+        let (mut translator, mut sent, mut has_ended) = (Translator::new(server(DefaultUser::Open)), Vec::new(), false);
         for mut chunk in stream.chunks(size) {
             while let Some(step) = translator.next(&mut chunk) {
                 assert!(!has_ended);
@@ -97,7 +119,7 @@ fn reset_ends_the_session_where_the_default_user_needs_no_password() {
 #[test]
 fn chunk_without_a_password_passes_without_a_copy() {
     let stream = array(&[b"SET", b"key", b"value"]).repeat(100);
-    let (mut translator, mut chunk) = (Translator::new(DefaultUser::Protected), &stream[..]);
+    let (mut translator, mut chunk) = (Translator::new(server(DefaultUser::Protected)), &stream[..]);
     let Some(Step::Pass(bytes)) = translator.next(&mut chunk) else { panic!() };
     assert_eq!(bytes.as_ptr_range(), stream.as_ptr_range());
     assert!(translator.next(&mut chunk).is_none() && translator.is_at_boundary());
@@ -138,7 +160,10 @@ proptest! {
                         if is_right(&attempt) { (b"upstream", b"db pw\r\n") } else { (b"rejected by portcullis", &[b'#'; 32]) };
                     replaced(&words, user, password)
                 }
-                Err(_) => array(&words),
+                Err(_) if ![&b"AUTH"[..], b"HELLO", b"RESET"].iter().any(|name| {
+                    words[0].split(|byte| *byte == 0).next().unwrap().eq_ignore_ascii_case(name)
+                }) => array(&words),
+                Err(constant) => array(&constant.iter().map(|word| word.as_slice()).collect::<Vec<_>>()),
             });
         }
         prop_assert_eq!(translated(stream.chunks(cut)), expected);
@@ -161,7 +186,7 @@ fn replaced(words: &[&[u8]], user: &[u8], password: &[u8]) -> Vec<u8> {
         } else if option.eq_ignore_ascii_case(b"SETNAME") && left >= 1 {
             out.extend(options.next());
         } else {
-            out.extend(options.by_ref());
+            break;
         }
     }
     array(&out)

@@ -7,6 +7,7 @@ use super::*;
 use crate::login::redis::upstream::{LoginOutcome, LoginReply, UpstreamLogin};
 
 const PROTECTED: &str = "-NOAUTH Authentication required.\r\n";
+const NO_PROTO: &str = "-NOPROTO unsupported protocol version\r\n";
 
 fn followed<'a>(login: &mut UpstreamLogin, chunks: impl IntoIterator<Item = &'a [u8]>) -> LoginReply {
     let replies = chunks.into_iter().map(|chunk| login.follow(chunk, &credentials()));
@@ -27,7 +28,7 @@ fn reply_in_any_chunks_has_its_outcome() {
     let not_supported = |text: &str| done(LoginOutcome::NotSupported(text.to_owned()));
     let not_ready = |text: &str| done(LoginOutcome::NotReady(text.to_owned()));
     for (auth, outcome) in [
-        ("+OK\r\n", done(LoginOutcome::Accepted(DefaultUser::Protected))),
+        ("+OK\r\n", done(LoginOutcome::Accepted(server(DefaultUser::Protected)))),
         ("-WRONGPASS invalid username-password pair or user is disabled.\r\n", done(LoginOutcome::WrongPassword)),
         ("-ERR invalid password\r\n", done(LoginOutcome::WrongPassword)),
         (
@@ -39,11 +40,14 @@ fn reply_in_any_chunks_has_its_outcome() {
         ("-ERR unknown command `AUTH`, with args beginning with: `x`\r\n", not_supported("ERR unknown command")),
         ("-NOPERM no\u{1b}[2J\r\n", not_supported("NOPERM no\\u{1b}[2J")),
     ] {
-        assert_outcome(&[PROTECTED, auth].concat(), &outcome);
+        assert_outcome(&[PROTECTED, NO_PROTO, auth].concat(), &outcome);
     }
     for ping in ["+PONG\r\n", "-NOPERM this user\r\n", "-LOADING Redis\r\n"] {
-        assert_outcome(&[ping, "+OK\r\n"].concat(), &done(LoginOutcome::Accepted(DefaultUser::Open)));
+        assert_outcome(&[ping, NO_PROTO, "+OK\r\n"].concat(), &done(LoginOutcome::Accepted(server(DefaultUser::Open))));
     }
+    let without_hello = ServerTraits { has_hello: false, ..server(DefaultUser::Protected) };
+    let unknown = "-ERR unknown command 'HELLO', with args beginning with: '9' \r\n";
+    assert_outcome(&[PROTECTED, unknown, "+OK\r\n"].concat(), &done(LoginOutcome::Accepted(without_hello)));
     let limit = "-ERR max number of clients reached\r\n";
     assert_outcome(limit, &not_ready("ERR max number of clients reached"));
     assert_outcome(
@@ -57,8 +61,8 @@ fn error_that_contains_the_password_is_not_shown() {
     let credentials = UpstreamCredentials::new("upstream", "db-pw");
     let hidden = || "an error that contains the password".to_owned();
     for (replies, expected) in [
-        (&b"+PONG\r\n-ERR what is upstream db-pw?\r\n"[..], LoginOutcome::NotSupported(hidden())),
-        (b"+PONG\r\n-LOADING db-pw\r\n", LoginOutcome::NotReady(hidden())),
+        (&b"+PONG\r\n-NOPROTO\r\n-ERR what is upstream db-pw?\r\n"[..], LoginOutcome::NotSupported(hidden())),
+        (b"+PONG\r\n-NOPROTO\r\n-LOADING db-pw\r\n", LoginOutcome::NotReady(hidden())),
         (b"-DENIED db-pw\r\n", LoginOutcome::NotSupported(hidden())),
         (b"-ERR max number of clients db-pw\r\n", LoginOutcome::NotReady(hidden())),
     ] {
@@ -69,12 +73,13 @@ fn error_that_contains_the_password_is_not_shown() {
 #[test]
 fn bytes_after_the_reply_and_other_protocols_are_invalid() {
     for replies in [
-        "+PONG\r\n+OK\r\n+OK\r\n",
-        "+PONG\r\n+OK\r\nx",
+        "+PONG\r\n+OK\r\n",
+        "+PONG\r\n-NOPROTO\r\n+OK\r\n+OK\r\n",
+        "+PONG\r\n-NOPROTO\r\n+OK\r\nx",
         "HTTP/1.1 400\r\n",
-        "+PONG\r\n$2\r\n",
+        "+PONG\r\n-NOPROTO\r\n$2\r\n",
         "+PONG\n",
-        "+PONG\r\n+OKAY\r\n",
+        "+PONG\r\n-NOPROTO\r\n+OKAY\r\n",
     ] {
         assert_eq!(followed(&mut UpstreamLogin::default(), [replies.as_bytes()]), LoginReply::Invalid, "{replies:?}");
     }
@@ -89,8 +94,8 @@ fn passwords_are_tried_one_after_the_other_on_one_connection() {
         (&["requirepass x", "user upstream on >right ~* +@all"][..], DefaultUser::Protected),
         (&["user upstream on >right ~* +@all"], DefaultUser::Open),
     ] {
-        let server = RedisServer::start(arguments);
-        let (mut stream, mut login) = (server.connect(), UpstreamLogin::default());
+        let redis = RedisServer::start(arguments);
+        let (mut stream, mut login) = (redis.connect(), UpstreamLogin::default());
         let mut outcomes = Vec::new();
         for password in ["old", "right"] {
             let credentials = UpstreamCredentials::new("upstream", password);
@@ -107,7 +112,7 @@ fn passwords_are_tried_one_after_the_other_on_one_connection() {
             };
             outcomes.push(outcome);
         }
-        assert_eq!(outcomes, [LoginOutcome::WrongPassword, LoginOutcome::Accepted(expected)]);
+        assert_eq!(outcomes, [LoginOutcome::WrongPassword, LoginOutcome::Accepted(server(expected))]);
     }
 }
 

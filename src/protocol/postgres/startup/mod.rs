@@ -25,6 +25,8 @@ pub(crate) struct StartupOptions {
     /// Remove SCRAM with channel binding from the server's mechanisms. This is for a client without TLS at an upstream with
     /// TLS: the server offers a mechanism that the client cannot use.
     pub hide_channel_binding: bool,
+    /// Portcullis has authenticated the client, and the server must not ask it for a password.
+    pub is_authenticated: bool,
     /// Withhold messages from the client, so that another server can still be tried.
     pub withhold: Withhold,
 }
@@ -59,8 +61,8 @@ pub(crate) enum StartupStep {
     /// The stream is not PostgreSQL, or longer than any startup, so parsing stops. Withheld bytes can be released; all other
     /// bytes pass to the client.
     Lost,
-    /// The reply to [`RECOVERY_QUERY`] is invalid. The caller has to close the session, because a part of the reply would
-    /// reach the client.
+    /// The caller has to close the session: the reply to [`RECOVERY_QUERY`] is invalid, so that a part of it would reach the
+    /// client, or the server asks a client that Portcullis has authenticated for a password.
     Aborted,
 }
 
@@ -113,6 +115,7 @@ impl StartupError {
 #[derive(Debug)]
 pub(crate) struct StartupParser {
     hide_channel_binding: bool,
+    is_authenticated: bool,
     position: ParserPosition,
     /// Bytes not parsed yet: an incomplete message, or what arrived after a stop.
     pending: Vec<u8>,
@@ -149,6 +152,7 @@ impl StartupParser {
     pub(crate) fn new(options: StartupOptions) -> Self {
         Self {
             hide_channel_binding: options.hide_channel_binding,
+            is_authenticated: options.is_authenticated,
             position: ParserPosition::Beginning { withhold: options.withhold },
             pending: Vec::new(),
             held: Vec::new(),
@@ -270,6 +274,12 @@ impl StartupParser {
             self.position = ParserPosition::Beginning { withhold };
             out.append(&mut self.held);
         }
+        let is_request = message.authentication().is_some_and(|(code, _)| wants_an_answer(code));
+        if is_request && self.is_authenticated {
+            // The client would answer with its own password.
+            self.abort();
+            return StartupStep::Ongoing;
+        }
         let shown = self.offer_without_channel_binding(&message);
         let shown = shown.as_deref().unwrap_or(message.whole);
         if withhold == Withhold::Nothing {
@@ -295,7 +305,7 @@ impl StartupParser {
                 return StartupStep::Ask;
             }
             READY_FOR_QUERY => self.position = ParserPosition::Over(StartupStep::Done),
-            _ if message.authentication().is_some_and(|(code, _)| wants_an_answer(code)) => {
+            _ if is_request => {
                 self.asks_client = true;
                 out.append(&mut self.held);
             }
@@ -339,7 +349,15 @@ impl StartupParser {
         }
     }
 
+    fn abort(&mut self) {
+        self.position = ParserPosition::Stopped { at: StartupStep::Aborted, next: Next::Nowhere };
+    }
+
     fn lose(&mut self) {
+        if self.is_authenticated {
+            // What is not parsed may ask the client for its password.
+            return self.abort();
+        }
         self.position = match self.position {
             ParserPosition::Beginning { withhold: Withhold::Nothing } => ParserPosition::Over(StartupStep::Lost),
             ParserPosition::Answer { .. } => ParserPosition::Stopped { at: StartupStep::Aborted, next: Next::Nowhere },
@@ -403,9 +421,13 @@ mod tests {
     const ANSWER: &[u8] = b"T\0\0\0*\0\x01pg_is_in_recovery\0\0\0\0\0\0\0\0\0\0\x10\0\x01\xff\xff\xff\xff\0\0\
         D\0\0\0\x0b\0\x01\0\0\0\x01fC\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 
-    const PLAIN: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Nothing };
-    const HIDE: StartupOptions = StartupOptions { hide_channel_binding: true, withhold: Withhold::Nothing };
-    const HOLD: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Role };
+    const PLAIN: StartupOptions = options(false, Withhold::Nothing);
+    const HIDE: StartupOptions = options(true, Withhold::Nothing);
+    const HOLD: StartupOptions = options(false, Withhold::Role);
+
+    const fn options(hide_channel_binding: bool, withhold: Withhold) -> StartupOptions {
+        StartupOptions { hide_channel_binding, is_authenticated: false, withhold }
+    }
 
     /// The result of one run of the parser.
     #[derive(Debug, PartialEq)]
@@ -473,7 +495,7 @@ mod tests {
 
     #[test]
     fn errors_are_withheld_until_the_server_sends_another_message() {
-        const FIRST: StartupOptions = StartupOptions { hide_channel_binding: false, withhold: Withhold::Refusal };
+        const FIRST: StartupOptions = options(false, Withhold::Refusal);
         let fatal = message(ERROR_RESPONSE, b"SFATAL\0C57P03\0Mthe database system is starting up\0\0");
         for before in [&b""[..], NEGOTIATE] {
             let mut parser = StartupParser::new(FIRST);
@@ -522,6 +544,24 @@ mod tests {
             (b"", b""),
         ] {
             assert_eq!(parsed(HIDE, [&offer(names)[..]]).out, offer(shown), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn client_that_is_authenticated_is_never_asked_for_a_password() {
+        for withhold in [Withhold::Nothing, Withhold::Refusal, Withhold::Role] {
+            let options = StartupOptions { is_authenticated: true, ..options(false, withhold) };
+            for request in [CLEARTEXT, MD5, SASL] {
+                let mut parser = StartupParser::new(options);
+                let mut out = Vec::new();
+                let step = parser.follow(&[OK, BEFORE_ROLE, request].concat(), &mut out);
+                assert_eq!((step, parser.asks_client()), (StartupStep::Aborted, false), "{withhold:?}");
+                assert_eq!(parser.follow(PRIMARY, &mut out), StartupStep::Aborted);
+                parser.end(&mut out);
+                assert!(!out.windows(request.len()).any(|part| part == request), "{withhold:?}");
+            }
+            let mut parser = StartupParser::new(options);
+            assert_eq!(parser.follow(b"not PostgreSQL at all", &mut Vec::new()), StartupStep::Aborted);
         }
     }
 
@@ -703,7 +743,7 @@ mod tests {
             withhold in prop::sample::select(vec![Withhold::Nothing, Withhold::Refusal, Withhold::Role]),
         ) {
             let stream = messages.concat();
-            let options = StartupOptions { hide_channel_binding, withhold };
+            let options = options(hide_channel_binding, withhold);
             let whole = parsed(options, [&stream[..]]);
             prop_assert_eq!(&parsed(options, cut(&stream, &cuts)), &whole);
             if !whole.steps.contains(&StartupStep::Ask) && !hide_channel_binding {

@@ -21,7 +21,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use rest::{Part, Progress, Rest};
 use start::{Start, start};
-use syntax::MAX_LINE;
+use syntax::{MAX_LINE, text};
 
 /// The words of a command, its name first.
 pub(crate) type Words = Vec<Zeroizing<Vec<u8>>>;
@@ -33,7 +33,7 @@ pub enum Piece<'a> {
     Pass(&'a [u8]),
     /// Bytes of other commands, of which the first came with an earlier chunk.
     PassHeld(Vec<u8>),
-    /// A whole AUTH, HELLO or RESET.
+    /// A whole AUTH, HELLO or RESET. Its name may have a NUL, behind which it may be cut.
     Identity(Words),
     /// An AUTH, HELLO or RESET that is too long to be right. Its bytes are dropped.
     Oversized,
@@ -135,7 +135,12 @@ impl CommandFollower {
         // A command must not be decided with bytes of the next one, so they are added one at a time. The first bytes of an array
         // are few. Those of a line are not, but only its end decides.
         let hold = if self.held.first() == Some(&b'*') { 1 } else { self.undecided(chunk) };
-        self.held.extend_from_slice(take(chunk, hold));
+        let added = take(chunk, hold);
+        self.held.extend_from_slice(added);
+        if self.held.first() != Some(&b'*') && self.held.len() <= MAX_LINE && !added.contains(&b'\n') {
+            // The line is not looked at again for each of its bytes.
+            return None;
+        }
         match start(&self.held) {
             Start::Incomplete => None,
             Start::Other { rest, .. } => {
@@ -249,14 +254,15 @@ impl std::fmt::Debug for CommandFollower {
     }
 }
 
-/// Whether a command changes who the client is.
+/// Whether a command changes who the client is. Redis compares names up to a NUL.
 fn changes_identity(name: &[u8]) -> bool {
-    let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
+    let is = |other: &[u8]| text(name).eq_ignore_ascii_case(other);
     is(b"AUTH") || is(b"HELLO") || is(b"RESET")
 }
 
 /// The lengths of the names of such commands.
-const NAME_LENGTHS: [usize; 2] = [4, 5];
+const SHORTEST_NAME: usize = 4;
+const LONGEST_NAME: usize = 5;
 
 /// A carriage return and the byte after it.
 const LINE_END: usize = 2;

@@ -2,7 +2,7 @@
 
 use super::rest::{Bulk, Header, Rest, bulk, header};
 use super::syntax::{MAX_LINE, number, split_words};
-use super::{LINE_END, NAME_LENGTHS, Words, changes_identity};
+use super::{LINE_END, LONGEST_NAME, SHORTEST_NAME, Words, changes_identity};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Start {
@@ -10,7 +10,7 @@ pub(super) enum Start {
     Incomplete,
     /// Redis rejects the line that ends at `length`.
     Rejected { length: usize },
-    /// Redis rejects the line wherever it ends, in the same way as `rejected`.
+    /// Redis rejects the line in the same way as `rejected`, which is sent in its place.
     Endless { rejected: &'static [u8] },
     /// Another command, or none. Its rest begins at `length`.
     Other { length: usize, rest: Rest },
@@ -43,32 +43,45 @@ pub(super) fn start(bytes: &[u8]) -> Start {
         Bulk::Endless => return Start::Endless { rejected: b"*1\r\n$x\r\n" },
     };
     let left = arguments - 1;
-    if !NAME_LENGTHS.contains(&size) {
+    if size > MAX_BULK {
+        return Start::Rejected { length: name_at };
+    }
+    // Enough to see a NUL behind the longest name that is searched for.
+    let looked_at = size.min(LONGEST_NAME + 1);
+    if size < SHORTEST_NAME {
         return Start::Other { length: name_at, rest: Rest::within(size.saturating_add(LINE_END), left) };
     }
-    let Some(name) = bytes.get(name_at..name_at + size) else { return Start::Incomplete };
-    let (length, rest) = (name_at + size, Rest::within(LINE_END, left));
-    if changes_identity(name) {
-        Start::Identity { name: name.to_vec(), length, rest: rest.between() }
-    } else {
-        Start::Other { length, rest }
+    let Some(name) = bytes.get(name_at..name_at + looked_at) else { return Start::Incomplete };
+    let length = name_at + looked_at;
+    let rest = Rest::within((size - looked_at).saturating_add(LINE_END), left);
+    match changes_identity(name) {
+        true if size == looked_at => Start::Identity { name: name.to_vec(), length, rest: rest.between() },
+        // The rest of the name is behind a NUL.
+        true => Start::Identity { name: name.to_vec(), length, rest },
+        false => Start::Other { length, rest },
     }
 }
 
 /// A command in one line.
 fn inline(bytes: &[u8]) -> Start {
-    let looked_at = bytes.get(..MAX_LINE).unwrap_or(bytes);
+    let looked_at = bytes.get(..=MAX_LINE).unwrap_or(bytes);
     // Redis looks for the end of the line with strchr, which stops at a NUL.
     let end = looked_at.iter().position(|byte| *byte == b'\n' || *byte == 0);
     let Some(end) = end.filter(|end| bytes.get(*end) == Some(&b'\n')) else {
-        return if bytes.len() > MAX_LINE { Start::Rejected { length: bytes.len() } } else { Start::Incomplete };
+        return if bytes.len() > MAX_LINE { Start::Endless { rejected: TOO_LONG } } else { Start::Incomplete };
     };
     let line = bytes.get(..end).unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let length = end + 1;
     match split_words(line) {
-        None => Start::Rejected { length },
+        None => Start::Endless { rejected: b"\"\r\n" },
         Some(words) if words.first().is_some_and(|name| changes_identity(name)) => Start::Inline { words, length },
         Some(_) => Start::Other { length, rest: Rest::default() },
     }
 }
+
+/// `proto-max-bulk-len` of Redis by default. A server may allow more, but no command has such a name.
+const MAX_BULK: usize = 512 * 1024 * 1024;
+
+/// A line that is too long for every server. Not the line of the client, because another server could find an end in it.
+const TOO_LONG: &[u8] = &[b'x'; MAX_LINE + 1];

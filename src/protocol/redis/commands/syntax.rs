@@ -15,7 +15,6 @@ pub(crate) fn number(text: &[u8]) -> Option<i64> {
 
 /// Splits a line into words as `sdssplitargs` of Redis does. `None` if quotes are not balanced.
 pub(crate) fn split_words(line: &[u8]) -> Option<Words> {
-    let is_space = |byte: u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c);
     let mut words = Vec::new();
     let mut rest = line;
     loop {
@@ -95,7 +94,17 @@ fn single_quoted<'a>(mut rest: &'a [u8], word: &mut Vec<u8>) -> Option<&'a [u8]>
 }
 
 fn ends_word(rest: &[u8]) -> Option<&[u8]> {
-    rest.first().is_none_or(u8::is_ascii_whitespace).then_some(rest)
+    rest.first().is_none_or(|byte| is_space(*byte)).then_some(rest)
+}
+
+/// `isspace` of C, which unlike Rust's counts the vertical tab.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+}
+
+/// A word as C reads it: up to a NUL. Redis compares the names of commands and options in this way.
+pub(crate) fn text(word: &[u8]) -> &[u8] {
+    word.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 /// `PROTO_INLINE_MAX_SIZE` of Redis.

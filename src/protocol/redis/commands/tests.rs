@@ -84,11 +84,13 @@ fn nothing_passes_after_something_that_redis_rejects() {
         b"*1\r\n:1\r\n",
         b"*1\r\n$-1\r\n",
         b"*2\r\n$3\r\nGET\r\n$x\r\n",
-        b"GET 'a\r\n",
-        b"GET \"a\"b\r\n",
+        b"*1\r\n$536870913\r\n",
     ] {
         let stream = [rejected, &auth].concat();
         assert_followed(&stream, rejected, true);
+    }
+    for unbalanced in [&b"GET 'a\r\n"[..], b"GET \"a\"b\r\n"] {
+        assert_followed(&[unbalanced, &auth].concat(), b"\"\r\n", true);
     }
     // Redis rejects these lines wherever they end.
     let digits = [b'1'; 100];

@@ -3,7 +3,7 @@
 //! Nearly all bytes of nearly all clients are whole commands of this form. It is a part of what `start` and `Rest` accept, with
 //! the same result.
 
-use super::{LINE_END, NAME_LENGTHS, changes_identity};
+use super::{LINE_END, LONGEST_NAME, SHORTEST_NAME, changes_identity};
 
 /// The length of the commands at the start of a chunk that are complete, of the usual form, and not searched for.
 pub(super) fn length(chunk: &[u8]) -> usize {
@@ -21,7 +21,9 @@ fn command(bytes: &[u8]) -> Option<&[u8]> {
     }
     let (words, rest) = header(bytes, b'*')?;
     let (size, rest) = header(rest, b'$')?;
-    if NAME_LENGTHS.contains(&size) && changes_identity(rest.get(..size)?) {
+    let name = rest.get(..size.min(LONGEST_NAME + 1))?;
+    // A NUL may hide a name that is searched for.
+    if matches!(size, SHORTEST_NAME..=LONGEST_NAME) && changes_identity(name) || name.contains(&0) {
         return None;
     }
     let mut rest = rest.get(size + LINE_END..)?;

@@ -94,7 +94,7 @@ impl Claim {
             }
         }
         Ok(match (client, found) {
-            (Some(client), Some(password)) => Ok(Login::new(Arc::clone(client), Proof::Password(password))),
+            (Some(client), Some(password)) => Ok(credentials.login(client, Proof::Password(password))),
             _ if has_password => Err(Rejection::WrongPassword),
             _ => Err(Rejection::UnknownUser),
         })

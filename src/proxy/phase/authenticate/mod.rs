@@ -29,8 +29,6 @@ use crate::upstream::login::{DatabaseLogin, DatabaseUser};
 #[derive(Debug)]
 pub(crate) struct Access {
     pub(crate) login: Login,
-    /// The user at the database.
-    pub(crate) upstream_user: String,
     pub(crate) opening: Opening,
     /// Those by which the client has authenticated.
     pub(crate) credentials: Arc<Credentials>,
@@ -53,7 +51,8 @@ impl Access {
 
     /// How Portcullis authenticates to the database for this client.
     pub(crate) fn database_login<'a>(&'a self, policy: &'a ListenerPolicy) -> DatabaseLogin<'a> {
-        let user = DatabaseUser { name: &self.upstream_user, passwords: &self.credentials(policy).upstream_passwords };
+        let user =
+            DatabaseUser { name: &self.login.upstream_user, passwords: &self.credentials(policy).upstream_passwords };
         match &self.opening {
             Opening::Postgres(startup) => DatabaseLogin::Postgres(PostgresLogin { user, startup }),
             Opening::Redis(_) => DatabaseLogin::Redis(user),

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::audit::event::ConnectionFields;
-use crate::credential::clients::{Client, Password};
+use crate::credential::clients::Client;
 use crate::credential::credentials::Credentials;
 use crate::credential::login::{Login, Proof};
 use crate::credential::scram;
@@ -62,16 +62,10 @@ pub(crate) async fn authenticate(
     match end {
         End::Admitted(login, rest) => {
             fields.user = Some(login.client.user.as_str().into());
-            let upstream_user = credentials.upstream_user(&login.client).to_owned();
-            match parameters.rewritten(&upstream_user) {
+            match parameters.rewritten(&login.upstream_user) {
                 Ok(startup) => {
-                    let access = Some(Box::new(Access {
-                        login,
-                        upstream_user,
-                        opening: Opening::Postgres(startup),
-                        credentials,
-                    }));
-                    Ok(SessionRequest { authorized, buffered: rest, access })
+                    let access = Access { login, opening: Opening::Postgres(startup), credentials };
+                    Ok(SessionRequest { authorized, buffered: rest, access: Some(Box::new(access)) })
                 }
                 Err(error) => {
                     let outcome = Outcome::new(Reason::ProtocolViolation, error);
@@ -112,7 +106,7 @@ impl Attempt<'_> {
         let greeting = self.parameters.negotiation().unwrap_or_default();
         if let Some(client) = self.certified() {
             send(self.authorized, &greeting).await?;
-            return Ok(End::Admitted(Login::new(client, Proof::Certificate), Vec::new()));
+            return Ok(End::Admitted(self.credentials.login(&client, Proof::Certificate), Vec::new()));
         }
         let Some(nonce) = scram::nonce() else {
             return Ok(End::Lost(Outcome::new(Reason::IoError, "the system has no random numbers")));
@@ -127,7 +121,9 @@ impl Attempt<'_> {
             Exchanged::Proven(ProvenClient { index, message, rest }) => {
                 send(self.authorized, &message).await?;
                 Ok(match (client, passwords.get(index)) {
-                    (Some(client), Some(password)) => End::Admitted(login(client, password), rest),
+                    (Some(client), Some(password)) => {
+                        End::Admitted(self.credentials.login(client, Proof::Password(Arc::clone(password))), rest)
+                    }
                     // Cannot happen: the index is that of a verifier.
                     _ => End::Lost(Reason::IoError.into()),
                 })
@@ -198,10 +194,6 @@ fn binding(authorized: &AuthorizedClient) -> Option<Vec<u8>> {
     let shown = authorized.server_certificate.as_ref()?;
     let mut leaves = authorized.policy.server_chains().iter().filter_map(|chain| chain.first());
     end_point(leaves.find(|leaf| CertificateFingerprint::from_der(leaf) == shown.sha256)?)
-}
-
-fn login(client: &Arc<Client>, password: &Arc<Password>) -> Login {
-    Login::new(Arc::clone(client), Proof::Password(Arc::clone(password)))
 }
 
 async fn send(authorized: &mut AuthorizedClient, bytes: &[u8]) -> io::Result<()> {

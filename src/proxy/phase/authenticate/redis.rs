@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use crate::audit::Audit;
@@ -49,8 +50,7 @@ pub(crate) async fn authenticate(
     match end {
         End::Admitted { login, attempt, rest } => {
             fields.user = Some(login.client.user.as_str().into());
-            let upstream_user = credentials.upstream_user(&login.client).to_owned();
-            let access = Access { login, upstream_user, opening: Opening::Redis(attempt), credentials };
+            let access = Access { login, opening: Opening::Redis(attempt), credentials };
             Ok(SessionRequest { authorized, buffered: rest, access: Some(Box::new(access)) })
         }
         End::Closed { reply, outcome } => Err(Close::with_message(denied(outcome), authorized.client, reply)),
@@ -91,7 +91,7 @@ impl Dialogue<'_> {
     /// If the client cannot be read or written.
     async fn run(mut self) -> io::Result<End> {
         if let Some(client) = owner(self.authorized, self.credentials) {
-            let login = Login::new(Arc::clone(client), Proof::Certificate);
+            let login = self.credentials.login(client, Proof::Certificate);
             return Ok(End::Admitted { login, attempt: None, rest: Vec::new() });
         }
         let mut conversation = Conversation::default();
@@ -127,6 +127,8 @@ impl Dialogue<'_> {
                 }
             }
             self.send(&replies).await?;
+            // Bytes that have come already are read without a pause. Other sessions get their turn before the next ones.
+            yield_now().await;
         }
     }
 

@@ -129,13 +129,13 @@ impl Candidates {
                 }
                 None => {
                     let dialed = dial_endpoint(&endpoint, upstream, header, deadline).await;
-                    dialed.map(|stream| LoggedIn { stream, greeting: Vec::new(), default_user: None })
+                    dialed.map(|stream| LoggedIn { stream, greeting: Vec::new(), redis: None })
                 }
             };
             self.time_left = self.time_left.saturating_sub(start.elapsed());
             match connected {
-                Ok(LoggedIn { stream, greeting, default_user }) => {
-                    return Ok(ConnectedUpstream { stream, endpoint, greeting, default_user });
+                Ok(LoggedIn { stream, greeting, redis }) => {
+                    return Ok(ConnectedUpstream { stream, endpoint, greeting, redis });
                 }
                 Err(endpoint_error) => self.reject(&endpoint, upstream, endpoint_error),
             }
