@@ -267,6 +267,54 @@ fn removed_password_ends_exactly_its_sessions() {
     renewed.ask(b"PING\r\n", b"+PONG\r\n");
 }
 
+/// Redis compares names and options up to a NUL.
+#[test]
+fn client_cannot_become_another_user_of_the_database() {
+    let redis = keyed();
+    direct(&redis, &["ACL", "SETUSER", "boss", "on", "nopass", "~*", "&*", "+@all"]);
+    let portcullis = before(&redis);
+    let who = b"ACL WHOAMI\r\n";
+    for option in ["AUTH\0", "auth", "SETNAME\0 n AUTH", "foo boss x AUTH"] {
+        let words: Vec<&str> = ["HELLO", "2"].into_iter().chain(option.split(' ')).chain(["boss", "x"]).collect();
+        let hello: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+        let hello = format!("*{}\r\n{hello}", words.len());
+        let mut connection = session(&portcullis, "app", PASSWORD);
+        connection.send(&[hello.as_bytes(), who].concat());
+        let reply = connection.rest_until(b"$5\r\nkeyed\r\n");
+        assert!(reply.starts_with(b"-"), "{option:?}: {}", reply.escape_ascii());
+    }
+}
+
+#[test]
+fn session_ends_when_its_client_acts_as_another_user_of_the_database() {
+    let redis = keyed();
+    let portcullis = before(&redis);
+    let mut connection = session(&portcullis, "app", PASSWORD);
+    let clients = fs::read_to_string(portcullis.site.path("clients.toml")).unwrap();
+    let changed = clients.replace("user = \"app\"", "user = \"app\"\nupstream_user = \"weak\"");
+    portcullis.applies(|| portcullis.site.replace("clients.toml", &changed));
+    let closed = portcullis.event("an end", is_closed);
+    assert_eq!((closed.reason(), closed.number("source_port")), ("credential_revoked", connection.port().into()));
+    assert!(closed.text("detail").contains("the client \"app\" has another upstream_user"), "{}", closed.0);
+    assert_eq!(connection.rest().unwrap(), b"");
+}
+
+/// A session stays at its server, which may have been replaced because it is not trusted any more.
+#[test]
+fn password_of_another_database_is_not_sent_to_the_one_of_the_session() {
+    let (old, new) = (keyed(), keyed());
+    direct(&new, &["ACL", "SETUSER", "keyed", "resetpass", ">new secret"]);
+    let portcullis = before(&old);
+    let mut connection = session(&portcullis, "app", PASSWORD);
+    portcullis.site.write("new.password", "new secret\nnewer secret\n");
+    let listener = with_credentials(Listener::redis(&new)).to_string().replace("db.password", "new.password");
+    assert!(portcullis.reconfigure(format!("{ADMIN}{listener}")).is("reload.applied"));
+    direct(&old, &["CONFIG", "SET", "acllog-max-len", "100"]);
+    connection.ask(&auth("app", PASSWORD), b"+OK\r\n");
+    assert_eq!(direct(&old, &["ACL", "LOG"]), "\n", "no password was wrong there");
+    session(&portcullis, "app", PASSWORD).ask(b"PING\r\n", b"+PONG\r\n");
+}
+
 /// Redis only queues an AUTH within MULTI, so the session may still act as the user before it.
 #[test]
 fn session_that_may_act_as_two_users_of_the_database_ends_with_either() {
