@@ -22,7 +22,16 @@ pub(crate) struct AttemptLimiter {
     hasher: RandomState,
     sources: SourceTable<Failures>,
     users: UserTable,
+    successes: BoundedTable<Pairing, LastSuccess, 32>,
 }
+
+/// A keyed hash of a source and a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Pairing(u64);
+
+/// Milliseconds since the start, and one; 0 for never.
+#[derive(Debug, Default)]
+struct LastSuccess(u64);
 
 /// The failures of all users, 16,384 in total.
 type UserTable = BoundedTable<UserKey, Failures, 32>;
@@ -43,7 +52,9 @@ pub(crate) struct Turn {
     /// How long to wait before the attempt is judged; at most [`MAX_DELAY`].
     pub(crate) delay: Duration,
     source: Share<Option<SourceKey>>,
-    user: Share<UserKey>,
+    /// `None` for a user that has succeeded from this source before. Guesses from elsewhere do not slow it down.
+    user: Option<Share<UserKey>>,
+    pairing: Pairing,
 }
 
 /// What a turn takes from the limit of one source or user.
@@ -60,6 +71,12 @@ impl TableEntry for Failures {
     }
 }
 
+impl TableEntry for LastSuccess {
+    fn score(&self) -> u64 {
+        self.0
+    }
+}
+
 impl Default for AttemptLimiter {
     fn default() -> Self {
         Self {
@@ -67,6 +84,7 @@ impl Default for AttemptLimiter {
             hasher: RandomState::new(),
             sources: SourceTable::default(),
             users: UserTable::default(),
+            successes: BoundedTable::default(),
         }
     }
 }
@@ -76,21 +94,27 @@ impl AttemptLimiter {
     pub(crate) fn turn(&self, client: ClientAddr, user: &[u8], now: Instant) -> Turn {
         let now = self.since_start(now);
         let (by_source, source) = Share::take(&self.sources, client.source_key(), now);
+        let pairing = Pairing(self.hasher.hash_one((client.source_key(), user)));
+        if self.successes.of(pairing, |LastSuccess(at)| *at > 0).0 {
+            return Turn { delay: by_source, source, user: None, pairing };
+        }
         let (by_user, user) = Share::take(&self.users, UserKey(self.hasher.hash_one(user)), now);
-        Turn { delay: by_source.max(by_user), source, user }
+        Turn { delay: by_source.max(by_user), source, user: Some(user), pairing }
     }
 
     /// Counts an attempt that has failed.
     pub(crate) fn failed(&self, turn: &Turn, now: Instant) {
         let now = self.since_start(now);
         turn.source.count(&self.sources, now);
-        turn.user.count(&self.users, now);
+        turn.user.iter().for_each(|user| user.count(&self.users, now));
     }
 
     /// Gives the turn of an attempt that has succeeded to the next one.
-    pub(crate) fn succeeded(&self, turn: &Turn) {
+    pub(crate) fn succeeded(&self, turn: &Turn, now: Instant) {
         turn.source.give_back(&self.sources);
-        turn.user.give_back(&self.users);
+        turn.user.iter().for_each(|user| user.give_back(&self.users));
+        let at = u64::try_from(self.since_start(now).as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        self.successes.of(turn.pairing, |success| success.0 = at);
     }
 
     fn since_start(&self, now: Instant) -> Duration {
@@ -200,15 +224,32 @@ mod tests {
             for _ in 0..1000 {
                 let turn = limiter.turn(client(1), b"app", now);
                 assert_eq!(turn.delay, expected);
-                limiter.succeeded(&turn);
+                limiter.succeeded(&turn, now);
             }
         };
         succeed(Duration::ZERO);
         for number in 0..20 {
-            let turn = limiter.turn(client(number), b"app", now);
+            let turn = limiter.turn(client(1), &[number], now);
             limiter.failed(&turn, now);
         }
         succeed(Duration::from_millis(50));
+    }
+
+    #[test]
+    fn user_that_has_succeeded_from_a_source_does_not_wait_for_guesses_from_others() {
+        let limiter = AttemptLimiter::default();
+        let now = limiter.start;
+        let turn = |source| limiter.turn(client(source), b"app", now);
+        limiter.succeeded(&turn(1), now);
+        for source in 100..2000 {
+            let turn = turn(source);
+            limiter.failed(&turn, now);
+        }
+        assert_eq!((turn(1).delay, turn(2).delay), (Duration::ZERO, MAX_DELAY));
+        for _ in 0..20 {
+            limiter.failed(&turn(1), now);
+        }
+        assert!(turn(1).delay > Duration::ZERO, "its own failures count");
     }
 
     proptest! {
@@ -254,10 +295,11 @@ mod tests {
             let mut delays = Vec::new();
             for _ in 0..3 {
                 let turn = limiter.turn(client(source), &user.to_be_bytes(), now);
-                limiter.succeeded(&turn);
+                limiter.succeeded(&turn, now);
                 delays.push(turn.delay);
             }
-            prop_assert!(delays.iter().all(|delay| *delay == delays[0] && *delay <= MAX_DELAY));
+            // From the second on, only the failures of the source count.
+            prop_assert!(delays[1] == delays[2] && delays[1] <= delays[0] && delays[0] <= MAX_DELAY);
         }
     }
 }

@@ -62,7 +62,7 @@ impl Claim {
         }
         let login = self.find().await?;
         match &login {
-            Ok(_) => policy.attempts.succeeded(&turn),
+            Ok(_) => policy.attempts.succeeded(&turn, Instant::now()),
             Err(_) => policy.attempts.failed(&turn, Instant::now()),
         }
         Ok(login)

@@ -159,7 +159,7 @@ impl Attempt<'_> {
             match login.follow(bytes.get(..count).unwrap_or_default(), &mut out) {
                 ClientStep::Ongoing => send(self.authorized, &out).await?,
                 ClientStep::Proven(proven) => {
-                    turn.inspect(|turn| policy.attempts.succeeded(turn));
+                    turn.inspect(|turn| policy.attempts.succeeded(turn, Instant::now()));
                     return Ok(Exchanged::Proven(proven));
                 }
                 ClientStep::Failed(failed) => {
