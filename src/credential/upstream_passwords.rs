@@ -167,7 +167,8 @@ impl UpstreamPasswords {
     /// Whether to find out now which password of a user works: at most once a second.
     pub(crate) fn begin_learning(&self, user: &str, now: OffsetDateTime) -> bool {
         self.of_user(user, |state| {
-            let may_begin = state.learned_at.is_none_or(|at| !(at..at + LEARNING_INTERVAL).contains(&now));
+            let may_begin =
+                state.learned_at.is_none_or(|at| !(at..at.saturating_add(LEARNING_INTERVAL)).contains(&now));
             state.learned_at = if may_begin { Some(now) } else { state.learned_at };
             may_begin
         })
