@@ -149,9 +149,9 @@ impl Verdict {
             Ok(UpstreamStep::Refused(refusal)) => match (refusal.not_ready, refusal.wrong_password) {
                 (true, _) => Self::NotReady,
                 (false, true) if refusal.password_was_sent => Self::WrongPassword(refusal.text()),
-                // Such as too many connections (53300), or a database that pg_hba.conf does not allow: the client chooses it. The
-                // client gets the error of the database.
-                (false, _) => Self::Passed { greeting: refusal.message, is_accepted: false, by_password },
+                (false, true) => Self::Rejected(refusal.text()),
+                // Such as too many connections (53300). The client gets the error of the database.
+                (false, false) => Self::Passed { greeting: refusal.message, is_accepted: false, by_password },
             },
             Err(
                 UpstreamFailure::Malformed
