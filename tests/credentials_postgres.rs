@@ -9,8 +9,8 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::harness::credentials::{
-    DATABASE_PASSWORD, OTHER_PASSWORD, PASSWORD, add_password, assert_no_secret, remove_password, set_client, site,
-    with_credentials,
+    DATABASE_PASSWORD, OTHER_PASSWORD, PASSWORD, add_password, assert_no_secret, remove_password,
+    rotate_database_password, set_client, site, with_credentials,
 };
 use crate::harness::load::UNTIL_STOPPED;
 use crate::harness::portcullis::ADMIN;
@@ -376,27 +376,9 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
     let mut pgbench = client("pgbench");
     pgbench.env("PGPASSWORD", PASSWORD).args(["-n", "-S", "-C", "-c", "4"]).args(UNTIL_STOPPED).args(["-d", &conninfo]);
     let load = Load::start(&mut pgbench);
-    let some_sessions = || {
-        let seen = portcullis.seen();
-        eventually("more sessions", || {
-            let opened = portcullis.events()[seen..].iter().filter(|event| event.is("connection.opened")).count();
-            (opened >= 20).then_some(())
-        });
-    };
-    some_sessions();
-    for (file, password) in [
-        (Some("new secret\nopen sesame\n"), "new secret"),
-        (None, "open sesame"),
-        (Some("open sesame\n\nnewer secret\n"), "newer secret"),
-        (Some("newer secret\n"), "newer secret"),
-    ] {
-        if let Some(file) = file {
-            portcullis.applies(|| portcullis.site.replace("db.password", file));
-        }
-        some_sessions();
+    rotate_database_password(&portcullis, |password| {
         postgres.direct(&format!("alter role keyed password '{password}'"));
-        some_sessions();
-    }
+    });
     load.stop_without_error();
     let denied: Vec<_> = portcullis.events().into_iter().filter(is_denied).collect();
     assert!(denied.iter().all(|event| event.reason() == "client_closed"), "{denied:?}");

@@ -9,8 +9,8 @@ use portcullis::internals::timestamp;
 use serde_json::{Value, json};
 
 use crate::harness::credentials::{
-    DATABASE_PASSWORD, OTHER_PASSWORD, PASSWORD, add_password, assert_no_secret, remove_password, set_client, site,
-    with_credentials,
+    DATABASE_PASSWORD, OTHER_PASSWORD, PASSWORD, add_password, assert_no_secret, remove_password,
+    rotate_database_password, set_client, site, with_credentials,
 };
 use crate::harness::load::Load;
 use crate::harness::portcullis::ADMIN;
@@ -351,27 +351,9 @@ fn password_of_the_database_changes_under_load_without_a_failed_connection() {
     // A new connection for each request, until it is stopped.
     benchmark.args(["--user", "app", "-a", PASSWORD, "-k", "0", "-c", "4", "-l", "-n", "1000", "-t", "get", "-q"]);
     let load = Load::start(&mut benchmark);
-    let some_sessions = || {
-        let seen = portcullis.seen();
-        eventually("more sessions", || {
-            let opened = portcullis.events()[seen..].iter().filter(|event| event.is("connection.opened")).count();
-            (opened >= 20).then_some(())
-        });
-    };
-    some_sessions();
-    for (file, password) in [
-        (Some("new secret\nopen sesame\n"), "new secret"),
-        (None, "open sesame"),
-        (Some("open sesame\n\nnewer secret\n"), "newer secret"),
-        (Some("newer secret\n"), "newer secret"),
-    ] {
-        if let Some(file) = file {
-            portcullis.applies(|| portcullis.site.replace("db.password", file));
-        }
-        some_sessions();
+    rotate_database_password(&portcullis, |password| {
         direct(&redis, &["ACL", "SETUSER", "keyed", "resetpass", &format!(">{password}")]);
-        some_sessions();
-    }
+    });
     load.stop_without_error();
     portcullis.assert_count("failures", 0, is_failure);
     // The load closes connections that are being set up when it is stopped.

@@ -23,9 +23,7 @@ impl Credentials {
     pub(crate) fn upstream_user<'a>(&'a self, client: &'a Client) -> &'a str {
         client.upstream_user.as_ref().or(self.upstream_user.as_ref()).unwrap_or(&client.user)
     }
-}
 
-impl Credentials {
     /// How a client has authenticated by these credentials.
     pub(crate) fn login(&self, client: &Arc<Client>, by: Proof) -> Login {
         Login::new(Arc::clone(client), by, self.upstream_user(client))

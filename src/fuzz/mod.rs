@@ -52,11 +52,6 @@ fn chunks(stream: &[u8], lengths: [usize; 2]) -> Vec<&[u8]> {
     chunks
 }
 
-/// Whether some bytes contain others.
-pub(crate) fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len().max(1)).any(|window| window == part)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -20,5 +20,10 @@ fn shown_name(name: &[u8]) -> String {
         .collect()
 }
 
+/// Whether a text contains a secret; never an empty one.
+fn contains(text: &[u8], secret: &[u8]) -> bool {
+    !secret.is_empty() && text.windows(secret.len()).any(|part| part == secret)
+}
+
 /// NAMEDATALEN of PostgreSQL without its NUL, in bytes.
 const MAX_NAME: usize = 63;

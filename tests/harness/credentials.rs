@@ -4,7 +4,7 @@ use std::fs;
 
 use super::portcullis::executable;
 use super::program::{run, run_with_input};
-use super::{Listener, Portcullis, TestDir};
+use super::{Listener, Portcullis, TestDir, eventually};
 
 /// A password that `portcullis password add` accepts. Tests look for it in logs and answers.
 pub(crate) const PASSWORD: &str = "Apples-4-pears";
@@ -60,5 +60,31 @@ pub(crate) fn assert_no_secret(mut portcullis: Portcullis) {
         for output in [&status, &errors, &log] {
             assert!(!output.contains(secret), "{secret} is in {output}");
         }
+    }
+}
+
+/// Changes the password of the database under load: with both in the file, back, and with the old one removed. `change` sets it at
+/// the database. Sessions are opened before and after each step.
+pub(crate) fn rotate_database_password(portcullis: &Portcullis, change: impl Fn(&str)) {
+    let some_sessions = || {
+        let seen = portcullis.seen();
+        eventually("more sessions", || {
+            let opened = portcullis.events()[seen..].iter().filter(|event| event.is("connection.opened")).count();
+            (opened >= 20).then_some(())
+        });
+    };
+    some_sessions();
+    for (file, password) in [
+        (Some("new secret\nopen sesame\n"), "new secret"),
+        (None, "open sesame"),
+        (Some("open sesame\n\nnewer secret\n"), "newer secret"),
+        (Some("newer secret\n"), "newer secret"),
+    ] {
+        if let Some(file) = file {
+            portcullis.applies(|| portcullis.site.replace("db.password", file));
+        }
+        some_sessions();
+        change(password);
+        some_sessions();
     }
 }

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use crate::credential::verifier::{Key, Parameters, Verifier};
-use crate::fuzz::{Input, contains};
+use crate::fuzz::Input;
+use crate::login::contains;
 use crate::login::postgres::client::{Claim, ClientLogin, ClientStep, FailedClient, MAX_LENGTH};
 use crate::login::postgres::parameters::StartupParameters;
 use crate::login::postgres::upstream::{Credentials, UpstreamFailure, UpstreamLogin, UpstreamStep};

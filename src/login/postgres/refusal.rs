@@ -1,5 +1,6 @@
 //! The ErrorResponse of a database that does not accept Portcullis.
 
+use crate::login::contains;
 use crate::printable::field;
 use crate::protocol::postgres::startup::message::{First, Message};
 use crate::protocol::postgres::{ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, INVALID_AUTHORIZATION, INVALID_PASSWORD, fatal};
@@ -42,10 +43,6 @@ impl Refusal {
         };
         field(String::from_utf8_lossy(text))
     }
-}
-
-pub(super) fn contains(text: &[u8], part: &[u8]) -> bool {
-    !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
 /// In the place of a text that must not be shown.

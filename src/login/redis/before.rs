@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 use super::attempt::Attempt;
 use super::known;
 use super::reader::{Command, ProtocolError, UnauthenticatedReader};
-use zeroize::Zeroizing;
-
 use crate::protocol::redis::commands::Words;
 use crate::protocol::redis::commands::syntax::{number, text};
 

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use super::encode;
 use crate::credential::password;
+use crate::login::contains;
 
 /// A user of the database, and its password.
 pub(crate) struct UpstreamCredentials {
@@ -38,8 +39,7 @@ impl UpstreamCredentials {
 
     /// Whether a text of the server contains the password.
     pub(super) fn is_revealed_by(&self, text: &[u8]) -> bool {
-        let is_in = |password: &[u8]| !password.is_empty() && text.windows(password.len()).any(|part| part == password);
-        self.password.as_ref().is_some_and(|password| is_in(password))
+        self.password.as_ref().is_some_and(|password| contains(text, password))
     }
 }
 

@@ -2,7 +2,8 @@
 
 #![allow(clippy::panic, reason = "a property that does not hold ends the run")]
 
-use crate::fuzz::{Input, contains};
+use crate::fuzz::Input;
+use crate::login::contains;
 use crate::login::redis::attempt::{Attempt, Verdict};
 use crate::login::redis::before::{Conversation, Event};
 use crate::login::redis::credentials::UpstreamCredentials;

@@ -1,8 +1,7 @@
 //! Authentication of Portcullis at a Redis server, on a new connection.
 //!
 //! The first request asks with PING whether the default user needs a password, with HELLO whether the server knows that command,
-//! and authenticates. If the password is wrong, the
-//! next one can be tried on the same connection.
+//! and authenticates. If the password is wrong, the next one can be tried on the same connection.
 
 use zeroize::Zeroizing;
 
@@ -67,12 +66,11 @@ impl UpstreamLogin {
         if self.default_user.is_some() {
             return auth;
         }
-        let questions =
-            [encode::command(&[b"PING"]), encode::command(&[b"HELLO", b"9"])].map(|words| words.to_vec()).concat();
-        let mut all = Zeroizing::new(Vec::with_capacity(questions.len() + auth.len()));
-        all.extend_from_slice(&questions);
-        all.extend_from_slice(&auth);
-        all
+        let commands = [encode::command(&[b"PING"]), encode::command(&[b"HELLO", b"9"]), auth];
+        // Its final size from the start, so that no copy of the password is left behind.
+        let mut request = Zeroizing::new(Vec::with_capacity(commands.iter().map(|command| command.len()).sum()));
+        commands.iter().for_each(|command| request.extend_from_slice(command));
+        request
     }
 
     /// Parses the next chunk from the server. `credentials` are those of the request.

@@ -30,8 +30,8 @@ export function listenerFilter(value, onChange) {
 }
 
 /**
- * The listener of a view: the one in the address, else the first that suits it, else the first. Returns `null` if there
- * is none, and says what to do.
+ * The listener of a view: the one in the address, else the first that suits it, else the first. Without
+ * any, it says what to do and returns `null`.
  */
 export function chosenListener(page, view, name, isSuitable = () => true) {
   const first = (listeners().find(isSuitable) ?? listeners()[0])?.name;

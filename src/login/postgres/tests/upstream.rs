@@ -2,7 +2,8 @@ use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 use crate::credential::scram::client::ClientError;
-use crate::login::postgres::refusal::{Refusal, contains};
+use crate::login::contains;
+use crate::login::postgres::refusal::Refusal;
 use crate::login::postgres::tests::{chunks, error, parameters, recorded, request};
 use crate::login::postgres::upstream::{Credentials, UpstreamFailure, UpstreamLogin, UpstreamStep};
 use crate::protocol::postgres::startup::message::message;

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use crate::addr::ClientAddr;
@@ -18,6 +17,7 @@ use crate::fault::record::Fault;
 use crate::login::redis::attempt::Attempt;
 use crate::policy::ListenerPolicy;
 use crate::proxy::PART;
+use crate::proxy::phase::authenticate::wait_for_turn;
 
 /// What a client claims, and where that is checked. It owns everything, so that a session can wait for the result.
 #[derive(Debug)]
@@ -56,10 +56,7 @@ impl Claim {
     /// If the check panics.
     pub(crate) async fn check(self) -> Result<Result<Login, Rejection>, Fault> {
         let policy = Arc::clone(&self.policy);
-        let turn = policy.attempts.turn(self.from, &self.user, Instant::now());
-        if !turn.delay.is_zero() {
-            sleep(turn.delay.min(policy.limits.handshake_timeout / 2)).await;
-        }
+        let turn = wait_for_turn(&policy, self.from, &self.user).await;
         let login = self.find().await?;
         match &login {
             Ok(_) => policy.attempts.succeeded(&turn, Instant::now()),

@@ -11,11 +11,16 @@ pub(crate) mod redis;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
+use tokio::time::sleep;
+
+use crate::addr::ClientAddr;
 use crate::audit::Audit;
 use crate::audit::event::ConnectionFields;
 use crate::credential::credentials::Credentials;
 use crate::credential::login::Login;
+use crate::limit::attempts::Turn;
 use crate::login::redis::attempt::Attempt;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::ListenerPolicy;
@@ -73,6 +78,15 @@ pub(crate) async fn authenticate(
         // The configuration does not allow credentials there.
         (Some(_), Protocol::Tcp) | (None, _) => Ok(request),
     }
+}
+
+/// Waits until an attempt to authenticate may be judged. Holds no worker.
+async fn wait_for_turn(policy: &ListenerPolicy, from: ClientAddr, user: &[u8]) -> Turn {
+    let turn = policy.attempts.turn(from, user, Instant::now());
+    if !turn.delay.is_zero() {
+        sleep(turn.delay.min(policy.limits.handshake_timeout / 2)).await;
+    }
+    turn
 }
 
 /// The outcome of a client that cannot be read or written.

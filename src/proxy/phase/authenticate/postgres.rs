@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::addr::ClientAddr;
 use crate::audit::Audit;
@@ -16,12 +16,11 @@ use crate::credential::credentials::Credentials;
 use crate::credential::login::{Login, Proof};
 use crate::credential::scram;
 use crate::credential::verifier::Verifier;
-use crate::limit::attempts::Turn;
 use crate::login::postgres::client::{Claim, ClientLogin, ClientStep, FailedClient, ProvenClient};
 use crate::login::postgres::parameters::StartupParameters;
 use crate::outcome::{Outcome, Reason};
 use crate::proxy::phase::authenticate::certificate::owner;
-use crate::proxy::phase::authenticate::{Access, Opening, lost};
+use crate::proxy::phase::authenticate::{Access, Opening, lost, wait_for_turn};
 use crate::proxy::phase::authorize::AuthorizedClient;
 use crate::proxy::phase::close::Close;
 use crate::proxy::phase::startup::SessionRequest;
@@ -153,7 +152,7 @@ impl Attempt<'_> {
                 return Ok(Exchanged::Closed(if login.has_answered() { LEFT_EARLY } else { NO_PASSWORD }));
             }
             if turn.is_none() && login.awaits_proof() {
-                turn = Some(self.wait_for_turn().await);
+                turn = Some(wait_for_turn(&self.authorized.policy, self.from, user).await);
             }
             let (mut out, policy) = (Vec::new(), &self.authorized.policy);
             match login.follow(bytes.get(..count).unwrap_or_default(), &mut out) {
@@ -168,16 +167,6 @@ impl Attempt<'_> {
                 }
             }
         }
-    }
-
-    /// Waits until the proof of the client may be judged.
-    async fn wait_for_turn(&self) -> Turn {
-        let policy = &self.authorized.policy;
-        let turn = policy.attempts.turn(self.from, self.parameters.user_bytes(), Instant::now());
-        if !turn.delay.is_zero() {
-            sleep(turn.delay.min(policy.limits.handshake_timeout / 2)).await;
-        }
-        turn
     }
 }
 
