@@ -8,7 +8,7 @@ import { expiryField, FieldError } from './expiry.js';
 import { matcher, searchField } from './filter.js';
 import { count, lookup, SECOND, shellJoin, ttlUntil } from './format.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
-import { planSummary, sessionsEnded } from './plan-parts.js';
+import { planSummary, sessionsEnded, sharedWith } from './plan-parts.js';
 import { remember } from './router.js';
 import { holdSecret } from './secrets.js';
 import { can } from './state.js';
@@ -379,20 +379,8 @@ function evidence(password, { user, hasSuccessor }) {
 
 function planNodes(plan, listener) {
   const ended = plan.sessions_ended_count ?? plan.sessions_ended?.length ?? 0;
-  // Listeners may share the file of their clients.
-  const others = (plan.listeners ?? []).filter((name) => name !== listener);
   return [
-    others.length > 0
-      ? notice(
-          'warn',
-          h(
-            'p',
-            {},
-            h('strong', {}, `This also changes ${others.join(', ')}.`),
-            ' These listeners use the same file of clients.',
-          ),
-        )
-      : null,
+    sharedWith(plan, listener, 'the same file of clients'),
     (plan.warnings ?? []).map((warning) => notice('warn', h('p', {}, untrusted(warning, { wrap: true })))),
     planSummary([ended > 0 ? ['warn', count(ended, 'session ends', 'sessions end')] : ['good', 'no session ends']]),
     ended > 0 ? sessionsEnded(plan.sessions_ended ?? [], ended) : null,

@@ -2,7 +2,7 @@
 
 import { h } from './dom.js';
 import { count, reasonText } from './format.js';
-import { pill, time, untrusted } from './widgets.js';
+import { notice, pill, time, untrusted } from './widgets.js';
 
 export function sessionsEnded(sessions, total, { kept = null } = {}) {
   if (total === 0) {
@@ -101,4 +101,12 @@ export function planSummary(parts) {
     { class: 'plan-summary' },
     parts.filter(Boolean).map(([kind, text]) => pill(kind, text)),
   );
+}
+
+/** A notice of the other listeners that a change of a shared file affects, or `null`. `what`: what they use. */
+export function sharedWith(plan, listener, what) {
+  const others = (plan.listeners ?? []).filter((name) => name !== listener);
+  if (others.length === 0) return null;
+  const title = h('strong', {}, `This also changes ${others.join(', ')}.`);
+  return notice('warn', h('p', {}, title, ` These listeners use ${what}.`));
 }

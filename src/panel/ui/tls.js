@@ -9,7 +9,7 @@ import { FieldError } from './expiry.js';
 import { count, dateTime, DAY, lookup, number, SECOND, shellJoin } from './format.js';
 import { certificateState, roleName } from './issues.js';
 import { chosenListener, listenerPicker } from './listener-picker.js';
-import { planSummary, sessionsEnded } from './plan-parts.js';
+import { planSummary, sessionsEnded, sharedWith } from './plan-parts.js';
 import { link } from './router.js';
 import { holdSecret } from './secrets.js';
 import { can, listenerNamed } from './state.js';
@@ -587,21 +587,9 @@ function validUntil(text) {
 
 function planNodes(plan, listener) {
   const ended = plan.sessions_ended_count ?? plan.sessions_ended?.length ?? 0;
-  // Listeners may share the directory of their client certificates.
-  const others = (plan.listeners ?? []).filter((name) => name !== listener);
   const closed = plan.listeners_admitting_nobody ?? [listener];
   return [
-    others.length > 0
-      ? notice(
-          'warn',
-          h(
-            'p',
-            {},
-            h('strong', {}, `This also changes ${others.join(', ')}.`),
-            ' These listeners use the same files of client certificates.',
-          ),
-        )
-      : null,
+    sharedWith(plan, listener, 'the same files of client certificates'),
     plan.admits_nobody
       ? notice(
           'bad',
